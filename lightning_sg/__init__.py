@@ -1,0 +1,51 @@
+"""Synthetic gradients for PyTorch Lightning: stages of one network that do not wait for each other."""
+
+from lightning_sg.boundary import Boundary
+from lightning_sg.callback import SyntheticGradients
+from lightning_sg.errors import (
+    BatchMismatchError,
+    BoundaryError,
+    NonFinitePredictionError,
+    PartitionError,
+    StageLostError,
+    SyntheticGradientsError,
+)
+from lightning_sg.predictors import (
+    GradientPredictor,
+    LinearPredictor,
+    LossModelPredictor,
+    MLPPredictor,
+    TrueGradient,
+    ZeroPredictor,
+)
+from lightning.pytorch.strategies import StrategyRegistry as _StrategyRegistry
+
+from lightning_sg.strategy import SyntheticGradientStrategy
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BatchMismatchError",
+    "Boundary",
+    "BoundaryError",
+    "GradientPredictor",
+    "LinearPredictor",
+    "LossModelPredictor",
+    "MLPPredictor",
+    "NonFinitePredictionError",
+    "PartitionError",
+    "StageLostError",
+    "SyntheticGradientStrategy",
+    "SyntheticGradients",
+    "SyntheticGradientsError",
+    "TrueGradient",
+    "ZeroPredictor",
+]
+
+# Lightning has no entry point for strategies, so the name exists from this import on.
+if SyntheticGradientStrategy.strategy_name not in _StrategyRegistry:
+    _StrategyRegistry.register(
+        SyntheticGradientStrategy.strategy_name,
+        SyntheticGradientStrategy,
+        description="Stages of one network on several processes, decoupled by synthetic gradients",
+    )

@@ -1,0 +1,53 @@
+"""Everything private that this package takes from torch and Lightning, in one place.
+
+Each name is listed with the reason why no public one does. ``tests/test_compat.py`` fails, naming the
+symbol, when a new release moves one of them.
+"""
+
+from __future__ import annotations
+
+# Public pytree functions arrived in torch long after 2.6; these have been stable since 2.0.
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
+
+# Tensors with a shape, dtype and device but no data. torch documents FakeTensorMode but exports it nowhere.
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+
+# Lightning has no public way for a strategy to choose its launcher or to open the process group.
+from lightning.fabric.utilities.distributed import (
+    _get_default_process_group_backend_for_device as default_process_group_backend,
+)
+from lightning.fabric.utilities.distributed import _init_dist_connection as init_dist_connection
+from lightning.fabric.utilities.optimizer import _optimizers_to_device as optimizers_to_device
+from lightning.pytorch.strategies.launchers.multiprocessing import (
+    _MultiProcessingLauncher as MultiProcessingLauncher,
+)
+from lightning.pytorch.strategies.launchers.subprocess_script import (
+    _SubprocessScriptLauncher as SubprocessScriptLauncher,
+)
+
+# What torch raises when code on data-less tensors asks for a value.
+DATA_DEPENDENT_ERRORS: tuple[type[BaseException], ...] = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+)
+
+__all__ = [
+    "DATA_DEPENDENT_ERRORS",
+    "FakeTensor",
+    "FakeTensorMode",
+    "MultiProcessingLauncher",
+    "SubprocessScriptLauncher",
+    "default_process_group_backend",
+    "init_dist_connection",
+    "optimizers_to_device",
+    "tree_flatten",
+    "tree_leaves",
+    "tree_map",
+    "tree_map_only",
+    "tree_unflatten",
+]

@@ -1,0 +1,163 @@
+"""Where the network is cut: the ``Boundary`` module, and boundaries given by module name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_sg._compat import tree_flatten, tree_unflatten
+from lightning_sg.errors import BoundaryError
+
+# What happens to the tensors that reach a boundary: takes them and returns what the next stage goes on with.
+Crossing = Callable[[list[Tensor]], list[Tensor]]
+
+
+class Boundary(nn.Module):
+    """Marks, inside ``forward``, where one stage of the network ends and the next begins.
+
+    It has no parameters and no state. Without :class:`~lightning_sg.SyntheticGradients` it is the
+    identity, so a model that contains boundaries trains, loads and exports as if they were not there.
+
+    Example::
+
+        >>> import torch
+        >>> cut = Boundary()
+        >>> x = torch.ones(2, 3)
+        >>> cut(x) is x
+        True
+        >>> h, c = cut(x, 2 * x)  # several tensors cross together
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._site: Site | None = None
+
+    def forward(self, *values: Any) -> Any:
+        """Hands ``values`` over to the next stage.
+
+        Args:
+            *values: Tensors of any shape and dtype, or (nested) tuples, lists and dicts of them.
+
+        Returns:
+            The same structure: the one value itself if one was given, otherwise a tuple.
+        """
+        value = values[0] if len(values) == 1 else values
+        return value if self._site is None else self._site.cross(value)
+
+
+class Site:
+    """One boundary of one module, wherever it was declared: its name and what happens there."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.crossed = False
+        self._crossing: Crossing | None = None
+
+    def open(self, crossing: Crossing) -> None:
+        """A step begins: what reaches the boundary goes through ``crossing``, once."""
+        self._crossing = crossing
+        self.crossed = False
+
+    def close(self) -> None:
+        """The step is over: the boundary is the identity."""
+        self._crossing = None
+
+    def cross(self, value: Any) -> Any:
+        """Applies the current step's crossing to all tensors in ``value``.
+
+        Raises:
+            BoundaryError: If the boundary is reached for the second time in one step.
+        """
+        if self._crossing is None:
+            return value
+        if self.crossed:
+            raise BoundaryError(
+                f"Boundary '{self.name}' was reached twice in one step. A boundary separates two stages that run "
+                "once per batch: call the module around it once, or put the boundary where the data passes once."
+            )
+        self.crossed = True
+        leaves, structure = tree_flatten(value)
+        places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        if not places:
+            raise BoundaryError(f"Boundary '{self.name}' was given no tensor, but {type(value).__name__}.")
+        for place, tensor in zip(places, self._crossing([leaves[place] for place in places])):
+            leaves[place] = tensor
+        return tree_unflatten(leaves, structure)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Site:
+        # A copy of the model (weight averaging, export) is an ordinary undivided model.
+        return Site(self.name)
+
+
+class Boundaries:
+    """The boundaries of one module, installed in it until :meth:`remove`.
+
+    Args:
+        module: The module to cut.
+        names: Names of submodules as in ``module.named_modules()``; the cut is after the submodule's
+            output. The name of a :class:`Boundary` means that boundary. ``None`` takes every
+            :class:`Boundary` in ``module``.
+
+    Raises:
+        BoundaryError: If a name is unknown (the message lists the nearest) or given twice.
+    """
+
+    def __init__(self, module: nn.Module, names: Sequence[str] | None = None) -> None:
+        modules = dict(module.named_modules())
+        if names is None:
+            names = [name for name, child in modules.items() if isinstance(child, Boundary)]
+        self.sites: list[Site] = []
+        self._annotated: list[Boundary] = []
+        self._handles: list[RemovableHandle] = []
+        repeated = {name for name in names if list(names).count(name) > 1}
+        if repeated:
+            raise BoundaryError(f"Boundary {sorted(repeated)} is listed more than once.")
+        for name in names:
+            if name not in modules or not name:
+                raise BoundaryError(_unknown(name, list(modules), type(module).__name__))
+        for name in names:
+            self._install(Site(name), modules[name])
+
+    def _install(self, site: Site, child: nn.Module) -> None:
+        self.sites.append(site)
+        if isinstance(child, Boundary):
+            child._site = site
+            self._annotated.append(child)
+        else:
+            self._handles.append(child.register_forward_hook(lambda _module, _args, output: site.cross(output)))
+
+    def remove(self) -> None:
+        """Takes the boundaries out: the module is as it was before."""
+        self.close()
+        for boundary in self._annotated:
+            boundary._site = None
+        for handle in self._handles:
+            handle.remove()
+
+    def close(self) -> None:
+        """Makes every boundary the identity: a step is over."""
+        for site in self.sites:
+            site.close()
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+
+def _unknown(name: str, known: list[str], owner: str) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or [other for other in known if other][:3]
+    return (
+        f"Boundary '{name}' is not a submodule of {owner}. The nearest names are {near}. "
+        f"Any name from `model.named_modules()` will do."
+    )
+
+
+def differentiable(tensor: Tensor) -> bool:
+    """Whether a gradient can cross a boundary for ``tensor``."""
+    return tensor.requires_grad and (tensor.is_floating_point() or tensor.is_complex())
+
+
+__all__ = ["Boundaries", "Boundary", "Crossing", "Site", "differentiable"]

@@ -1,0 +1,61 @@
+"""The whole model's state from its stages: what an undivided run would have had."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_sg.partition.placement import Placement
+
+
+def gather_weights(module: pl.LightningModule, placement: Placement, ranks: list[int], group: Any) -> None:
+    """Brings every parameter and buffer from the process that trains it to all others. A collective.
+
+    Args:
+        module: The module; afterwards it is whole on every process.
+        placement: Which process holds what.
+        ranks: The global ranks in the order of the chain.
+        group: A gloo group of all processes.
+    """
+    tensors: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name, tensor in tensors.items():
+        owner = ranks[placement.owner.get(name, placement.processes - 1)]
+        on_host = tensor.detach().cpu().contiguous()
+        dist.broadcast(on_host, src=owner, group=group)
+        if dist.get_rank() != owner and name not in placement.shared:
+            tensor.data.copy_(on_host)
+
+
+def gather_optimizer_state(
+    optimizer: Optimizer, module: pl.LightningModule, placement: Placement, position: int
+) -> dict[str, Any]:
+    """The state of the whole model's optimizer on global rank 0. A collective.
+
+    Every process has an optimizer over all parameters, but only the parameters of its own stages get gradients,
+    so the numbers of the parameters are those of an undivided run and the states are disjoint.
+    """
+    state = optimizer.state_dict()
+    elsewhere = placement.elsewhere(position)
+    names = {id(parameter): name for name, parameter in module.named_parameters(remove_duplicate=False)}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    foreign = {number for number, parameter in zip(numbers, parameters) if names.get(id(parameter)) in elsewhere}
+    own = {number: value for number, value in state["state"].items() if number not in foreign}
+    gathered: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(_on_host(own), gathered, dst=0)
+    union = {number: value for part in gathered or [own] for number, value in part.items()}
+    return {**state, "state": dict(sorted(union.items()))}
+
+
+def _on_host(state: dict[int, Any]) -> dict[int, Any]:
+    return {
+        number: {key: value.cpu() if isinstance(value, Tensor) else value for key, value in entry.items()}
+        for number, entry in state.items()
+    }
+
+
+__all__ = ["gather_optimizer_state", "gather_weights"]

@@ -1,0 +1,58 @@
+"""What predictors are told about a batch besides the activations: usually the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lightning_sg._compat import tree_map_only
+from lightning_sg.errors import SyntheticGradientsError
+
+ContextSource = str | int | Callable[[Any], Any] | None
+
+_LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+
+
+def context_of(batch: Any, source: ContextSource) -> Any:
+    """Takes the context from a batch.
+
+    Args:
+        batch: What the data loader gave, on the stage's device.
+        source: ``"auto"``: the second element of a pair, or the entry of a dict that is called
+            ``labels``, ``label``, ``targets``, ``target`` or ``y``, or nothing. Another string or a number: that
+            key or index. A callable: its result for the batch. ``None``: no context.
+
+    Returns:
+        The context, detached from any graph; ``None`` for none.
+
+    Raises:
+        SyntheticGradientsError: If the batch has no such key or index.
+    """
+    if source is None:
+        return None
+    if callable(source):
+        context = source(batch)
+    elif source == "auto":
+        context = _labels(batch)
+    else:
+        try:
+            context = batch[source]
+        except (KeyError, IndexError, TypeError) as error:
+            kind = f"keys {list(batch)}" if isinstance(batch, Mapping) else type(batch).__name__
+            raise SyntheticGradientsError(
+                f"SyntheticGradients(context={source!r}): the batch has no such entry ({kind})."
+            ) from error
+    return tree_map_only(Tensor, lambda tensor: tensor.detach(), context)
+
+
+def _labels(batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return next((batch[key] for key in _LABEL_KEYS if key in batch), None)
+    if isinstance(batch, Sequence) and len(batch) >= 2 and isinstance(batch[1], Tensor):
+        return batch[1]
+    return None
+
+
+__all__ = ["ContextSource", "context_of"]

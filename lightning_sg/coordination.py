@@ -1,0 +1,120 @@
+"""Keeps the processes of a split run together where Lightning expects one mind: metrics, stops, epoch ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.stage import StageRuntime
+
+# Hooks of the user's module in which results of steps are commonly used: only the last stage has them.
+_EPOCH_ENDS = ("on_train_epoch_end", "on_validation_epoch_end", "on_test_epoch_end", "on_predict_epoch_end")
+
+
+class StageCoordinator(Callback):
+    """Runs first of all callbacks under :class:`~lightning_sg.SyntheticGradientStrategy`.
+
+    The last stage has the loss, so it alone has metrics. At the end of each validation and training epoch, where
+    the processes meet anyway, all get them: ``ModelCheckpoint``, ``EarlyStopping`` and plateau schedulers then decide
+    alike everywhere. A stop that one process wants travels with the messages, so that all stop after the same batch.
+
+    Args:
+        runtime: This process's part of the run.
+    """
+
+    def __init__(self, runtime: StageRuntime) -> None:
+        self._runtime = runtime
+        self._module: pl.LightningModule | None = None
+        self._warned: set[str] = set()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Guards the module's epoch-end hooks and keeps its metrics to this process."""
+        self._module = pl_module
+        for name in _EPOCH_ENDS:
+            setattr(pl_module, name, self._guarded(name, getattr(pl_module, name), trainer))
+        for child in pl_module.modules():
+            if isinstance(child, Metric):  # would gather over all processes, of which only the last has values
+                child.distributed_available_fn = lambda: False
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Gives the module its own hooks back."""
+        for name in _EPOCH_ENDS:
+            pl_module.__dict__.pop(name, None)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Closes the batch towards the neighbours; agrees on a stop."""
+        runtime = self._runtime
+        runtime.return_targets()
+        if trainer.should_stop and not runtime.final:
+            runtime.stop_wanted = True
+        trainer.should_stop = runtime.final
+        if self._saves_now(trainer):
+            self._share_metrics(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Shares the validation metrics."""
+        self._share_metrics(trainer)
+
+    def _guarded(self, name: str, hook: Callable[[], Any], trainer: pl.Trainer) -> Callable[[], Any]:
+        def run() -> Any:
+            try:
+                return hook()
+            except SyntheticGradientsError:
+                raise
+            except Exception as error:  # the user's code: anything may come
+                if self._runtime.is_last:
+                    raise
+                self._warn(name, error)
+            finally:
+                if name == "on_train_epoch_end":
+                    self._share_metrics(trainer)
+
+        return run
+
+    def _warn(self, name: str, error: Exception) -> None:
+        if name not in self._warned:
+            self._warned.add(name)
+            # Not rank-zero: this is about the process that it happens in.
+            print(
+                f"lightning_sg: {name} raised {type(error).__name__} ({error}) in {self._runtime.name}, where the step has "
+                "no loss and no outputs; it goes on. The hook ran whole in the last stage.",
+                flush=True,
+            )
+
+    def _share_metrics(self, trainer: pl.Trainer) -> None:
+        """All processes get the last stage's metrics, and stop at the end of the epoch if one of them wants to."""
+        metrics = {
+            name: value.detach().cpu() if isinstance(value, Tensor) else value
+            for name, value in trainer.callback_metrics.items()
+        }
+        shared = trainer.strategy.broadcast(metrics)
+        if not trainer.is_global_zero:
+            trainer.callback_metrics.update(shared)
+        wanted: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(wanted, self._runtime.stop_wanted)
+        if any(wanted):
+            self._runtime.stop_wanted = False
+            trainer.should_stop = True
+
+    @staticmethod
+    def _saves_now(trainer: pl.Trainer) -> bool:
+        """Whether a ModelCheckpoint looks at metrics after this very step."""
+        return any(
+            isinstance(callback, ModelCheckpoint)
+            and callback.monitor is not None
+            and callback._every_n_train_steps > 0
+            and trainer.global_step % callback._every_n_train_steps == 0
+            for callback in trainer.checkpoint_callbacks
+        )
+
+
+__all__ = ["StageCoordinator"]

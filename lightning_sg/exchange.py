@@ -1,0 +1,34 @@
+"""What the callback needs from wherever the stages run; this is the answer for one process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+Figures = dict[str, dict[str, Tensor]]
+
+
+class Exchange:
+    """All stages in one process. :class:`~lightning_sg.SyntheticGradientStrategy` brings one for several.
+
+    Attributes:
+        split: Whether the stages are on several processes. The strategy then places and checks them.
+    """
+
+    split = False
+
+    def owns(self, boundary: str) -> bool:
+        """Whether the predictor of ``boundary`` lives in this process."""
+        return True
+
+    def route(self, figures: Figures) -> Figures:
+        """Takes this process's figures of one batch and returns those that this process is to log."""
+        return figures
+
+    def gather(self, states: dict[str, Any]) -> dict[str, Any]:
+        """The union, on global rank 0, of all processes' states by boundary."""
+        return states
+
+
+__all__ = ["Exchange", "Figures"]

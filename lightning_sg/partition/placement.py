@@ -1,0 +1,161 @@
+"""Which stages a process holds, and which parameters and buffers belong to them."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from lightning_sg.errors import PartitionError
+from lightning_sg.partition.checks import between
+from lightning_sg.partition.trace import Trace
+
+
+@dataclass
+class Placement:
+    """The stages on the processes.
+
+    Attributes:
+        order: The boundaries in the order of the data.
+        first: For each process of the chain, the number of its first stage.
+        owner: For each parameter and buffer name, the process that holds it.
+        shared: Buffers that several processes use; each keeps its own.
+    """
+
+    order: list[str]
+    first: list[int]
+    owner: dict[str, int] = field(default_factory=dict)
+    shared: set[str] = field(default_factory=set)
+
+    @property
+    def processes(self) -> int:
+        """The number of processes in the chain."""
+        return len(self.first)
+
+    def process_of(self, stage: int) -> int:
+        """The process that holds ``stage``."""
+        return max(process for process, first in enumerate(self.first) if first <= stage)
+
+    def sends_at(self, process: int) -> str | None:
+        """The boundary at the end of a process's stages; ``None`` for the last process."""
+        return self.order[self.first[process + 1] - 1] if process + 1 < self.processes else None
+
+    def receives_at(self, process: int) -> str | None:
+        """The boundary at the start of a process's stages; ``None`` for the first process."""
+        return self.order[self.first[process] - 1] if process else None
+
+    def predictor_process(self, boundary: str) -> int:
+        """The process with the predictor of ``boundary``: that of the stage before it."""
+        return self.process_of(self.order.index(boundary))
+
+    def name(self, process: int, rank: int) -> str:
+        """A process in words: "stage 1 (rank 0)" or "stages 2-3 (rank 1)"."""
+        end = self.first[process + 1] if process + 1 < self.processes else len(self.order) + 1
+        start = self.first[process]
+        stages = f"stage {start}" if end == start + 1 else f"stages {start}-{end - 1}"
+        return f"{stages} (rank {rank})"
+
+    def elsewhere(self, process: int) -> set[str]:
+        """The names of the parameters and buffers that other processes hold."""
+        return {name for name, owner in self.owner.items() if owner != process}
+
+
+def place(module: nn.Module, trace: Trace, processes: int) -> Placement:
+    """Gives each process a run of neighbouring stages so that the slowest is as fast as can be.
+
+    The cost of a stage is its share of the model's operations plus its share of the parameters, which stands for
+    the optimizer's work.
+
+    Args:
+        module: The model.
+        trace: A traced step.
+        processes: How many processes there are.
+
+    Raises:
+        PartitionError: If there are fewer stages than processes, or a parameter is used by two processes.
+    """
+    stages = trace.stages
+    if stages < processes:
+        raise too_few_stages(stages, processes)
+    costs = _costs(module, trace)
+    placement = Placement(list(trace.order), _balance(costs, processes))
+    assign(placement, module, trace)
+    return placement
+
+
+def assign(placement: Placement, module: nn.Module, trace: Trace) -> None:
+    """Enters each parameter and buffer at the process that uses it; those that no stage uses go to the last.
+
+    Raises:
+        PartitionError: If two processes use one parameter.
+    """
+    parameters = dict(module.named_parameters())
+    for name, _tensor in [*module.named_parameters(), *module.named_buffers()]:
+        users = sorted({placement.process_of(stage) for stage in trace.uses.get(name, set())})
+        if len(users) > 1 and name in parameters:
+            first, second = sorted(trace.uses[name])[0], sorted(trace.uses[name])[-1]
+            raise PartitionError(
+                f"Parameter '{name}'{_aliases(module, name)} is used by {between(trace.order, first)} and by "
+                f"{between(trace.order, second)}, which are on different processes. A tied parameter needs all its uses "
+                "in one process: move a boundary, use fewer processes, or untie it."
+            )
+        if len(users) > 1:
+            placement.shared.add(name)
+        placement.owner.setdefault(name, users[-1] if users else placement.processes - 1)
+        if len(users) == 1:
+            placement.owner[name] = users[0]
+    for name, _tensor in module.named_parameters(remove_duplicate=False):
+        if name not in placement.owner:  # a second name of a tied parameter
+            original = next(other for other, value in parameters.items() if value is module.get_parameter(name))
+            placement.owner[name] = placement.owner[original]
+    for name in placement.shared:
+        placement.owner.pop(name, None)
+
+
+def too_few_stages(stages: int, processes: int) -> PartitionError:
+    """The error for more processes than stages."""
+    return PartitionError(
+        f"{processes} processes but only {stages} stage{'s' * (stages != 1)}: a model with {stages - 1} boundaries "
+        f"splits over at most {stages} devices. Use Trainer(devices={stages}), or add boundaries: "
+        "`lightning_sg.Boundary()` in the model, or SyntheticGradients(boundaries=[...]) with module names."
+    )
+
+
+def _balance(costs: list[float], parts: int) -> list[int]:
+    """The starts of ``parts`` runs of neighbours, so that the largest sum of a run is as small as can be."""
+
+    @functools.cache
+    def best(start: int, parts: int) -> tuple[float, tuple[int, ...]]:
+        if parts == 1:
+            return sum(costs[start:]), (start,)
+        choices = []
+        for end in range(start + 1, len(costs) - parts + 2):
+            rest, starts = best(end, parts - 1)
+            choices.append((max(sum(costs[start:end]), rest), (start, *starts)))
+        return min(choices)
+
+    return list(best(0, parts)[1])
+
+
+def _costs(module: nn.Module, trace: Trace) -> list[float]:
+    operations = [float(flops) for flops in trace.flops]
+    weights = [0.0] * trace.stages
+    for name, parameter in module.named_parameters():
+        for stage in trace.uses.get(name, ()):
+            weights[stage] += parameter.numel()
+    # Forward and backward take about three times the forward operations; an optimizer about ten for each parameter.
+    return [3 * flops + 10 * count + 1 for flops, count in zip(operations, weights)]
+
+
+def _aliases(module: nn.Module, name: str) -> str:
+    parameter = module.get_parameter(name)
+    others = [
+        other
+        for other, value in module.named_parameters(remove_duplicate=False)
+        if value is parameter and other != name
+    ]
+    return f" (also named {others})" if others else ""
+
+
+__all__ = ["Placement", "assign", "place", "too_few_stages"]

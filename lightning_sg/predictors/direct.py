@@ -1,0 +1,92 @@
+"""Predictors whose output is the gradient itself (DNI and, with labels as context, conditional DNI)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
+from lightning_sg.predictors.features import (
+    beside,
+    context_features,
+    count_classes,
+    is_label,
+    join_rows,
+    split_rows,
+)
+
+
+class MLPPredictor(GradientPredictor):
+    """Predicts the gradient with a small network on the normalised activation and the context.
+
+    Works position by position on sequences ``(N, T, D)`` and feature maps ``(N, C, H, W)``. The output is in
+    units of the targets' running root mean square, so that one learning rate serves every boundary.
+    Source: Jaderberg et al. 2017, arXiv 1608.05343, section 2.1 (cDNI: section 2.2 and the supplement).
+
+    Args:
+        hidden: Width of the hidden layers.
+        layers: Number of hidden layers; 0 makes the predictor linear.
+        conditional: Whether the context is an input.
+        normalize: Whether the activations pass a LayerNorm without parameters first.
+    """
+
+    def __init__(self, hidden: int = 256, layers: int = 1, conditional: bool = True, normalize: bool = True) -> None:
+        super().__init__()
+        if hidden < 1 or layers < 0:
+            raise ValueError(f"MLPPredictor needs hidden >= 1 and layers >= 0, not {hidden} and {layers}.")
+        self.hidden = hidden
+        self.layers = layers
+        self.conditional = conditional
+        self.normalize = normalize
+        self.classes: int | None = None
+
+    def build(self, activations: Gradients, context: Any, loss: LossInfo | None) -> None:
+        """Makes the layers; integer context of K classes becomes K inputs."""
+        if self.conditional and isinstance(context, Tensor) and is_label(context):
+            self.classes = count_classes(context, loss)
+        rows = join_rows(activations)
+        sizes = [self._inputs(rows, context).shape[-1]] + [self.hidden] * self.layers + [rows.shape[-1]]
+        self.net = nn.Sequential()
+        for place, (inputs, outputs) in enumerate(zip(sizes, sizes[1:])):
+            if place:
+                self.net.append(nn.ReLU())
+            self.net.append(nn.Linear(inputs, outputs))
+        last = self.net[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, activations: Gradients, context: Any) -> Gradients:
+        """See :meth:`GradientPredictor.forward`."""
+        rows = join_rows(activations)
+        gradients = split_rows(self.net(self._inputs(rows, context)), activations)
+        if self.target_rms is None:
+            return gradients
+        return tuple(gradient * rms for gradient, rms in zip(gradients, self.target_rms))
+
+    def _inputs(self, rows: Tensor, context: Any) -> Tensor:
+        if self.normalize and rows.shape[-1] > 1:
+            rows = F.layer_norm(rows, rows.shape[-1:])
+        if self.conditional and isinstance(context, Tensor):
+            rows = beside(rows, context_features(context, self.classes))
+        return rows
+
+
+class LinearPredictor(MLPPredictor):
+    """Predicts the gradient as a linear function of the normalised activation and the context.
+
+    The cheapest to read, not to run: for D features it has D² weights, where an :class:`MLPPredictor` with a
+    narrow hidden layer has far fewer.
+
+    Args:
+        conditional: Whether the context is an input.
+        normalize: Whether the activations pass a LayerNorm without parameters first.
+    """
+
+    def __init__(self, conditional: bool = True, normalize: bool = True) -> None:
+        super().__init__(hidden=1, layers=0, conditional=conditional, normalize=normalize)
+
+
+__all__ = ["LinearPredictor", "MLPPredictor"]

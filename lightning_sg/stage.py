@@ -1,0 +1,441 @@
+"""Runs the user's own step on the stages of this process only: ghosts before them, messages around them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lightning_sg._compat import DATA_DEPENDENT_ERRORS
+from lightning_sg.boundary import Crossing, Site, differentiable
+from lightning_sg.callback import SyntheticGradients
+from lightning_sg.crossing import LocalCrossing
+from lightning_sg.errors import BatchMismatchError, BoundaryError, PartitionError, SyntheticGradientsError
+from lightning_sg.exchange import Exchange, Figures
+from lightning_sg.partition.checks import check_cuts, check_trainable
+from lightning_sg.partition.ghosts import GhostMemory, Ghosts, is_ghost
+from lightning_sg.partition.placement import Placement, assign, place
+from lightning_sg.partition.trace import quiet, trace_step
+from lightning_sg.rng import StepRandomness
+from lightning_sg.training import Record
+from lightning_sg.transport import Downstream, Message, Upstream, open_links
+
+MAX_BATCHES_IN_EVALUATION = 2
+
+
+class StageEnds(BaseException):
+    """Leaves the user's step at the end of this process's stages; no ``except Exception`` of theirs stops it."""
+
+
+class StageRuntime(Exchange):
+    """This process's part of a split run.
+
+    Args:
+        module: The user's module.
+        callback: Its boundaries and predictors.
+        position: This process's place in the chain, 0 for the first stage.
+        ranks: The global ranks in the order of the chain.
+        device: This process's device.
+        backend: The backend for tensors between stages.
+        timeout: How many seconds an expected message may take.
+    """
+
+    split = True
+
+    def __init__(
+        self,
+        module: pl.LightningModule,
+        callback: SyntheticGradients,
+        position: int,
+        ranks: list[int],
+        device: torch.device,
+        backend: str,
+        timeout: float,
+    ) -> None:
+        self.module = module
+        self.callback = callback
+        self.position = position
+        self.ranks = ranks
+        self.device = device
+        self.backend = backend
+        self.timeout = timeout
+        self.placement: Placement | None = None
+        self.final = False  # training ends after the batch that is going on
+        self.stop_wanted = False
+        self.doing = "start-up"
+        self._traced_training = False
+        self._upstream: Upstream | None = None
+        self._downstream: Downstream | None = None
+        self._ghosts: Ghosts | None = None
+        self._memory = GhostMemory([])
+        self._randomness = StepRandomness(position)
+        self._number = -1
+        self._fingerprint = 0
+        self._received: Message | None = None
+        self._leaves: list[Tensor] = []
+        self._answered = True
+        self._unconfirmed: deque[int] = deque()
+        self._surrogate: Tensor | None = None
+        self._figures: dict[str, dict[str, float]] = {}
+
+    # ------------------------------------------------------------------ who this is
+
+    @property
+    def is_last(self) -> bool:
+        """Whether this process holds the last stage, where the loss is."""
+        return self.position == len(self.ranks) - 1
+
+    @property
+    def name(self) -> str:
+        """This process in words."""
+        if self.placement is None:
+            return f"process {self.position} of {len(self.ranks)} (rank {self.ranks[self.position]})"
+        return self.placement.name(self.position, self.ranks[self.position])
+
+    def owns(self, boundary: str) -> bool:
+        """See :meth:`Exchange.owns`."""
+        return self.placement is None or self.placement.predictor_process(boundary) == self.position
+
+    # ------------------------------------------------------------------ one step
+
+    def take_batch(self, fingerprint: int) -> None:
+        """Notes which batch the next step is about."""
+        self._fingerprint = fingerprint
+
+    def run(self, kind: str, call: Callable[[], Any], *, training: bool) -> Any:
+        """Runs one step of the user's on this process's stages.
+
+        Args:
+            kind: What it is, for messages: "training batch 17".
+            call: The user's step.
+            training: Whether it is a training step.
+
+        Returns:
+            In the last stage what the user's step returned; elsewhere, in training, a surrogate loss whose
+            ``backward`` passes the synthetic gradient into the stage; elsewhere, in evaluation, ``None``.
+        """
+        self.doing = kind
+        self._prepare(call, training)
+        assert self.placement is not None
+        self._number += 1
+        self._received, self._leaves, self._surrogate = None, [], None
+        self._answered = self.position == 0
+        manual = training and not self.module.automatic_optimization
+        result: Any = None
+        try:
+            with self._on_own_stages(training, quiet_too=manual and not self.is_last):
+                result = call()
+        except StageEnds:
+            result = self._surrogate
+        except DATA_DEPENDENT_ERRORS as error:
+            raise PartitionError(
+                f"{self.name}: {type(error).__name__}: {error}. With manual optimization the code behind a stage's last "
+                "boundary runs without data there; it cannot read values (`.item()`, `if loss > x`). Do so in "
+                "`if self.trainer.is_global_zero:`, which is where the loss is."
+            ) from error
+        self._check_reached()
+        if manual or not training:
+            self.return_targets()
+        return result if training or self.is_last else None
+
+    @contextlib.contextmanager
+    def _on_own_stages(self, training: bool, quiet_too: bool) -> Iterator[None]:
+        assert self._ghosts is not None and self.callback.boundaries is not None
+        sites = self.callback.boundaries.sites
+        with ExitStack() as stack:
+            if quiet_too:
+                stack.enter_context(quiet(self.module))
+            stack.enter_context(self._ghosts)
+            stack.enter_context(self._randomness)
+            self._memory.install()
+            stack.callback(self._memory.remove)
+            for site in sites:
+                site.open(self._crossing(site, training))
+                stack.callback(site.close)
+            yield
+
+    def _crossing(self, site: Site, training: bool) -> Crossing:
+        """What happens at a boundary in this process."""
+        assert self.placement is not None
+        if site.name == self.placement.sends_at(self.position):
+            return self._send_training if training else self._send_evaluation
+        if site.name == self.placement.receives_at(self.position):
+            return lambda ghosts: self._receive(ghosts, training)
+        if training and self.owns(site.name):
+            return LocalCrossing(self.callback.trainers[site.name], self.callback.step)
+        return lambda tensors: tensors
+
+    # ------------------------------------------------------------------ the boundary at the start
+
+    def _receive(self, ghosts: list[Tensor], training: bool) -> list[Tensor]:
+        assert self._upstream is not None
+        message = self._upstream.inbox.receive(self._number, f"the activations of {self.doing}")
+        self._check_same_batch(message, ghosts)
+        self._received = message
+        self.final = self.final or message.stop
+        tensors = []
+        for tensor, spec in zip(message.tensors, message.specs):
+            if training and spec.requires_grad and torch.is_grad_enabled():
+                leaf = tensor.requires_grad_()
+                self._leaves.append(leaf)
+                tensor = leaf.clone()  # an in-place operation may follow, which a leaf refuses
+            tensors.append(tensor)
+        return tensors
+
+    def _check_same_batch(self, message: Message, ghosts: list[Tensor]) -> None:
+        assert self._upstream is not None
+        own = [tuple(ghost.shape) for ghost in ghosts]
+        sent = [spec.shape for spec in message.specs]
+        if message.fingerprint == self._fingerprint and own == sent:
+            return
+        what = f"activations of shape {sent} where {own} are due" if own != sent else "other values"
+        raise BatchMismatchError(
+            f"{self.name} and {self._upstream.neighbour} were given different batches at {self.doing}: the latter's has "
+            f"{what}. Every stage must load the same data in the same order: seed all processes alike "
+            "(`seed_everything`), draw random augmentations from torch's generator, and use no distributed sampler."
+        )
+
+    def return_targets(self) -> None:
+        """Answers the stage before: its target, or that there is none. Once for each batch."""
+        if self._answered:
+            return
+        self._answered = True
+        assert self._upstream is not None and self._received is not None
+        targets: Sequence[Tensor] = ()
+        if self._received.wants_target and any(leaf.grad is not None for leaf in self._leaves):
+            scale = self.callback.step.gradient_scale()
+            targets = [
+                (torch.zeros_like(leaf) if leaf.grad is None else leaf.grad) / scale for leaf in self._leaves
+            ]
+        self._upstream.outbox.send(
+            Message(number=self._number, step=self.doing, stop=self.stop_wanted, tensors=targets)
+        )
+        self._leaves = []
+
+    # ------------------------------------------------------------------ the boundary at the end
+
+    def _send_evaluation(self, tensors: list[Tensor]) -> list[Tensor]:
+        self._send(tensors)
+        self._unconfirmed.append(self._number)
+        while len(self._unconfirmed) > MAX_BATCHES_IN_EVALUATION:
+            self._answer(self._unconfirmed.popleft())
+        raise StageEnds
+
+    def _send_training(self, tensors: list[Tensor]) -> list[Tensor]:
+        assert self.placement is not None
+        boundary = self.placement.sends_at(self.position)
+        assert boundary is not None
+        if self.position == 0 and self.stop_wanted:
+            self.final = True
+        carriers = [tensor for tensor in tensors if differentiable(tensor)]
+        if not carriers:
+            self._send(tensors)
+            self._surrogate = torch.zeros((), device=self.device, requires_grad=True)
+            self._unconfirmed.append(self._number)
+            while len(self._unconfirmed) > self.callback.delay + 1:
+                self._answer(self._unconfirmed.popleft())
+        else:
+            trainer = self.callback.trainers[boundary]
+            record = trainer.prepare(carriers, self.callback.step.context, self.callback.step.loss)
+            number = self._number
+            record.fetch = lambda: self._answer(number)
+            self._send(tensors, wants_target=record.wants_target)
+            trainer.predict(record)  # waits for targets, after the next stage has got its work
+            self._surrogate = self._surrogate_of(record, carriers, trainer.exact)
+        if not self.module.automatic_optimization:
+            return [_ghost_like(tensor) for tensor in tensors]
+        raise StageEnds
+
+    def _surrogate_of(self, record: Record, carriers: list[Tensor], exact: bool) -> Tensor:
+        if exact:
+            record.collect()
+            gradients = record.targets
+        else:
+            gradients = record.prediction
+        if gradients is None:
+            return torch.zeros((), device=self.device, requires_grad=True)
+        surrogate: Tensor = _Inject.apply([part / record.samples for part in gradients], *carriers)
+        return surrogate
+
+    def _send(self, tensors: list[Tensor], wants_target: bool = False) -> None:
+        assert self._downstream is not None
+        self._downstream.outbox.send(
+            Message(
+                number=self._number,
+                step=self.doing,
+                fingerprint=self._fingerprint,
+                wants_target=wants_target,
+                stop=self.final,
+                figures=self._figures,
+                tensors=tensors,
+            )
+        )
+        self._figures = {}
+
+    def _answer(self, number: int) -> tuple[Tensor, ...] | None:
+        """Waits for the next stage's answer to a batch: the targets, or ``None``."""
+        assert self._downstream is not None
+        behind = self._number - number
+        ago = "this batch" if behind == 0 else f"{behind} batch{'es' * (behind > 1)} before"
+        message = self._downstream.inbox.receive(number, f"the target of {ago} ({self.doing} is going on)")
+        self.stop_wanted = self.stop_wanted or message.stop
+        return tuple(message.tensors) or None
+
+    def backward_loss(self, loss: Tensor) -> Tensor:
+        """The loss to go backward from: of a ghost, this stage's surrogate."""
+        if not is_ghost(loss):
+            return loss
+        if self._surrogate is None:
+            return torch.zeros((), device=self.device, requires_grad=True)  # a second backward of one batch
+        surrogate, self._surrogate = self._surrogate, None
+        return surrogate
+
+    def _check_reached(self) -> None:
+        """Refuses a step that did not pass this process's boundaries."""
+        assert self.placement is not None
+        missing = None
+        if self.position and self._received is None:
+            missing = self.placement.receives_at(self.position)
+        elif not self.is_last and self.placement.sends_at(self.position) not in self._crossed():
+            missing = self.placement.sends_at(self.position)
+        if missing is not None:
+            raise BoundaryError(
+                f"{self.name}: boundary '{missing}' was not reached in {self.doing}, so the neighbouring stage waits for "
+                "nothing. Every step must pass every boundary on its way to the loss."
+            )
+
+    def _crossed(self) -> set[str]:
+        assert self.callback.boundaries is not None
+        return {site.name for site in self.callback.boundaries.sites if site.crossed}
+
+    # ------------------------------------------------------------------ the first step
+
+    def _prepare(self, call: Callable[[], Any], training: bool) -> None:
+        """Follows the step without data: on the first one, and again on the first training step."""
+        if self.placement is not None and (self._traced_training or not training):
+            return
+        assert self.callback.boundaries is not None
+        trace = trace_step(self.module, self.callback.boundaries.sites, call, self.device)
+        check_cuts(trace, split=True)
+        if training:
+            check_trainable(self.module, trace)
+            self._traced_training = True
+            self.callback.accept(trace)
+        if self.placement is None:
+            self.placement = place(self.module, trace, len(self.ranks))
+            names = [self.placement.name(place_, rank) for place_, rank in enumerate(self.ranks)]
+            self._upstream, self._downstream = open_links(
+                self.position, self.ranks, names, self.device, self.backend, self.timeout
+            )
+        else:
+            assign(self.placement, self.module, trace)
+        self._settle_in()
+
+    def _settle_in(self) -> None:
+        """Puts ghosts in the place of what other processes hold, and lets go of its device memory."""
+        assert self.placement is not None
+        elsewhere = self.placement.elsewhere(self.position)
+        if self.device.type != "cpu":
+            tensors = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
+            for name in elsewhere & set(tensors):
+                tensors[name].data = tensors[name].data.cpu()
+        self._ghosts = Ghosts(self.module, elsewhere, self.device, trainable=False)
+        self._memory = GhostMemory(_remote_blocks(self.module, elsewhere, self.callback))
+
+    # ------------------------------------------------------------------ for the callback
+
+    def route(self, figures: Figures) -> Figures:
+        """See :meth:`Exchange.route`: figures travel with the activations to the last stage, where loggers are."""
+        received = self._received.figures if self._received is not None else {}
+        if self.is_last:
+            arrived = {name: {k: torch.tensor(v) for k, v in values.items()} for name, values in received.items()}
+            return arrived | {name: values for name, values in figures.items() if values}
+        trainer = self.module.trainer
+        self._figures |= received
+        if self.device.type == "cpu" or trainer.global_step % trainer.log_every_n_steps == 0:
+            own = {name: {k: float(v) for k, v in values.items()} for name, values in figures.items() if values}
+            self._figures |= own
+        return {}
+
+    def gather(self, states: dict[str, Any]) -> dict[str, Any]:
+        """See :meth:`Exchange.gather`."""
+        gathered: list[Any] | None = [None] * len(self.ranks) if dist.get_rank() == 0 else None
+        dist.gather_object(states, gathered, dst=0)
+        return {name: state for part in gathered or [states] for name, state in part.items()}
+
+    # ------------------------------------------------------------------ the end
+
+    def close(self) -> None:
+        """Ends a run in good order: waits for targets under way and says goodbye to the neighbours."""
+        for name, trainer in self.callback.trainers.items():
+            if self.owns(name):
+                trainer.collect()
+        while self._unconfirmed:
+            self._answer(self._unconfirmed.popleft())
+        for link in self._links():
+            link.close(self.timeout)
+        self._upstream = self._downstream = None
+
+    def fail(self, error: BaseException) -> None:
+        """Tells the neighbours why this process stops."""
+        reason = str(error) if isinstance(error, SyntheticGradientsError) else f"{type(error).__name__}: {error}"
+        for link in self._links():
+            link.fail(self.doing, f"{self.name}: {reason}"[:2000])
+
+    def _links(self) -> list[Upstream | Downstream]:
+        return [link for link in (self._upstream, self._downstream) if link is not None]
+
+
+class _Inject(torch.autograd.Function):
+    """A scalar whose gradient with respect to the activations is the given one: d⟨h, ĝ⟩/dh = ĝ."""
+
+    @staticmethod
+    def forward(ctx: Any, gradients: list[Tensor], *activations: Tensor) -> Tensor:
+        ctx.sg_gradients = gradients
+        ctx.sg_dtypes = [activation.dtype for activation in activations]
+        return torch.zeros((), device=activations[0].device)
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return (
+            None,
+            *((part * factor).to(dtype) for part, dtype in zip(ctx.sg_gradients, ctx.sg_dtypes)),
+        )
+
+
+def _ghost_like(tensor: Tensor) -> Tensor:
+    from lightning_sg._compat import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return torch.empty_like(tensor)
+
+
+def _remote_blocks(module: nn.Module, elsewhere: set[str], callback: SyntheticGradients) -> list[nn.Module]:
+    """The largest submodules all of whose tensors are elsewhere and that hold no boundary."""
+    assert callback.boundaries is not None
+    cut = {site.name for site in callback.boundaries.sites}
+    blocks: list[nn.Module] = []
+
+    def visit(child: nn.Module, prefix: str) -> None:
+        inside = [f"{prefix}.{name}" for name, _ in child.named_parameters()]
+        inside += [f"{prefix}.{name}" for name, _ in child.named_buffers()]
+        holds_cut = any(name.startswith(f"{prefix}.") for name in cut)
+        is_cut = prefix in cut
+        if prefix and inside and not holds_cut and set(inside) <= elsewhere and not is_cut:
+            blocks.append(child)
+            return
+        for name, grandchild in child.named_children():
+            visit(grandchild, f"{prefix}.{name}" if prefix else name)
+
+    visit(module, "")
+    return list(dict.fromkeys(blocks))
+
+
+__all__ = ["StageEnds", "StageRuntime"]

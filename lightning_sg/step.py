@@ -1,0 +1,53 @@
+"""What all boundaries need to know about the step that is going on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lightning_sg.predictors.base import LossInfo
+
+
+class Step:
+    """The current step: its context, and the factor on its gradients.
+
+    Attributes:
+        context: What the callback took from the batch, for the predictors.
+        loss: What one traced step told about the model's loss, or ``None``.
+    """
+
+    def __init__(self) -> None:
+        self.context: Any = None
+        self.loss: LossInfo | None = None
+        self._trainer: pl.Trainer | None = None
+
+    def begin(self, trainer: pl.Trainer, context: Any) -> None:
+        """A training batch begins."""
+        self._trainer = trainer
+        self.context = context
+
+    def end(self) -> None:
+        """The training batch is over."""
+        self.context = None
+
+    def gradient_scale(self) -> Tensor | float:
+        """The factor by which the gradients of this backward pass differ from those of the loss.
+
+        Lightning divides the loss by the number of accumulated batches, and a gradient scaler multiplies it;
+        predictors must see one scale all the time.
+        """
+        assert self._trainer is not None
+        module = self._trainer.lightning_module
+        scale: Tensor | float = 1.0
+        if module.automatic_optimization:
+            scale /= self._trainer.accumulate_grad_batches
+        scaler = getattr(self._trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            scale = scaler.scale(torch.ones((), device=self._trainer.strategy.root_device)) * scale
+        return scale
+
+
+__all__ = ["Step"]

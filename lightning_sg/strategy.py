@@ -1,0 +1,340 @@
+"""The Lightning strategy that puts the stages of a network on several processes."""
+
+from __future__ import annotations
+
+import zlib
+from datetime import timedelta
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.fabric.utilities.rank_zero import rank_zero_only as fabric_rank_zero_only
+from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_sg._compat import (
+    MultiProcessingLauncher,
+    SubprocessScriptLauncher,
+    default_process_group_backend,
+    init_dist_connection,
+    optimizers_to_device,
+    tree_leaves,
+)
+from lightning_sg.callback import SyntheticGradients
+from lightning_sg.checkpoint import gather_optimizer_state, gather_weights
+from lightning_sg.coordination import StageCoordinator
+from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.exchange import Exchange
+from lightning_sg.partition.placement import too_few_stages
+from lightning_sg.rng import random_state, set_random_state
+from lightning_sg.stage import StageRuntime
+
+_SAMPLED = 1024  # numbers of each tensor that go into a batch's fingerprint
+
+
+class SyntheticGradientStrategy(ParallelStrategy):
+    """Splits a LightningModule at its boundaries over the devices and trains the stages decoupled.
+
+    ``Trainer(strategy="synthetic_gradients", devices=2)`` is all it takes for a model with a
+    :class:`~lightning_sg.Boundary` in it; :class:`~lightning_sg.SyntheticGradients` in the trainer's callbacks names
+    other boundaries and chooses predictors, ``delay`` and the rest. What is computed is what that callback
+    computes in one process.
+
+    Every process runs the user's own code on the same batches. The last stage is on global rank 0, so loggers,
+    progress bar and checkpoints are where Lightning expects them.
+
+    Args:
+        timeout: How many seconds a stage waits for its neighbour before it gives up with an error that names it.
+        start_method: How processes are started: ``"popen"`` runs the script again for each, ``"spawn"`` and
+            ``"fork"`` do not (``"fork"`` is for notebooks). Under torchrun or SLURM, none are started.
+        process_group_backend: ``"nccl"`` or ``"gloo"``; by default what the device calls for.
+    """
+
+    strategy_name = "synthetic_gradients"
+
+    def __init__(
+        self,
+        timeout: float = 600.0,
+        start_method: Literal["popen", "spawn", "fork"] = "popen",
+        process_group_backend: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if timeout <= 0:
+            raise ValueError(f"timeout is in seconds and must be positive, not {timeout}.")
+        self.timeout = timeout
+        self.start_method = start_method
+        self.num_nodes = 1
+        self._process_group_backend = process_group_backend
+        self._host_group: Any = None
+        self._runtime: StageRuntime | None = None
+        self._failed = False
+
+    # ------------------------------------------------------------------ processes
+
+    @property
+    def root_device(self) -> torch.device:
+        """This process's device."""
+        assert self.parallel_devices is not None
+        return self.parallel_devices[self.local_rank]
+
+    @property
+    def num_processes(self) -> int:
+        """The number of processes on this node."""
+        return len(self.parallel_devices) if self.parallel_devices is not None else 0
+
+    @property
+    def stages_in_parallel(self) -> int:
+        """The number of processes that the stages are on."""
+        return self.num_nodes * self.num_processes
+
+    @property
+    def world_size(self) -> int:
+        """The number of replicas of the model, 1: the processes share one.
+
+        Lightning synchronises ``world_size > 1`` processes before every batch, which would chain the stages together.
+        """
+        return 1
+
+    @property
+    def is_distributed(self) -> bool:
+        """``False``: every process loads all data, and metrics are not summed over processes."""
+        return False
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """One replica: every stage needs the same samples."""
+        return {"num_replicas": 1, "rank": 0}
+
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        if self.cluster_environment.creates_processes_externally:
+            return
+        if self.start_method == "popen":
+            self._launcher = SubprocessScriptLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
+        else:
+            self._launcher = MultiProcessingLauncher(self, start_method=self.start_method)  # type: ignore[arg-type]
+
+    def set_world_ranks(self) -> None:
+        """Tells the cluster environment and Lightning's rank-zero tools which process this is."""
+        if self.cluster_environment is not None:
+            self.cluster_environment.set_global_rank(self.node_rank * self.num_processes + self.local_rank)
+            self.cluster_environment.set_world_size(self.stages_in_parallel)
+        rank_zero_only.rank = fabric_rank_zero_only.rank = self.global_rank
+
+    def setup_environment(self) -> None:
+        """Opens the process group and brings in the callbacks, before any of their hooks run."""
+        super().setup_environment()
+        self.set_world_ranks()
+        self._failed = False
+        assert self.lightning_module is not None
+        trainer = self.lightning_module.trainer
+        callback = self._find_callback(trainer)
+        if self.stages_in_parallel == 1:
+            rank_zero_warn(
+                "strategy='synthetic_gradients' has one device, so all stages run in one process, decoupled but not in "
+                "parallel. Pass Trainer(devices=...) to split them."
+            )
+            callback.exchange = Exchange()
+            return
+        assert self.cluster_environment is not None
+        backend = self._process_group_backend or default_process_group_backend(self.root_device)
+        init_dist_connection(self.cluster_environment, backend, timeout=timedelta(seconds=self.timeout))
+        if self._host_group is None:
+            self._host_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout))
+        ranks = list(reversed(range(self.stages_in_parallel)))
+        self._runtime = StageRuntime(
+            self.lightning_module,
+            callback,
+            ranks.index(self.global_rank),
+            ranks,
+            self.root_device,
+            backend,
+            self.timeout,
+        )
+        callback.exchange = self._runtime
+        trainer.callbacks[:] = [other for other in trainer.callbacks if not isinstance(other, StageCoordinator)]
+        trainer.callbacks.insert(0, StageCoordinator(self._runtime))
+
+    @staticmethod
+    def _find_callback(trainer: pl.Trainer) -> SyntheticGradients:
+        found = [callback for callback in trainer.callbacks if isinstance(callback, SyntheticGradients)]
+        if len(found) > 1:
+            raise SyntheticGradientsError("The trainer has more than one SyntheticGradients callback; give one.")
+        if not found:
+            found = [SyntheticGradients()]
+            trainer.callbacks.insert(0, found[0])
+        return found[0]
+
+    # ------------------------------------------------------------------ set-up
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        """Places the module and makes the optimizers; the split itself waits for the first batch."""
+        assert self.accelerator is not None and self.model is not None
+        if self._runtime is not None:
+            boundaries = self._runtime.callback.boundaries
+            assert boundaries is not None
+            if len(boundaries) + 1 < self.stages_in_parallel:
+                raise too_few_stages(len(boundaries) + 1, self.stages_in_parallel)
+            if getattr(self.precision_plugin, "scaler", None) is not None:
+                raise SyntheticGradientsError(
+                    "precision='16-mixed' scales the loss, which only the last stage has, and each stage would skip other "
+                    "steps. Use precision='bf16-mixed'."
+                )
+            set_random_state(self.broadcast(random_state()))
+        self.accelerator.setup(trainer)
+        self.model = self.precision_plugin.convert_module(self.model)
+        self.model_to_device()
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.setup_optimizers(trainer)
+        self.setup_precision_plugin()
+        if trainer.state.fn == TrainerFn.FITTING:
+            optimizers_to_device(self.optimizers, self.root_device)
+
+    def model_to_device(self) -> None:
+        """Moves the module to this process's device."""
+        assert self.model is not None
+        self.model.to(self.root_device)
+
+    # ------------------------------------------------------------------ steps
+
+    def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
+        """Moves a batch as Lightning does; notes which one it is, to compare with the neighbours."""
+        if self._runtime is not None:
+            self._runtime.take_batch(fingerprint(batch))
+        return super().batch_to_device(batch, device, dataloader_idx)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the user's ``training_step`` on this process's stages."""
+        with self.precision_plugin.train_step_context():
+            return self._step("training_step", args, kwargs)
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the user's ``validation_step`` on this process's stages."""
+        with self.precision_plugin.val_step_context():
+            return self._step("validation_step", args, kwargs)
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the user's ``test_step`` on this process's stages."""
+        with self.precision_plugin.test_step_context():
+            return self._step("test_step", args, kwargs)
+
+    def predict_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the user's ``predict_step`` on this process's stages."""
+        with self.precision_plugin.predict_step_context():
+            return self._step("predict_step", args, kwargs)
+
+    def _step(self, name: str, args: Any, kwargs: Any) -> Any:
+        step = getattr(self.lightning_module, name)
+        if self._runtime is None:
+            return step(*args, **kwargs)
+        number = kwargs.get("batch_idx", args[1] if len(args) > 1 else "")
+        kind = f"{name.removesuffix('_step')} batch {number}".strip()
+        return self._runtime.run(kind, lambda: step(*args, **kwargs), training=name == "training_step")
+
+    def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
+        """Goes backward through this process's stages and answers the stage before."""
+        if self._runtime is None:
+            return super().backward(closure_loss, optimizer, *args, **kwargs)
+        loss = super().backward(self._runtime.backward_loss(closure_loss), optimizer, *args, **kwargs)
+        assert self.lightning_module is not None
+        if self.lightning_module.automatic_optimization:
+            self._runtime.return_targets()
+        return loss
+
+    # ------------------------------------------------------------------ collectives
+
+    def barrier(self, name: str | None = None) -> None:
+        """Waits for all processes."""
+        if self._runtime is None:
+            return
+        if self.root_device.type == "cuda" and dist.get_backend() == "nccl":
+            dist.barrier(device_ids=[self.root_device.index])
+        else:
+            dist.barrier()
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        """Sends an object from one process to all."""
+        if self._runtime is None:
+            return obj
+        box = [obj]
+        dist.broadcast_object_list(box, src)
+        return box[0]
+
+    def reduce(self, tensor: Any, group: Any | None = None, reduce_op: Any = "mean") -> Any:
+        """One replica: nothing to reduce."""
+        return tensor
+
+    def all_gather(self, tensor: Tensor, group: Any | None = None, sync_grads: bool = False) -> Tensor:
+        """One replica: nothing to gather."""
+        return tensor
+
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        """Asks all processes: whether all (or any) of them say yes."""
+        if self._runtime is None:
+            return decision
+        votes = torch.tensor(int(decision))
+        dist.all_reduce(votes, group=self._host_group)
+        return bool(votes == self.stages_in_parallel) if all else bool(votes)
+
+    # ------------------------------------------------------------------ state
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The whole model's state, with the keys of the undivided model. A collective."""
+        self._gather_weights()
+        return super().lightning_module_state_dict()
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The whole optimizer's state, on global rank 0. A collective."""
+        inner: Optimizer = getattr(optimizer, "_optimizer", optimizer)
+        runtime = self._runtime
+        if runtime is None or runtime.placement is None:
+            return super().optimizer_state(inner)
+        return gather_optimizer_state(inner, runtime.module, runtime.placement, runtime.position)
+
+    def _gather_weights(self) -> None:
+        runtime = self._runtime
+        if runtime is not None and runtime.placement is not None:
+            gather_weights(runtime.module, runtime.placement, runtime.ranks, self._host_group)
+
+    # ------------------------------------------------------------------ the end
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Tells the neighbouring stages why this one stops."""
+        self._failed = True
+        if self._runtime is not None:
+            self._runtime.fail(exception)
+        super().on_exception(exception)
+
+    def teardown(self) -> None:
+        """Makes the module whole on every process; after an error, touches nothing that others would wait for."""
+        runtime = self._runtime
+        if runtime is not None and not self._failed:
+            runtime.close()
+            self._gather_weights()
+        super().teardown()
+
+
+def fingerprint(batch: Any) -> int:
+    """A number that two different batches share only by chance, from a sample of each tensor's values.
+
+    Args:
+        batch: Tensors in any nesting of lists, tuples and dicts; other things are left out.
+    """
+    checksum = 0
+    for leaf in tree_leaves(batch):
+        if not isinstance(leaf, Tensor):
+            continue
+        checksum = zlib.crc32(str((tuple(leaf.shape), leaf.dtype)).encode(), checksum)
+        if leaf.device.type == "cpu" and leaf.layout == torch.strided and leaf.numel():
+            flat = leaf.detach().reshape(-1)
+            sample = flat[:: max(1, flat.numel() // _SAMPLED)].contiguous()
+            checksum = zlib.crc32(sample.view(torch.uint8).numpy().tobytes(), checksum)
+    return checksum
+
+
+__all__ = ["SyntheticGradientStrategy", "fingerprint"]

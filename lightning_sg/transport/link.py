@@ -1,0 +1,83 @@
+"""The two directions between neighbouring stages: activations down, targets and credits up."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+
+from lightning_sg.transport.message import Message
+from lightning_sg.transport.wire import Inbox, Outbox, Wire
+
+
+@dataclass
+class Link:
+    """One end of the connection to a neighbour.
+
+    Attributes:
+        outbox: Messages to the neighbour.
+        inbox: Messages from the neighbour.
+        neighbour: The neighbour's name, for messages.
+    """
+
+    outbox: Outbox
+    inbox: Inbox
+    neighbour: str
+    wires: tuple[Wire, Wire]
+
+    def close(self, timeout: float) -> None:
+        """Ends the conversation in good order: both sides have heard everything."""
+        self.outbox.send(Message(kind="end"))
+        self.outbox.flush()
+        if self.inbox.join(timeout):
+            for wire in self.wires:
+                wire.close()
+
+    def fail(self, step: str, reason: str) -> None:
+        """Tells the neighbour why this process stops; a neighbour that is gone too need not know."""
+        with suppress(Exception):
+            self.outbox.send(Message(kind="failed", step=step, reason=reason))
+            self.outbox.flush()
+
+
+class Upstream(Link):
+    """The connection to the process with the stage before this one."""
+
+
+class Downstream(Link):
+    """The connection to the process with the stage after this one."""
+
+
+def open_links(
+    position: int, ranks: list[int], names: list[str], device: torch.device, backend: str, timeout: float
+) -> tuple[Upstream | None, Downstream | None]:
+    """Connects this process with its neighbours. All processes must call it together.
+
+    Args:
+        position: This process's place in the chain, 0 for the first stage.
+        ranks: The global ranks in the order of the chain.
+        names: The processes' names for messages, in the same order.
+        device: This process's device.
+        backend: The backend for tensors: ``"gloo"`` or ``"nccl"``.
+        timeout: How many seconds an expected message may take.
+
+    Returns:
+        The links to the stages before and after; ``None`` at the ends of the chain.
+    """
+    upstream: Upstream | None = None
+    downstream: Downstream | None = None
+    for place in range(len(ranks) - 1):
+        above, below = ranks[place], ranks[place + 1]
+        down = Wire(above, below, device, backend)
+        up = Wire(below, above, device, backend)
+        if position == place:
+            name = names[place + 1]
+            downstream = Downstream(Outbox(down, name), Inbox(up, name, timeout), name, (down, up))
+        elif position == place + 1:
+            name = names[place]
+            upstream = Upstream(Outbox(up, name), Inbox(down, name, timeout), name, (down, up))
+    return upstream, downstream
+
+
+__all__ = ["Downstream", "Link", "Upstream", "open_links"]

@@ -1,0 +1,95 @@
+"""What neighbouring stages tell each other, and its form on the wire."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["batch", "end", "failed"]
+
+#: Bytes of the first part of every message. What does not fit follows as a part of its own.
+HEAD_BYTES = 1024
+_LENGTH_BYTES = 8
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """The form of one tensor that follows a message's head."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    requires_grad: bool = False
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorSpec:
+        """The form of ``tensor``."""
+        return cls(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.requires_grad)
+
+    def empty(self, device: torch.device) -> Tensor:
+        """A tensor of this form to receive into."""
+        return torch.empty(self.shape, dtype=getattr(torch, self.dtype), device=device)
+
+
+@dataclass
+class Message:
+    """One message from a stage to its neighbour: in each direction, one for every batch.
+
+    Attributes:
+        kind: ``"batch"``; ``"end"`` after the last one; or ``"failed"`` when the sender stops with an error.
+        number: Counts the batches of a run, of training and evaluation together.
+        step: The sender's words for what it is doing, for error messages: "training batch 17".
+        fingerprint: Of the batch that the sender was given, to tell different batches.
+        wants_target: Downwards: whether the sender's predictor learns from this batch.
+        stop: Downwards: training ends after this batch. Upwards: the sender asks for an end.
+        figures: Downwards: the boundaries' figures, on their way to the loggers.
+        reason: Why the sender failed.
+        specs: The forms of the tensors that follow.
+        tensors: The activations (downwards) or their targets (upwards).
+    """
+
+    kind: Kind = "batch"
+    number: int = 0
+    step: str = ""
+    fingerprint: int = 0
+    wants_target: bool = False
+    stop: bool = False
+    figures: dict[str, dict[str, float]] = field(default_factory=dict)
+    reason: str = ""
+    specs: list[TensorSpec] = field(default_factory=list)
+    tensors: Sequence[Tensor] = ()
+
+    def encode(self) -> tuple[Tensor, Tensor | None]:
+        """The head, :data:`HEAD_BYTES` long, and what did not fit into it; both uint8 on the CPU."""
+        content = {key: value for key, value in self.__dict__.items() if key not in ("tensors", "specs")}
+        content["specs"] = [asdict(TensorSpec.of(tensor)) for tensor in self.tensors]
+        text = json.dumps(content).encode()
+        room = HEAD_BYTES - _LENGTH_BYTES
+        head = bytearray(HEAD_BYTES)
+        head[:_LENGTH_BYTES] = len(text).to_bytes(_LENGTH_BYTES, "little")
+        head[_LENGTH_BYTES : _LENGTH_BYTES + min(len(text), room)] = text[:room]
+        rest = torch.frombuffer(bytearray(text[room:]), dtype=torch.uint8) if len(text) > room else None
+        return torch.frombuffer(head, dtype=torch.uint8), rest
+
+    @staticmethod
+    def rest_bytes(head: Tensor) -> int:
+        """How many bytes follow the head, from the head."""
+        length = int.from_bytes(head[:_LENGTH_BYTES].numpy().tobytes(), "little")
+        return max(0, length - (HEAD_BYTES - _LENGTH_BYTES))
+
+    @staticmethod
+    def decode(head: Tensor, rest: Tensor | None) -> Message:
+        """The inverse of :meth:`encode`; the tensors have yet to come."""
+        data = head.numpy().tobytes()
+        length = int.from_bytes(data[:_LENGTH_BYTES], "little")
+        text = data[_LENGTH_BYTES:] + (rest.numpy().tobytes() if rest is not None else b"")
+        content: dict[str, Any] = json.loads(text[:length])
+        content["specs"] = [TensorSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in content["specs"]]
+        return Message(**content)
+
+
+__all__ = ["HEAD_BYTES", "Kind", "Message", "TensorSpec"]

@@ -1,0 +1,93 @@
+"""Runs a function in several processes as torchrun would, and brings back what each returns or raises."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+TIMEOUT = 90.0  # seconds until a rank that has said nothing is ended; far above what any test needs
+
+
+@dataclass
+class Failure:
+    """What a rank raised."""
+
+    kind: str
+    message: str
+    trace: str
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_ranks(count: int, work: Callable[[], Any], *, may_fail: bool = False) -> list[Any]:
+    """Calls ``work`` in ``count`` forked processes with torchrun's environment variables.
+
+    Args:
+        count: The number of processes.
+        work: Called without arguments in each; what it returns must be picklable.
+        may_fail: Return :class:`Failure` for ranks that raise, instead of failing here.
+
+    Returns:
+        Each rank's result, in rank order. ``None`` for a rank that died without a word.
+    """
+    context = get_context("fork")
+    port = free_port()
+    processes, ends = [], []
+    for rank in range(count):
+        mine, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_child, args=(rank, count, port, work, theirs))
+        process.start()
+        theirs.close()
+        processes.append(process)
+        ends.append(mine)
+    results = []
+    for process, end in zip(processes, ends):
+        try:
+            results.append(pickle.loads(end.recv_bytes()) if end.poll(TIMEOUT) else Failure("Timeout", "", ""))
+        except EOFError:
+            results.append(None)
+    for process in processes:
+        process.join(10)
+        if process.is_alive():
+            process.kill()
+            process.join()
+    failures = [(rank, result) for rank, result in enumerate(results) if isinstance(result, Failure)]
+    if failures and not may_fail:
+        raise AssertionError("\n".join(f"rank {rank}: {failure.trace or failure}" for rank, failure in failures))
+    return results
+
+
+def _child(rank: int, count: int, port: int, work: Callable[[], Any], end: Connection) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        GROUP_RANK="0",
+        WORLD_SIZE=str(count),
+        LOCAL_WORLD_SIZE=str(count),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        TORCHELASTIC_RUN_ID="tests",
+        OMP_NUM_THREADS="1",
+    )
+    try:
+        result: Any = work()
+    except BaseException as error:
+        result = Failure(type(error).__name__, str(error), traceback.format_exc())
+    end.send_bytes(pickle.dumps(result))
+    end.close()
+    os._exit(0)
