@@ -169,7 +169,7 @@ class SyntheticGradients(Callback):
         figures = {name: trained.take_figures() for name, trained in self.trainers.items()}
         for name, values in self.exchange.route(figures).items():
             for key, value in values.items():
-                self.log(f"sg/{name}/{key}", value, on_step=True, on_epoch=False, batch_size=1)
+                pl_module.log(f"sg/{name}/{key}", value, on_step=True, on_epoch=False, batch_size=1)
 
     def _check(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Follows one step without data: is every boundary reached, and does nothing go around it?"""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
@@ -16,6 +15,7 @@ from lightning_sg.predictors.features import (
     join_rows,
     split_rows,
 )
+from lightning_sg.predictors.normalize import InputScale, Normalization
 
 
 class MLPPredictor(GradientPredictor):
@@ -29,17 +29,17 @@ class MLPPredictor(GradientPredictor):
         hidden: Width of the hidden layers.
         layers: Number of hidden layers; 0 makes the predictor linear.
         conditional: Whether the context is an input.
-        normalize: Whether the activations pass a LayerNorm without parameters first.
+        normalize: How the input is scaled, see :class:`~lightning_sg.predictors.normalize.InputScale`.
     """
 
-    def __init__(self, hidden: int = 256, layers: int = 1, conditional: bool = True, normalize: bool = True) -> None:
+    def __init__(self, hidden: int = 256, layers: int = 1, conditional: bool = True, normalize: Normalization = "layer") -> None:
         super().__init__()
         if hidden < 1 or layers < 0:
             raise ValueError(f"MLPPredictor needs hidden >= 1 and layers >= 0, not {hidden} and {layers}.")
         self.hidden = hidden
         self.layers = layers
         self.conditional = conditional
-        self.normalize = normalize
+        self.scale = InputScale(normalize)
         self.classes: int | None = None
 
     def build(self, activations: Gradients, context: Any, loss: LossInfo | None) -> None:
@@ -47,6 +47,7 @@ class MLPPredictor(GradientPredictor):
         if self.conditional and isinstance(context, Tensor) and is_label(context):
             self.classes = count_classes(context, loss)
         rows = join_rows(activations)
+        self.scale.update(rows)
         sizes = [self._inputs(rows, context).shape[-1]] + [self.hidden] * self.layers + [rows.shape[-1]]
         self.net = nn.Sequential()
         for place, (inputs, outputs) in enumerate(zip(sizes, sizes[1:])):
@@ -66,9 +67,13 @@ class MLPPredictor(GradientPredictor):
             return gradients
         return tuple(gradient * rms for gradient, rms in zip(gradients, self.target_rms))
 
+    def loss(self, activations: Gradients, context: Any, targets: Gradients) -> Tensor:
+        """See :meth:`GradientPredictor.loss`."""
+        self.scale.update(join_rows(activations))
+        return super().loss(activations, context, targets)
+
     def _inputs(self, rows: Tensor, context: Any) -> Tensor:
-        if self.normalize and rows.shape[-1] > 1:
-            rows = F.layer_norm(rows, rows.shape[-1:])
+        rows = self.scale(rows)
         if self.conditional and isinstance(context, Tensor):
             rows = beside(rows, context_features(context, self.classes))
         return rows
@@ -82,10 +87,10 @@ class LinearPredictor(MLPPredictor):
 
     Args:
         conditional: Whether the context is an input.
-        normalize: Whether the activations pass a LayerNorm without parameters first.
+        normalize: How the input is scaled, see :class:`~lightning_sg.predictors.normalize.InputScale`.
     """
 
-    def __init__(self, conditional: bool = True, normalize: bool = True) -> None:
+    def __init__(self, conditional: bool = True, normalize: Normalization = "layer") -> None:
         super().__init__(hidden=1, layers=0, conditional=conditional, normalize=normalize)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo, relative_error
 from lightning_sg.predictors.features import count_classes, is_label, join_rows
+from lightning_sg.predictors.normalize import InputScale, Normalization
 
 # Feature maps are averaged to at most this many cells a side: a head needs no more, and stays cheap.
 _POOLED_SIDE = 4
@@ -32,16 +33,16 @@ class LossModelPredictor(GradientPredictor):
         layers: Number of hidden layers; 0 makes the head linear.
         objective: What the head is trained on: its own ``"loss"``, matching the target ``"gradient"``, or ``"both"``.
         gradient_weight: With ``"both"``, the weight of the relative gradient error beside the own loss.
-        normalize: Whether the activations pass a LayerNorm without parameters first.
+        normalize: How the head's input is scaled, see :class:`~lightning_sg.predictors.normalize.InputScale`.
     """
 
     def __init__(
         self,
         hidden: int = 128,
         layers: int = 1,
-        objective: Literal["loss", "gradient", "both"] = "both",
+        objective: Literal["loss", "gradient", "both"] = "loss",
         gradient_weight: float = 1.0,
-        normalize: bool = True,
+        normalize: Normalization = "scale",
     ) -> None:
         super().__init__()
         if hidden < 1 or layers < 0:
@@ -52,7 +53,7 @@ class LossModelPredictor(GradientPredictor):
         self.layers = layers
         self.objective = objective
         self.gradient_weight = gradient_weight
-        self.normalize = normalize
+        self.scale = InputScale(normalize)
         self.kind = ""
         self.ignore_index = -100
 
@@ -64,13 +65,15 @@ class LossModelPredictor(GradientPredictor):
                 f"{type(context).__name__}. Batches that are not (x, y) pairs need SyntheticGradients(context=...), "
                 "a key, an index or a function of the batch; or use MLPPredictor, which can do without."
             )
+        features = self._features(activations, context)
+        self.scale.update(features)
         if is_label(context) and not (loss is not None and loss.kind == "binary_cross_entropy"):
             self.kind, outputs = "cross_entropy", count_classes(context, loss)
             self.ignore_index = loss.ignore_index if loss is not None else -100
         else:
             self.kind = "binary_cross_entropy" if loss is not None and loss.kind == "binary_cross_entropy" else "mse"
-            outputs = self._goal(self._features(activations, context), context).shape[-1]
-        sizes = [self._features(activations, context).shape[-1]] + [self.hidden] * self.layers + [outputs]
+            outputs = self._goal(features, context).shape[-1]
+        sizes = [features.shape[-1]] + [self.hidden] * self.layers + [outputs]
         self.head = nn.Sequential()
         for place, (inputs, size) in enumerate(zip(sizes, sizes[1:])):
             if place:
@@ -87,6 +90,7 @@ class LossModelPredictor(GradientPredictor):
 
     def loss(self, activations: Gradients, context: Any, targets: Gradients) -> Tensor:
         """The head's mean loss, the relative error of its gradient, or their weighted sum."""
+        self.scale.update(self._features(activations, context))
         if self.objective == "loss":
             return self._sample_losses(activations, context).sum() / activations[0].shape[0]
         value, gradients = self._value_and_gradient(activations, context, create_graph=True)
@@ -107,7 +111,7 @@ class LossModelPredictor(GradientPredictor):
     def _sample_losses(self, activations: Gradients, context: Tensor) -> Tensor:
         """The loss of each sample, ``(N,)``; positions within a sample are averaged."""
         features = self._features(activations, context)
-        outputs = self.head(features)
+        outputs = self.head(self.scale(features))
         if self.kind == "cross_entropy":
             labels = context.reshape(features.shape[:-1]).long()
             losses = F.cross_entropy(outputs.movedim(-1, 1), labels, ignore_index=self.ignore_index, reduction="none")
@@ -123,8 +127,6 @@ class LossModelPredictor(GradientPredictor):
         rows = join_rows(pooled)
         if rows.ndim > 2 and context.shape[: rows.ndim - 1] != rows.shape[:-1]:
             rows = rows.flatten(1, -2).mean(1)  # one label for the whole sequence: (N, T, D) -> (N, D)
-        if self.normalize and rows.shape[-1] > 1:
-            rows = F.layer_norm(rows, rows.shape[-1:])
         return rows
 
     @staticmethod

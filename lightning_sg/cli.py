@@ -1,0 +1,50 @@
+"""The command line: Lightning's own, with this package imported."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import lightning.pytorch as pl
+from lightning.pytorch.cli import LightningCLI
+from lightning_utilities.core.imports import RequirementCache
+
+import lightning_sg  # noqa: F401  registers strategy="synthetic_gradients"
+
+_JSONARGPARSE = RequirementCache("jsonargparse[signatures]>=4.39")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs Lightning's command line: ``fit``, ``validate``, ``test`` or ``predict``.
+
+    Model and data come from the configuration by ``class_path``; classes in the current directory are found.
+
+    Args:
+        args: The arguments; by default those of the process. With ``start_method="popen"`` and several devices,
+            leave it so: the processes are started with the arguments of this one.
+
+    Raises:
+        SystemExit: If jsonargparse is not installed, or the arguments are wrong.
+    """
+    if not _JSONARGPARSE:
+        raise SystemExit('The command line needs jsonargparse: pip install "lightning-sg[cli]"')
+    # `python -m` puts the current directory on the path; an installed script does not.
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
+    LightningCLI(
+        pl.LightningModule,
+        pl.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        parser_kwargs={
+            "prog": "lightning-sg",
+            "description": "Trains, validates and tests a LightningModule, with synthetic gradients at its boundaries.",
+        },
+        # A second run of a logger that reuses its directory (WandbLogger) would stop at the first one's file.
+        save_config_kwargs={"overwrite": True},
+        args=None if args is None else list(args),
+    )
+
+
+__all__ = ["main"]
