@@ -39,24 +39,21 @@ class StageCoordinator(Callback):
         self._module = pl_module
         for name in _EPOCH_ENDS:
             setattr(pl_module, name, self._guarded(name, getattr(pl_module, name), trainer))
+        pl_module.on_train_batch_end = self._agreeing(pl_module.on_train_batch_end, trainer)  # type: ignore[method-assign]
         for child in pl_module.modules():
             if isinstance(child, Metric):  # would gather over all processes, of which only the last has values
                 child.distributed_available_fn = lambda: False
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Gives the module its own hooks back."""
-        for name in _EPOCH_ENDS:
+        for name in (*_EPOCH_ENDS, "on_train_batch_end"):
             pl_module.__dict__.pop(name, None)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Closes the batch towards the neighbours; agrees on a stop."""
-        runtime = self._runtime
-        runtime.return_targets()
-        if trainer.should_stop and not runtime.final:
-            runtime.stop_wanted = True
-        trainer.should_stop = runtime.final
+        """Closes the batch towards the neighbours, even if it had no backward pass."""
+        self._runtime.return_targets()
         if self._saves_now(trainer):
             self._share_metrics(trainer)
 
@@ -77,6 +74,17 @@ class StageCoordinator(Callback):
             finally:
                 if name == "on_train_epoch_end":
                     self._share_metrics(trainer)
+
+        return run
+
+    def _agreeing(self, hook: Callable[..., Any], trainer: pl.Trainer) -> Callable[..., Any]:
+        """The last hook of a batch: from here on nobody else asks this process to stop."""
+
+        def run(*arguments: Any) -> None:
+            hook(*arguments)
+            if trainer.should_stop and not self._runtime.final:
+                self._runtime.stop_wanted = True
+            trainer.should_stop = self._runtime.final
 
         return run
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -27,7 +29,7 @@ from lightning_sg._compat import (
 from lightning_sg.callback import SyntheticGradients
 from lightning_sg.checkpoint import gather_optimizer_state, gather_weights
 from lightning_sg.coordination import StageCoordinator
-from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.errors import StageLostError, SyntheticGradientsError
 from lightning_sg.exchange import Exchange
 from lightning_sg.partition.placement import too_few_stages
 from lightning_sg.rng import random_state, set_random_state
@@ -248,21 +250,35 @@ class SyntheticGradientStrategy(ParallelStrategy):
 
     # ------------------------------------------------------------------ collectives
 
+    @contextmanager
+    def _meeting(self, what: str) -> Iterator[None]:
+        """Says in words what a broken collective means."""
+        assert self._runtime is not None
+        try:
+            yield
+        except RuntimeError as error:
+            raise StageLostError(
+                f"{self._runtime.name} waited for the other stages ({what} after {self._runtime.doing}), but one of them is "
+                f"gone or took longer than {self.timeout:g} s. Its own output says why. ({error})"
+            ) from error
+
     def barrier(self, name: str | None = None) -> None:
         """Waits for all processes."""
         if self._runtime is None:
             return
-        if self.root_device.type == "cuda" and dist.get_backend() == "nccl":
-            dist.barrier(device_ids=[self.root_device.index])
-        else:
-            dist.barrier()
+        with self._meeting("barrier"):
+            if self.root_device.type == "cuda" and dist.get_backend() == "nccl":
+                dist.barrier(device_ids=[self.root_device.index])
+            else:
+                dist.barrier()
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
         """Sends an object from one process to all."""
         if self._runtime is None:
             return obj
         box = [obj]
-        dist.broadcast_object_list(box, src)
+        with self._meeting("broadcast"):
+            dist.broadcast_object_list(box, src)
         return box[0]
 
     def reduce(self, tensor: Any, group: Any | None = None, reduce_op: Any = "mean") -> Any:
@@ -278,7 +294,8 @@ class SyntheticGradientStrategy(ParallelStrategy):
         if self._runtime is None:
             return decision
         votes = torch.tensor(int(decision))
-        dist.all_reduce(votes, group=self._host_group)
+        with self._meeting("vote"):
+            dist.all_reduce(votes, group=self._host_group)
         return bool(votes == self.stages_in_parallel) if all else bool(votes)
 
     # ------------------------------------------------------------------ state

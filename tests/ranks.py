@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
+import signal
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +17,8 @@ from typing import Any
 
 import torch
 
-TIMEOUT = 90.0  # seconds until a rank that has said nothing is ended; far above what any test needs
+_PR_SET_PDEATHSIG = 1
+TIMEOUT = 60.0  # seconds until a rank that has said nothing is ended; far above what any test needs
 
 
 @dataclass
@@ -55,9 +59,11 @@ def run_ranks(count: int, work: Callable[[], Any], *, may_fail: bool = False) ->
         processes.append(process)
         ends.append(mine)
     results = []
+    deadline = time.monotonic() + TIMEOUT
     for process, end in zip(processes, ends):
         try:
-            results.append(pickle.loads(end.recv_bytes()) if end.poll(TIMEOUT) else Failure("Timeout", "", ""))
+            here = end.poll(max(0.0, deadline - time.monotonic()))
+            results.append(pickle.loads(end.recv_bytes()) if here else Failure("Timeout", "said nothing", ""))
         except EOFError:
             results.append(None)
     for process in processes:
@@ -72,6 +78,7 @@ def run_ranks(count: int, work: Callable[[], Any], *, may_fail: bool = False) ->
 
 
 def _child(rank: int, count: int, port: int, work: Callable[[], Any], end: Connection) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no rank outlives the tests, however they end
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank),

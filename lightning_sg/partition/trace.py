@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -68,7 +70,8 @@ def trace_step(
 ) -> Trace:
     """Runs a step with all parameters and buffers replaced by ghosts. Nothing is computed, logged or counted.
 
-    The user's Python code does run one more time than it otherwise would.
+    The user's Python code does run one more time than it otherwise would; what it assigns to the module's attributes
+    or adds to lists, dicts and sets there is undone.
 
     Args:
         module: The LightningModule.
@@ -82,6 +85,7 @@ def trace_step(
     """
     tracer = _Tracer(module, sites)
     with ExitStack() as stack:
+        stack.enter_context(_unchanged(module))
         stack.enter_context(quiet(module))
         stack.enter_context(_no_backward(module))
         tracer.ghosts = stack.enter_context(Ghosts(module, None, device, trainable=True))
@@ -268,6 +272,27 @@ def quiet(module: nn.Module) -> Iterator[None]:
             shadows.append((child, "update", lambda *_args, **_kwargs: None))
     with _shadowed(shadows):
         yield
+
+
+@contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """Afterwards the module's attributes are as before, lists of outputs and counters of steps too."""
+    attributes = [(child.__dict__, dict(child.__dict__)) for child in module.modules()]
+    containers = [
+        (value, copy.copy(value))
+        for _held, values in attributes
+        for value in values.values()
+        if type(value) in (list, dict, set, deque, defaultdict)
+    ]
+    try:
+        yield
+    finally:
+        for held, values in attributes:
+            held.clear()
+            held.update(values)
+        for container, before in containers:
+            container.clear()
+            (container.extend if isinstance(container, (list, deque)) else container.update)(before)
 
 
 def _no_backward(module: nn.Module) -> AbstractContextManager[None]:

@@ -38,13 +38,20 @@ def from_rows(rows: Tensor, like: Tensor) -> Tensor:
 def join_rows(activations: Gradients) -> Tensor:
     """Several activations side by side, position by position where they have the same positions.
 
+    Args:
+        activations: Tensors of shape ``(N, ...)``; others may have the samples second, as an LSTM's states
+            ``(layers, N, D)`` do.
+
     Returns:
         ``(..., D_1 + D_2 + ...)`` if all have the same leading dimensions, else ``(N, all features)``.
     """
     rows = [as_rows(activation) for activation in activations]
+    if len(rows) == 1:
+        return rows[0]
     if any(row.shape[:-1] != rows[0].shape[:-1] for row in rows):
-        rows = [activation.flatten(1) for activation in activations]
-    return torch.cat(rows, dim=-1) if len(rows) > 1 else rows[0]
+        samples = activations[0].shape[0]
+        rows = [_samples_first(activation, samples).flatten(1) for activation in activations]
+    return torch.cat(rows, dim=-1)
 
 
 def split_rows(rows: Tensor, like: Gradients) -> Gradients:
@@ -53,8 +60,21 @@ def split_rows(rows: Tensor, like: Gradients) -> Gradients:
     if all(shape[:-1] == rows.shape[:-1] for shape in shapes):
         parts = rows.split([shape[-1] for shape in shapes], dim=-1)
         return tuple(from_rows(part, activation) for part, activation in zip(parts, like))
-    parts = rows.split([activation[0].numel() for activation in like], dim=-1)
-    return tuple(part.reshape(activation.shape) for part, activation in zip(parts, like))
+    samples = like[0].shape[0]
+    parts = rows.split([activation.numel() // samples for activation in like], dim=-1)
+    gradients = []
+    for part, activation in zip(parts, like):
+        first = _samples_first(activation, samples)
+        part = part.reshape(first.shape)
+        gradients.append(part if first.shape == activation.shape else part.movedim(0, 1))
+    return tuple(gradients)
+
+
+def _samples_first(tensor: Tensor, samples: int) -> Tensor:
+    """``(N, ...)`` from ``(N, ...)`` or ``(L, N, ...)``."""
+    if tensor.shape[0] != samples and tensor.ndim > 1 and tensor.shape[1] == samples:
+        return tensor.movedim(1, 0)
+    return tensor
 
 
 def count_classes(labels: Tensor, loss: LossInfo | None) -> int:

@@ -42,7 +42,7 @@ class LossModelPredictor(GradientPredictor):
         layers: int = 1,
         objective: Literal["loss", "gradient", "both"] = "loss",
         gradient_weight: float = 1.0,
-        normalize: Normalization = "scale",
+        normalize: Normalization = "layer",
     ) -> None:
         super().__init__()
         if hidden < 1 or layers < 0:
