@@ -1,5 +1,7 @@
 """Synthetic gradients for PyTorch Lightning: stages of one network that do not wait for each other."""
 
+from lightning.pytorch.strategies import StrategyRegistry as _StrategyRegistry
+
 from lightning_sg.boundary import Boundary
 from lightning_sg.callback import SyntheticGradients
 from lightning_sg.errors import (
@@ -18,8 +20,6 @@ from lightning_sg.predictors import (
     TrueGradient,
     ZeroPredictor,
 )
-from lightning.pytorch.strategies import StrategyRegistry as _StrategyRegistry
-
 from lightning_sg.strategy import SyntheticGradientStrategy
 
 __version__ = "0.1.0"

@@ -6,8 +6,22 @@ symbol, when a new release moves one of them.
 
 from __future__ import annotations
 
-# Public pytree functions arrived in torch long after 2.6; these have been stable since 2.0.
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
+# Lightning has no public way for a strategy to choose its launcher or to open the process group.
+from lightning.fabric.utilities.distributed import (
+    _get_default_process_group_backend_for_device as default_process_group_backend,
+)
+from lightning.fabric.utilities.distributed import _init_dist_connection as init_dist_connection
+from lightning.fabric.utilities.optimizer import _optimizers_to_device as optimizers_to_device
+
+# `rank_zero_only` of both packages carries the rank as an attribute that Lightning's strategies set.
+from lightning.fabric.utilities.rank_zero import rank_zero_only as _fabric_rank_zero_only
+from lightning.pytorch.strategies.launchers.multiprocessing import (
+    _MultiProcessingLauncher as MultiProcessingLauncher,
+)
+from lightning.pytorch.strategies.launchers.subprocess_script import (
+    _SubprocessScriptLauncher as SubprocessScriptLauncher,
+)
+from lightning.pytorch.utilities import rank_zero_only as _rank_zero_only
 
 # Tensors with a shape, dtype and device but no data. torch documents FakeTensorMode but exports it nowhere.
 from torch._subclasses.fake_tensor import (
@@ -17,18 +31,14 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-# Lightning has no public way for a strategy to choose its launcher or to open the process group.
-from lightning.fabric.utilities.distributed import (
-    _get_default_process_group_backend_for_device as default_process_group_backend,
-)
-from lightning.fabric.utilities.distributed import _init_dist_connection as init_dist_connection
-from lightning.fabric.utilities.optimizer import _optimizers_to_device as optimizers_to_device
-from lightning.pytorch.strategies.launchers.multiprocessing import (
-    _MultiProcessingLauncher as MultiProcessingLauncher,
-)
-from lightning.pytorch.strategies.launchers.subprocess_script import (
-    _SubprocessScriptLauncher as SubprocessScriptLauncher,
-)
+# Public pytree functions arrived in torch long after 2.6; these have been stable since 2.0.
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
+
+
+def set_rank_zero(rank: int) -> None:
+    """Tells Lightning's rank-zero decorators which process this is."""
+    _rank_zero_only.rank = _fabric_rank_zero_only.rank = rank  # type: ignore[attr-defined]
+
 
 # What torch raises when code on data-less tensors asks for a value.
 DATA_DEPENDENT_ERRORS: tuple[type[BaseException], ...] = (
@@ -45,6 +55,7 @@ __all__ = [
     "default_process_group_backend",
     "init_dist_connection",
     "optimizers_to_device",
+    "set_rank_zero",
     "tree_flatten",
     "tree_leaves",
     "tree_map",

@@ -58,7 +58,7 @@ class SyntheticGradients(Callback):
     def __init__(
         self,
         boundaries: Sequence[str] | None = None,
-        predictor: GradientPredictor | Mapping[str, GradientPredictor] = LossModelPredictor(),
+        predictor: GradientPredictor | Mapping[str, GradientPredictor] = LossModelPredictor(),  # noqa: B008 (a template, copied before use)
         optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
         delay: int = 1,
         train_every: int = 1,
@@ -69,7 +69,8 @@ class SyntheticGradients(Callback):
         super().__init__()
         if delay < 0 or train_every < 1 or bound <= 0:
             raise ValueError(
-                f"SyntheticGradients needs delay >= 0, train_every >= 1 and bound > 0, not {delay}, {train_every}, {bound}."
+                "SyntheticGradients needs delay >= 0, train_every >= 1 and bound > 0, "
+                f"not {delay}, {train_every} and {bound}."
             )
         if isinstance(boundaries, str):
             raise ValueError(f"boundaries takes a list of names: boundaries=['{boundaries}'].")

@@ -93,8 +93,8 @@ class StageCoordinator(Callback):
             self._warned.add(name)
             # Not rank-zero: this is about the process that it happens in.
             print(
-                f"lightning_sg: {name} raised {type(error).__name__} ({error}) in {self._runtime.name}, where the step has "
-                "no loss and no outputs; it goes on. The hook ran whole in the last stage.",
+                f"lightning_sg: {name} raised {type(error).__name__} ({error}) in {self._runtime.name}, where the step "
+                "has no loss and no outputs; it goes on. The hook ran whole in the last stage.",
                 flush=True,
             )
 

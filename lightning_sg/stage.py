@@ -136,8 +136,8 @@ class StageRuntime(Exchange):
             result = self._surrogate
         except DATA_DEPENDENT_ERRORS as error:
             raise PartitionError(
-                f"{self.name}: {type(error).__name__}: {error}. With manual optimization the code behind a stage's last "
-                "boundary runs without data there; it cannot read values (`.item()`, `if loss > x`). Do so in "
+                f"{self.name}: {type(error).__name__}: {error}. With manual optimization the code behind a stage's "
+                "last boundary runs without data there; it cannot read values (`.item()`, `if loss > x`). Do so in "
                 "`if self.trainer.is_global_zero:`, which is where the loss is."
             ) from error
         self._check_reached()
@@ -147,7 +147,8 @@ class StageRuntime(Exchange):
 
     @contextlib.contextmanager
     def _on_own_stages(self, training: bool, quiet_too: bool) -> Iterator[None]:
-        assert self._ghosts is not None and self.callback.boundaries is not None
+        assert self._ghosts is not None
+        assert self.callback.boundaries is not None
         sites = self.callback.boundaries.sites
         with ExitStack() as stack:
             if quiet_too:
@@ -197,8 +198,8 @@ class StageRuntime(Exchange):
             return
         what = f"activations of shape {sent} where {own} are due" if own != sent else "other values"
         raise BatchMismatchError(
-            f"{self.name} and {self._upstream.neighbour} were given different batches at {self.doing}: the latter's has "
-            f"{what}. Every stage must load the same data in the same order: seed all processes alike "
+            f"{self.name} and {self._upstream.neighbour} were given different batches at {self.doing}: the latter's "
+            f"has {what}. Every stage must load the same data in the same order: seed all processes alike "
             "(`seed_everything`), draw random augmentations from torch's generator, and use no distributed sampler."
         )
 
@@ -207,13 +208,13 @@ class StageRuntime(Exchange):
         if self._answered:
             return
         self._answered = True
-        assert self._upstream is not None and self._received is not None
+        assert self._upstream is not None
+        assert self._received is not None
         targets: Sequence[Tensor] = ()
         if self._received.wants_target and any(leaf.grad is not None for leaf in self._leaves):
             scale = self.callback.step.gradient_scale()
-            targets = [
-                (torch.zeros_like(leaf) if leaf.grad is None else leaf.grad) / scale for leaf in self._leaves
-            ]
+            gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in self._leaves]
+            targets = gradients if isinstance(scale, float) and scale == 1.0 else [g / scale for g in gradients]
         self._upstream.outbox.send(
             Message(number=self._number, step=self.doing, stop=self.stop_wanted, tensors=targets)
         )
@@ -261,7 +262,7 @@ class StageRuntime(Exchange):
             gradients = record.prediction
         if gradients is None:
             return torch.zeros((), device=self.device, requires_grad=True)
-        surrogate: Tensor = _Inject.apply([part / record.samples for part in gradients], *carriers)
+        surrogate: Tensor = _Inject.apply(gradients, record.samples, *carriers)
         return surrogate
 
     def _send(self, tensors: list[Tensor], wants_target: bool = False) -> None:
@@ -307,8 +308,8 @@ class StageRuntime(Exchange):
             missing = self.placement.sends_at(self.position)
         if missing is not None:
             raise BoundaryError(
-                f"{self.name}: boundary '{missing}' was not reached in {self.doing}, so the neighbouring stage waits for "
-                "nothing. Every step must pass every boundary on its way to the loss."
+                f"{self.name}: boundary '{missing}' was not reached in {self.doing}, so the neighbouring stage "
+                "waits for nothing. Every step must pass every boundary on its way to the loss."
             )
 
     def _crossed(self) -> set[str]:
@@ -357,7 +358,7 @@ class StageRuntime(Exchange):
         if self.is_last:
             arrived = {name: {k: torch.tensor(v) for k, v in values.items()} for name, values in received.items()}
             return arrived | {name: values for name, values in figures.items() if values}
-        trainer = self.module.trainer
+        trainer: Any = self.module.trainer
         self._figures |= received
         if self.device.type == "cpu" or trainer.global_step % trainer.log_every_n_steps == 0:
             own = {name: {k: float(v) for k, v in values.items()} for name, values in figures.items() if values}
@@ -397,17 +398,16 @@ class _Inject(torch.autograd.Function):
     """A scalar whose gradient with respect to the activations is the given one: d⟨h, ĝ⟩/dh = ĝ."""
 
     @staticmethod
-    def forward(ctx: Any, gradients: list[Tensor], *activations: Tensor) -> Tensor:
+    def forward(ctx: Any, gradients: tuple[Tensor, ...], samples: int, *activations: Tensor) -> Tensor:
         ctx.sg_gradients = gradients
+        ctx.sg_samples = samples
         ctx.sg_dtypes = [activation.dtype for activation in activations]
         return torch.zeros((), device=activations[0].device)
 
     @staticmethod
-    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return (
-            None,
-            *((part * factor).to(dtype) for part, dtype in zip(ctx.sg_gradients, ctx.sg_dtypes)),
-        )
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        factor = factor / ctx.sg_samples
+        return (None, None, *((part * factor).to(dtype) for part, dtype in zip(ctx.sg_gradients, ctx.sg_dtypes)))
 
 
 def _ghost_like(tensor: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from lightning.fabric.utilities.rank_zero import rank_zero_only as fabric_rank_zero_only
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -24,6 +24,7 @@ from lightning_sg._compat import (
     default_process_group_backend,
     init_dist_connection,
     optimizers_to_device,
+    set_rank_zero,
     tree_leaves,
 )
 from lightning_sg.callback import SyntheticGradients
@@ -119,14 +120,14 @@ class SyntheticGradientStrategy(ParallelStrategy):
         if self.start_method == "popen":
             self._launcher = SubprocessScriptLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
         else:
-            self._launcher = MultiProcessingLauncher(self, start_method=self.start_method)  # type: ignore[arg-type]
+            self._launcher = MultiProcessingLauncher(self, start_method=self.start_method)
 
     def set_world_ranks(self) -> None:
         """Tells the cluster environment and Lightning's rank-zero tools which process this is."""
         if self.cluster_environment is not None:
             self.cluster_environment.set_global_rank(self.node_rank * self.num_processes + self.local_rank)
             self.cluster_environment.set_world_size(self.stages_in_parallel)
-        rank_zero_only.rank = fabric_rank_zero_only.rank = self.global_rank
+        set_rank_zero(self.global_rank)
 
     def setup_environment(self) -> None:
         """Opens the process group and brings in the callbacks, before any of their hooks run."""
@@ -159,24 +160,27 @@ class SyntheticGradientStrategy(ParallelStrategy):
             self.timeout,
         )
         callback.exchange = self._runtime
-        trainer.callbacks[:] = [other for other in trainer.callbacks if not isinstance(other, StageCoordinator)]
-        trainer.callbacks.insert(0, StageCoordinator(self._runtime))
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:] = [other for other in callbacks if not isinstance(other, StageCoordinator)]
+        callbacks.insert(0, StageCoordinator(self._runtime))
 
     @staticmethod
     def _find_callback(trainer: pl.Trainer) -> SyntheticGradients:
-        found = [callback for callback in trainer.callbacks if isinstance(callback, SyntheticGradients)]
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        found = [callback for callback in callbacks if isinstance(callback, SyntheticGradients)]
         if len(found) > 1:
             raise SyntheticGradientsError("The trainer has more than one SyntheticGradients callback; give one.")
         if not found:
             found = [SyntheticGradients()]
-            trainer.callbacks.insert(0, found[0])
+            callbacks.insert(0, found[0])
         return found[0]
 
     # ------------------------------------------------------------------ set-up
 
     def setup(self, trainer: pl.Trainer) -> None:
         """Places the module and makes the optimizers; the split itself waits for the first batch."""
-        assert self.accelerator is not None and self.model is not None
+        assert self.accelerator is not None
+        assert self.model is not None
         if self._runtime is not None:
             boundaries = self._runtime.callback.boundaries
             assert boundaries is not None
@@ -184,8 +188,8 @@ class SyntheticGradientStrategy(ParallelStrategy):
                 raise too_few_stages(len(boundaries) + 1, self.stages_in_parallel)
             if getattr(self.precision_plugin, "scaler", None) is not None:
                 raise SyntheticGradientsError(
-                    "precision='16-mixed' scales the loss, which only the last stage has, and each stage would skip other "
-                    "steps. Use precision='bf16-mixed'."
+                    "precision='16-mixed' scales the loss, which only the last stage has, and each stage would skip "
+                    "other steps. Use precision='bf16-mixed'."
                 )
             set_random_state(self.broadcast(random_state()))
         self.accelerator.setup(trainer)
@@ -258,8 +262,8 @@ class SyntheticGradientStrategy(ParallelStrategy):
             yield
         except RuntimeError as error:
             raise StageLostError(
-                f"{self._runtime.name} waited for the other stages ({what} after {self._runtime.doing}), but one of them is "
-                f"gone or took longer than {self.timeout:g} s. Its own output says why. ({error})"
+                f"{self._runtime.name} waited for the other stages ({what} after {self._runtime.doing}), but one "
+                f"of them is gone or took longer than {self.timeout:g} s. Its own output says why. ({error})"
             ) from error
 
     def barrier(self, name: str | None = None) -> None:

@@ -50,9 +50,10 @@ class Record:
     def add_target(self, gradients: Iterable[Tensor | None]) -> None:
         """Adds to the target the gradients of the mean loss, of the activations' shapes; ``None`` counts as zero."""
         new = tuple(
-            torch.zeros_like(activation) if gradient is None else gradient.detach().float() * self.samples
+            torch.zeros_like(activation) if gradient is None else gradient.detach() * float(self.samples)
             for gradient, activation in zip(gradients, self.activations)
         )
+        new = tuple(gradient.float() for gradient in new)
         self.targets = new if self.targets is None else tuple(old + more for old, more in zip(self.targets, new))
 
     def collect(self) -> None:
@@ -89,7 +90,7 @@ class TargetScale:
 
     def update(self, targets: Gradients) -> None:
         """Takes one batch's targets into the average."""
-        squares = torch.stack([target.square().mean() for target in targets])
+        squares = torch.stack([mean_square(target) for target in targets])
         self._sum = squares if self._sum is None else self._sum * self.decay + squares
         self._weight = self._weight * self.decay + 1.0
 
@@ -100,7 +101,7 @@ class TargetScale:
             return tuple(torch.zeros_like(prediction) for prediction in predictions)
         limited = []
         for prediction, size in zip(predictions, rms):
-            own = prediction.square().mean().sqrt()
+            own = mean_square(prediction).sqrt()
             limited.append(prediction * (self.bound * size / own.clamp_min(1e-30)).clamp_max(1.0))
         return tuple(limited)
 
@@ -245,7 +246,8 @@ class PredictorTrainer:
             "pending": pending,
         }
         # A copy: the saved state must not change when the training goes on.
-        return tree_map_only(Tensor, lambda tensor: tensor.detach().cpu().clone(), state)
+        saved: dict[str, Any] = tree_map_only(Tensor, lambda tensor: tensor.detach().cpu().clone(), state)
+        return saved
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`, at once or as soon as the predictor's sizes are known."""
@@ -300,17 +302,18 @@ class PredictorTrainer:
         if prediction is None:
             return None
         prediction = self.scale.limit(tuple(part.detach() for part in prediction))
-        finite = torch.stack([part.isfinite().all() for part in prediction]).all()
-        self._note_non_finite(finite, record)
-        return tuple(torch.where(finite, part, torch.zeros_like(part)) for part in prediction)
-
-    def _note_non_finite(self, finite: Tensor, record: Record) -> None:
-        healthy = torch.stack([activation.isfinite().all() for activation in record.activations]).all()
+        finite = all_finite(prediction)
+        if finite.device.type == "cpu":
+            if not finite:
+                self._non_finite = (finite, all_finite(record.activations), record.step)
+                self._raise_non_finite()
+            return prediction
+        # Asking a device stops it: the answer is looked at when figures are taken, and until then nothing is harmed.
+        healthy = all_finite(record.activations)
         if self._non_finite is not None:
             finite, healthy = finite & self._non_finite[0], healthy & self._non_finite[1]
         self._non_finite = (finite, healthy, record.step)
-        if finite.device.type == "cpu":
-            self._raise_non_finite()  # elsewhere asking would stop the device: asked when figures are logged
+        return tuple(torch.where(finite, part, torch.zeros_like(part)) for part in prediction)
 
     def _raise_non_finite(self) -> None:
         if self._non_finite is None:
@@ -334,8 +337,10 @@ class PredictorTrainer:
         if record.targets is None or not record.wants_target:
             return  # the step had no backward pass, or this batch is not one to learn from
         with torch.autocast(record.activations[0].device.type, enabled=False):
-            finite = torch.stack([target.isfinite().all() for target in record.targets]).all()
-            targets = tuple(torch.where(finite, target, torch.zeros_like(target)) for target in record.targets)
+            targets = record.targets
+            finite = all_finite(targets)
+            if finite.device.type != "cpu" or not finite:  # an overflow under mixed precision: nothing to learn
+                targets = tuple(torch.where(finite, target, torch.zeros_like(target)) for target in targets)
             if record.prediction is not None:
                 self._figures = compare(record.prediction, targets)
             self.scale.update(targets)
@@ -360,11 +365,22 @@ def compare(prediction: Gradients, targets: Gradients) -> dict[str, Tensor]:
     Returns:
         Scalars ``cosine`` (similarity, -1 to 1; 0 if either is zero) and ``norm_ratio`` (of prediction to target).
     """
-    dot = torch.stack([(p * t).sum() for p, t in zip(prediction, targets)]).sum()
-    size = torch.stack([p.square().sum() for p in prediction]).sum().sqrt()
-    goal = torch.stack([t.square().sum() for t in targets]).sum().sqrt()
+    dot = torch.stack([torch.dot(p.reshape(-1), t.reshape(-1)) for p, t in zip(prediction, targets)]).sum()
+    size = torch.stack([torch.linalg.vector_norm(p) for p in prediction]).norm()
+    goal = torch.stack([torch.linalg.vector_norm(t) for t in targets]).norm()
     tiny = 1e-30
     return {"cosine": dot / (size * goal).clamp_min(tiny), "norm_ratio": size / goal.clamp_min(tiny)}
+
+
+def mean_square(tensor: Tensor) -> Tensor:
+    """The mean of the squares, in one pass and without a copy."""
+    flat = tensor.reshape(-1)
+    return torch.dot(flat, flat) / flat.numel()
+
+
+def all_finite(tensors: Gradients) -> Tensor:
+    """Whether there is no NaN and no infinity in ``tensors``, a boolean scalar; their sum tells in one pass."""
+    return torch.stack([tensor.sum() for tensor in tensors]).isfinite().all()
 
 
 __all__ = ["OptimizerFactory", "PredictorTrainer", "Record", "TargetScale", "compare"]

@@ -97,4 +97,6 @@ def assert_same_state(left: dict[str, Tensor], right: dict[str, Tensor], *, exac
     assert left.keys() == right.keys()
     for name, tensor in left.items():
         tolerance = 0.0 if exact else 1e-5
-        torch.testing.assert_close(tensor, right[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            tensor, right[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )

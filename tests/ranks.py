@@ -60,7 +60,7 @@ def run_ranks(count: int, work: Callable[[], Any], *, may_fail: bool = False) ->
         ends.append(mine)
     results = []
     deadline = time.monotonic() + TIMEOUT
-    for process, end in zip(processes, ends):
+    for end in ends:
         try:
             here = end.poll(max(0.0, deadline - time.monotonic()))
             results.append(pickle.loads(end.recv_bytes()) if here else Failure("Timeout", "said nothing", ""))

@@ -288,5 +288,5 @@ def test_context_that_the_batch_does_not_have() -> None:
 
 @pytest.mark.parametrize("arguments", [{"delay": -1}, {"train_every": 0}, {"bound": 0.0}, {"boundaries": "first"}])
 def test_arguments_out_of_range(arguments: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="delay|boundaries"):
+    with pytest.raises(ValueError, match=r"delay|boundaries"):
         SyntheticGradients(**arguments)

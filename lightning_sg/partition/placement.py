@@ -97,8 +97,8 @@ def assign(placement: Placement, module: nn.Module, trace: Trace) -> None:
             first, second = sorted(trace.uses[name])[0], sorted(trace.uses[name])[-1]
             raise PartitionError(
                 f"Parameter '{name}'{_aliases(module, name)} is used by {between(trace.order, first)} and by "
-                f"{between(trace.order, second)}, which are on different processes. A tied parameter needs all its uses "
-                "in one process: move a boundary, use fewer processes, or untie it."
+                f"{between(trace.order, second)}, which are on different processes. A tied parameter needs all "
+                "its uses in one process: move a boundary, use fewer processes, or untie it."
             )
         if len(users) > 1:
             placement.shared.add(name)

@@ -65,9 +65,7 @@ class Trace:
         return len(self.order) + 1
 
 
-def trace_step(
-    module: nn.Module, sites: Sequence[Site], run: Callable[[], STEP_OUTPUT], device: torch.device
-) -> Trace:
+def trace_step(module: nn.Module, sites: Sequence[Site], run: Callable[[], STEP_OUTPUT], device: torch.device) -> Trace:
     """Runs a step with all parameters and buffers replaced by ghosts. Nothing is computed, logged or counted.
 
     The user's Python code does run one more time than it otherwise would; what it assigns to the module's attributes
@@ -124,9 +122,7 @@ class _Tracer(TorchFunctionMode):
         self._sites = [site.name for site in sites]
         self._module_names = {id(child): name or type(module).__name__ for name, child in module.named_modules()}
         self._tensor_names = {
-            id(tensor): name
-            for named in (module.named_buffers(), module.named_parameters())
-            for name, tensor in named
+            id(tensor): name for named in (module.named_buffers(), module.named_parameters()) for name, tensor in named
         }
         self._inside: list[str] = [type(module).__name__]
         self._crossing_now = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,7 +33,9 @@ class MLPPredictor(GradientPredictor):
         normalize: How the input is scaled, see :class:`~lightning_sg.predictors.normalize.InputScale`.
     """
 
-    def __init__(self, hidden: int = 256, layers: int = 1, conditional: bool = True, normalize: Normalization = "layer") -> None:
+    def __init__(
+        self, hidden: int = 256, layers: int = 1, conditional: bool = True, normalize: Normalization = "layer"
+    ) -> None:
         super().__init__()
         if hidden < 1 or layers < 0:
             raise ValueError(f"MLPPredictor needs hidden >= 1 and layers >= 0, not {hidden} and {layers}.")
@@ -50,7 +53,7 @@ class MLPPredictor(GradientPredictor):
         self.scale.update(rows)
         sizes = [self._inputs(rows, context).shape[-1]] + [self.hidden] * self.layers + [rows.shape[-1]]
         self.net = nn.Sequential()
-        for place, (inputs, outputs) in enumerate(zip(sizes, sizes[1:])):
+        for place, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
             if place:
                 self.net.append(nn.ReLU())
             self.net.append(nn.Linear(inputs, outputs))

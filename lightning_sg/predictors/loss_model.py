@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Literal
 
 import torch
@@ -75,7 +76,7 @@ class LossModelPredictor(GradientPredictor):
             outputs = self._goal(features, context).shape[-1]
         sizes = [features.shape[-1]] + [self.hidden] * self.layers + [outputs]
         self.head = nn.Sequential()
-        for place, (inputs, size) in enumerate(zip(sizes, sizes[1:])):
+        for place, (inputs, size) in enumerate(itertools.pairwise(sizes)):
             if place:
                 self.head.append(nn.ReLU())
             self.head.append(nn.Linear(inputs, size))
@@ -99,9 +100,7 @@ class LossModelPredictor(GradientPredictor):
             return error
         return value / activations[0].shape[0] + self.gradient_weight * error
 
-    def _value_and_gradient(
-        self, activations: Gradients, context: Any, create_graph: bool
-    ) -> tuple[Tensor, Gradients]:
+    def _value_and_gradient(self, activations: Gradients, context: Any, create_graph: bool) -> tuple[Tensor, Gradients]:
         with torch.enable_grad():
             inputs = tuple(activation.detach().requires_grad_() for activation in activations)
             value = self._sample_losses(inputs, context).sum()

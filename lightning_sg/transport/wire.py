@@ -170,7 +170,9 @@ class Inbox:
                 while self._take(stream):
                     pass
         except Exception as error:  # whatever it is, a waiting stage must hear of it
-            self._lose(f"{self._sender} is gone: its connection closed ({_first_line(error)}). Its own output says why.")
+            self._lose(
+                f"{self._sender} is gone: its connection closed ({_first_line(error)}). Its own output says why."
+            )
 
     def _take(self, stream: torch.cuda.Stream | None) -> bool:
         head = self._receive(torch.empty(HEAD_BYTES, dtype=torch.uint8), self._wire.heads)
