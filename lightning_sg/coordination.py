@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -31,12 +32,12 @@ class StageCoordinator(Callback):
 
     def __init__(self, runtime: StageRuntime) -> None:
         self._runtime = runtime
-        self._module: pl.LightningModule | None = None
         self._warned: set[str] = set()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Guards the module's epoch-end hooks and keeps its metrics to this process."""
-        self._module = pl_module
+        # Lightning's advice for replicas, which these processes are not: there is nothing to sum over them.
+        warnings.filterwarnings("ignore", message=r".*recommended to use `self\.log\(.*sync_dist=True")
         for name in _EPOCH_ENDS:
             setattr(pl_module, name, self._guarded(name, getattr(pl_module, name), trainer))
         pl_module.on_train_batch_end = self._agreeing(pl_module.on_train_batch_end, trainer)  # type: ignore[method-assign]

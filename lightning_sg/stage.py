@@ -20,7 +20,7 @@ from lightning_sg.crossing import LocalCrossing
 from lightning_sg.errors import BatchMismatchError, BoundaryError, PartitionError, SyntheticGradientsError
 from lightning_sg.exchange import Exchange, Figures
 from lightning_sg.partition.checks import check_cuts, check_trainable
-from lightning_sg.partition.ghosts import GhostMemory, Ghosts, is_ghost
+from lightning_sg.partition.ghosts import GhostMemory, Ghosts, ghost_like, is_ghost
 from lightning_sg.partition.placement import Placement, assign, place
 from lightning_sg.partition.trace import quiet, trace_step
 from lightning_sg.rng import StepRandomness
@@ -251,7 +251,7 @@ class StageRuntime(Exchange):
             trainer.predict(record)  # waits for targets, after the next stage has got its work
             self._surrogate = self._surrogate_of(record, carriers, trainer.exact)
         if not self.module.automatic_optimization:
-            return [_ghost_like(tensor) for tensor in tensors]
+            return [ghost_like(tensor) for tensor in tensors]
         raise StageEnds
 
     def _surrogate_of(self, record: Record, carriers: list[Tensor], exact: bool) -> Tensor:
@@ -408,13 +408,6 @@ class _Inject(torch.autograd.Function):
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         factor = factor / ctx.sg_samples
         return (None, None, *((part * factor).to(dtype) for part, dtype in zip(ctx.sg_gradients, ctx.sg_dtypes)))
-
-
-def _ghost_like(tensor: Tensor) -> Tensor:
-    from lightning_sg._compat import FakeTensorMode
-
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        return torch.empty_like(tensor)
 
 
 def _remote_blocks(module: nn.Module, elsewhere: set[str], callback: SyntheticGradients) -> list[nn.Module]:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -190,6 +190,11 @@ class SyntheticGradientStrategy(ParallelStrategy):
                 raise SyntheticGradientsError(
                     "precision='16-mixed' scales the loss, which only the last stage has, and each stage would skip "
                     "other steps. Use precision='bf16-mixed'."
+                )
+            if trainer.gradient_clip_val and trainer.gradient_clip_algorithm != GradClipAlgorithmType.VALUE:
+                rank_zero_warn(
+                    "gradient_clip_val clips by the norm of each process's own stages; in one process the norm is that "
+                    "of the whole model. Clipping by value is the same in both."
                 )
             set_random_state(self.broadcast(random_state()))
         self.accelerator.setup(trainer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -365,3 +366,14 @@ def test_one_device_runs_all_stages_in_one_process() -> None:
             module, loader(shuffle=False)
         )
     assert_same_state(state_of(expected), state_of(module), exact=True)
+
+
+def test_clipping_by_norm_says_whose_norm_it_is() -> None:
+    def work() -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer_for(2, gradient_clip_val=0.1, max_epochs=1).fit(Classifier(), loader())
+        return [str(warning.message) for warning in caught]
+
+    rank_zero, _rank_one = run_ranks(2, work)
+    assert any("clips by the norm of each process's own stages" in message for message in rank_zero)

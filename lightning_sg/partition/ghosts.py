@@ -22,6 +22,12 @@ def is_ghost(value: object) -> bool:
     return isinstance(value, FakeTensor)
 
 
+def ghost_like(tensor: Tensor) -> Tensor:
+    """A ghost with the form of ``tensor``."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return torch.empty_like(tensor)
+
+
 class Ghosts(AbstractContextManager["Ghosts"]):
     """While entered, the named parameters and buffers of ``module`` are ghosts; after it, themselves again.
 
@@ -122,4 +128,4 @@ def _signature(leaf: Any) -> Any:
     return leaf
 
 
-__all__ = ["GhostMemory", "Ghosts", "is_ghost"]
+__all__ = ["GhostMemory", "Ghosts", "ghost_like", "is_ghost"]
