@@ -15,6 +15,7 @@ from lightning.fabric.utilities.optimizer import _optimizers_to_device as optimi
 
 # `rank_zero_only` of both packages carries the rank as an attribute that Lightning's strategies set.
 from lightning.fabric.utilities.rank_zero import rank_zero_only as _fabric_rank_zero_only
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies.launchers.multiprocessing import (
     _MultiProcessingLauncher as MultiProcessingLauncher,
 )
@@ -40,6 +41,12 @@ def set_rank_zero(rank: int) -> None:
     _rank_zero_only.rank = _fabric_rank_zero_only.rank = rank  # type: ignore[attr-defined]
 
 
+def saves_at_step(checkpoint: ModelCheckpoint, step: int) -> bool:
+    """Whether ``ModelCheckpoint(every_n_train_steps=...)`` saves at ``step``; it has no public attribute for it."""
+    every = checkpoint._every_n_train_steps
+    return every > 0 and step % every == 0
+
+
 # What torch raises when code on data-less tensors asks for a value.
 DATA_DEPENDENT_ERRORS: tuple[type[BaseException], ...] = (
     DataDependentOutputException,
@@ -55,6 +62,7 @@ __all__ = [
     "default_process_group_backend",
     "init_dist_connection",
     "optimizers_to_device",
+    "saves_at_step",
     "set_rank_zero",
     "tree_flatten",
     "tree_leaves",

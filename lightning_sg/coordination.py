@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_sg._compat import saves_at_step
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.stage import StageRuntime
 
@@ -33,6 +34,7 @@ class StageCoordinator(Callback):
     def __init__(self, runtime: StageRuntime) -> None:
         self._runtime = runtime
         self._warned: set[str] = set()
+        self._metrics: list[tuple[Metric, Any]] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Guards the module's epoch-end hooks and keeps its metrics to this process."""
@@ -43,10 +45,14 @@ class StageCoordinator(Callback):
         pl_module.on_train_batch_end = self._agreeing(pl_module.on_train_batch_end, trainer)  # type: ignore[method-assign]
         for child in pl_module.modules():
             if isinstance(child, Metric):  # would gather over all processes, of which only the last has values
-                child.distributed_available_fn = lambda: False
+                self._metrics.append((child, child.distributed_available_fn))
+                child.distributed_available_fn = _alone
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Gives the module its own hooks back."""
+        """Gives the module its own hooks and metrics back."""
+        for metric, available in self._metrics:
+            metric.distributed_available_fn = available
+        self._metrics.clear()
         for name in (*_EPOCH_ENDS, "on_train_batch_end"):
             pl_module.__dict__.pop(name, None)
 
@@ -62,19 +68,18 @@ class StageCoordinator(Callback):
         """Shares the validation metrics."""
         self._share_metrics(trainer)
 
-    def _guarded(self, name: str, hook: Callable[[], Any], trainer: pl.Trainer) -> Callable[[], Any]:
-        def run() -> Any:
+    def _guarded(self, name: str, hook: Callable[[], Any], trainer: pl.Trainer) -> Callable[[], None]:
+        def run() -> None:
             try:
-                return hook()
+                hook()
             except SyntheticGradientsError:
                 raise
             except Exception as error:  # the user's code: anything may come
                 if self._runtime.is_last:
                     raise
                 self._warn(name, error)
-            finally:
-                if name == "on_train_epoch_end":
-                    self._share_metrics(trainer)
+            if name == "on_train_epoch_end":
+                self._share_metrics(trainer)
 
         return run
 
@@ -120,10 +125,14 @@ class StageCoordinator(Callback):
         return any(
             isinstance(callback, ModelCheckpoint)
             and callback.monitor is not None
-            and callback._every_n_train_steps > 0
-            and trainer.global_step % callback._every_n_train_steps == 0
+            and saves_at_step(callback, trainer.global_step)
             for callback in trainer.checkpoint_callbacks
         )
+
+
+def _alone() -> bool:
+    """What a metric is told when it asks whether there are processes to gather from."""
+    return False
 
 
 __all__ = ["StageCoordinator"]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
 from lightning_sg.predictors.features import (
@@ -16,6 +15,7 @@ from lightning_sg.predictors.features import (
     join_rows,
     split_rows,
 )
+from lightning_sg.predictors.layers import zero_ended
 from lightning_sg.predictors.normalize import InputScale, Normalization
 
 
@@ -51,16 +51,7 @@ class MLPPredictor(GradientPredictor):
             self.classes = count_classes(context, loss)
         rows = join_rows(activations)
         self.scale.update(rows)
-        sizes = [self._inputs(rows, context).shape[-1]] + [self.hidden] * self.layers + [rows.shape[-1]]
-        self.net = nn.Sequential()
-        for place, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
-            if place:
-                self.net.append(nn.ReLU())
-            self.net.append(nn.Linear(inputs, outputs))
-        last = self.net[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        self.net = zero_ended(self._inputs(rows, context).shape[-1], self.hidden, self.layers, rows.shape[-1])
 
     def forward(self, activations: Gradients, context: Any) -> Gradients:
         """See :meth:`GradientPredictor.forward`."""

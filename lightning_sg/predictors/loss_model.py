@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo, relative_error
 from lightning_sg.predictors.features import count_classes, is_label, join_rows
+from lightning_sg.predictors.layers import zero_ended
 from lightning_sg.predictors.normalize import InputScale, Normalization
 
 # Feature maps are averaged to at most this many cells a side: a head needs no more, and stays cheap.
@@ -74,16 +74,7 @@ class LossModelPredictor(GradientPredictor):
         else:
             self.kind = "binary_cross_entropy" if loss is not None and loss.kind == "binary_cross_entropy" else "mse"
             outputs = self._goal(features, context).shape[-1]
-        sizes = [features.shape[-1]] + [self.hidden] * self.layers + [outputs]
-        self.head = nn.Sequential()
-        for place, (inputs, size) in enumerate(itertools.pairwise(sizes)):
-            if place:
-                self.head.append(nn.ReLU())
-            self.head.append(nn.Linear(inputs, size))
-        last = self.head[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        self.head = zero_ended(features.shape[-1], self.hidden, self.layers, outputs)
 
     def forward(self, activations: Gradients, context: Any) -> Gradients:
         """See :meth:`GradientPredictor.forward`."""
