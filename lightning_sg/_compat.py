@@ -42,9 +42,12 @@ def set_rank_zero(rank: int) -> None:
 
 
 def saves_at_step(checkpoint: ModelCheckpoint, step: int) -> bool:
-    """Whether ``ModelCheckpoint(every_n_train_steps=...)`` saves at ``step``; it has no public attribute for it."""
+    """Whether a checkpoint callback may save at ``step``; ModelCheckpoint has no public attribute for it.
+
+    With a time interval all processes are asked at every batch.
+    """
     every = checkpoint._every_n_train_steps
-    return every > 0 and step % every == 0
+    return checkpoint._train_time_interval is not None or (every > 0 and step % every == 0)
 
 
 # What torch raises when code on data-less tensors asks for a value.

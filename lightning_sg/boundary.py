@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -56,10 +57,17 @@ class Site:
         self.name = name
         self.crossed = False
         self._crossing: Crossing | None = None
+        self._without_gradient = True
 
-    def open(self, crossing: Crossing) -> None:
-        """A step begins: what reaches the boundary goes through ``crossing``, once."""
+    def open(self, crossing: Crossing, *, without_gradient: bool = True) -> None:
+        """A step begins: what reaches the boundary goes through ``crossing``, once.
+
+        Args:
+            crossing: Takes the tensors and returns what the next stage goes on with.
+            without_gradient: Whether passes under ``no_grad`` go through it too. Otherwise they do not count.
+        """
         self._crossing = crossing
+        self._without_gradient = without_gradient
         self.crossed = False
 
     def close(self) -> None:
@@ -72,12 +80,13 @@ class Site:
         Raises:
             BoundaryError: If the boundary is reached for the second time in one step.
         """
-        if self._crossing is None:
+        if self._crossing is None or not (self._without_gradient or torch.is_grad_enabled()):
             return value
         if self.crossed:
             raise BoundaryError(
                 f"Boundary '{self.name}' was reached twice in one step. A boundary separates two stages that run "
-                "once per batch: call the module around it once, or put the boundary where the data passes once."
+                "once per batch: call the module around it once, or put the boundary where the data passes once. "
+                "Optimizers that evaluate a step several times (LBFGS) do not work with boundaries."
             )
         self.crossed = True
         leaves, structure = tree_flatten(value)
@@ -88,9 +97,19 @@ class Site:
             leaves[place] = tensor
         return tree_unflatten(leaves, structure)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Site:
-        # A copy of the model (weight averaging, export) is an ordinary undivided model.
-        return Site(self.name)
+    def __reduce__(self) -> tuple[type[Site], tuple[str]]:
+        # A copy of the model (weight averaging, export, another process) is an ordinary undivided model.
+        return Site, (self.name,)
+
+
+class _CutAfter:
+    """The forward hook that cuts after a submodule; a class, so that the module can be copied and pickled."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        return self._site.cross(output)
 
 
 class Boundaries:
@@ -128,7 +147,7 @@ class Boundaries:
             child._site = site
             self._annotated.append(child)
         else:
-            self._handles.append(child.register_forward_hook(lambda _module, _args, output: site.cross(output)))
+            self._handles.append(child.register_forward_hook(_CutAfter(site)))
 
     def remove(self) -> None:
         """Takes the boundaries out: the module is as it was before."""
@@ -156,8 +175,17 @@ def _unknown(name: str, known: list[str], owner: str) -> str:
 
 
 def differentiable(tensor: Tensor) -> bool:
-    """Whether a gradient can cross a boundary for ``tensor``."""
-    return tensor.requires_grad and (tensor.is_floating_point() or tensor.is_complex())
+    """Whether a gradient can cross a boundary for ``tensor``.
+
+    Raises:
+        BoundaryError: For complex tensors, which predictors cannot learn from.
+    """
+    if tensor.requires_grad and tensor.is_complex():
+        raise BoundaryError(
+            f"A complex activation of shape {tuple(tensor.shape)} reaches a boundary. Pass its real view: "
+            "`torch.view_as_complex(boundary(torch.view_as_real(h)))`."
+        )
+    return tensor.requires_grad and tensor.is_floating_point()
 
 
 __all__ = ["Boundaries", "Boundary", "Crossing", "Site", "differentiable"]

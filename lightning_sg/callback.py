@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -59,7 +60,7 @@ class SyntheticGradients(Callback):
         self,
         boundaries: Sequence[str] | None = None,
         predictor: GradientPredictor | Mapping[str, GradientPredictor] = LossModelPredictor(),  # noqa: B008 (a template, copied before use)
-        optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
+        optimizer: OptimizerCallable = partial(torch.optim.Adam, lr=1e-3),  # noqa: B008 (only stored)
         delay: int = 1,
         train_every: int = 1,
         context: ContextSource = "auto",
@@ -94,6 +95,8 @@ class SyntheticGradients(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Cuts the module at its boundaries."""
+        # The strategy says where the stages are; any other strategy has them in one process.
+        self.exchange = getattr(trainer.strategy, "exchange", None) or Exchange()
         self.boundaries = Boundaries(pl_module, self.names)
         if not self.exchange.split and trainer.world_size > 1:
             raise SyntheticGradientsError(
@@ -141,6 +144,10 @@ class SyntheticGradients(Callback):
         if self.boundaries is not None:
             self.boundaries.remove()
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leaves the module as it was: Lightning calls no ``teardown`` after an error."""
+        self.teardown(trainer, pl_module, "")
+
     def accept(self, trace: Trace) -> None:
         """Takes what a traced step showed about the model."""
         self.trace = trace
@@ -158,7 +165,7 @@ class SyntheticGradients(Callback):
         self.step.begin(trainer, context_of(batch, self.context))
         if not self.exchange.split:
             for site in self.boundaries.sites:
-                site.open(LocalCrossing(self.trainers[site.name], self.step))
+                site.open(LocalCrossing(self.trainers[site.name], self.step), without_gradient=False)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -167,6 +174,9 @@ class SyntheticGradients(Callback):
         assert self.boundaries is not None
         self.step.end()
         self.boundaries.close()
+        if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
+            for trained in self.trainers.values():
+                trained.check_finite()
         figures = {name: trained.take_figures() for name, trained in self.trainers.items()}
         for name, values in self.exchange.route(figures).items():
             for key, value in values.items():
@@ -175,18 +185,23 @@ class SyntheticGradients(Callback):
     def _check(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Follows one step without data: is every boundary reached, and does nothing go around it?"""
         assert self.boundaries is not None
-        arguments = (batch, batch_idx)[: len(inspect.signature(module.training_step).parameters)]
+        takes_index = len(inspect.signature(module.training_step).parameters) > 1
 
         def run() -> Any:
             with trainer.precision_plugin.train_step_context():
-                return module.training_step(*arguments)
+                return module.training_step(batch, batch_idx) if takes_index else module.training_step(batch)
 
         try:
-            trace = trace_step(module, self.boundaries.sites, run, trainer.strategy.root_device)
+            trace = trace_step(module, self.boundaries.sites, run, trainer.strategy.root_device, without_gradient=False)
         except PartitionError as error:
             rank_zero_warn(f"The boundaries could not be checked before training, which goes on. {error}")
             self.trace = Trace()
             return
+        if trace.cut_short is not None:
+            rank_zero_warn(
+                f"The check of the boundaries ended in the last stage, at {trace.cut_short}. If an activation of an "
+                "earlier stage is used after that, its gradient goes around the boundary."
+            )
         check_cuts(trace, split=False)
         check_trainable(module, trace)
         self.accept(trace)

@@ -31,7 +31,7 @@ def gather_weights(module: pl.LightningModule, placement: Placement, ranks: list
 
 
 def gather_optimizer_state(
-    optimizer: Optimizer, module: pl.LightningModule, placement: Placement, position: int
+    optimizer: Optimizer, module: pl.LightningModule, placement: Placement, position: int, group: Any
 ) -> dict[str, Any]:
     """The state of the whole model's optimizer on global rank 0. A collective.
 
@@ -46,7 +46,7 @@ def gather_optimizer_state(
     foreign = {number for number, parameter in zip(numbers, parameters) if names.get(id(parameter)) in elsewhere}
     own = {number: value for number, value in state["state"].items() if number not in foreign}
     gathered: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(_on_host(own), gathered, dst=0)
+    dist.gather_object(_on_host(own), gathered, dst=0, group=group)
     union = {number: value for part in gathered or [own] for number, value in part.items()}
     return {**state, "state": dict(sorted(union.items()))}
 

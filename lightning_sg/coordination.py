@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
-import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 from torchmetrics import Metric
@@ -17,7 +16,10 @@ from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.stage import StageRuntime
 
 # Hooks of the user's module in which results of steps are commonly used: only the last stage has them.
-_EPOCH_ENDS = ("on_train_epoch_end", "on_validation_epoch_end", "on_test_epoch_end", "on_predict_epoch_end")
+_ENDS = (
+    "on_train_epoch_end",
+    *(f"on_{stage}_{part}_end" for stage in ("validation", "test", "predict") for part in ("batch", "epoch")),
+)
 
 
 class StageCoordinator(Callback):
@@ -34,13 +36,15 @@ class StageCoordinator(Callback):
     def __init__(self, runtime: StageRuntime) -> None:
         self._runtime = runtime
         self._warned: set[str] = set()
+        self._hooks: dict[str, Any] = {}
         self._metrics: list[tuple[Metric, Any]] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Guards the module's epoch-end hooks and keeps its metrics to this process."""
         # Lightning's advice for replicas, which these processes are not: there is nothing to sum over them.
         warnings.filterwarnings("ignore", message=r".*recommended to use `self\.log\(.*sync_dist=True")
-        for name in _EPOCH_ENDS:
+        self._hooks = {name: pl_module.__dict__.get(name) for name in (*_ENDS, "on_train_batch_end")}
+        for name in _ENDS:
             setattr(pl_module, name, self._guarded(name, getattr(pl_module, name), trainer))
         pl_module.on_train_batch_end = self._agreeing(pl_module.on_train_batch_end, trainer)  # type: ignore[method-assign]
         for child in pl_module.modules():
@@ -53,8 +57,17 @@ class StageCoordinator(Callback):
         for metric, available in self._metrics:
             metric.distributed_available_fn = available
         self._metrics.clear()
-        for name in (*_EPOCH_ENDS, "on_train_batch_end"):
-            pl_module.__dict__.pop(name, None)
+        for name, own in self._hooks.items():
+            if own is None:
+                pl_module.__dict__.pop(name, None)
+            else:
+                pl_module.__dict__[name] = own
+        self._hooks.clear()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Before any other callback: the neighbours hear of it, and nothing waits for them any more."""
+        self._runtime.fail(exception)
+        self.teardown(trainer, pl_module, "")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -68,16 +81,9 @@ class StageCoordinator(Callback):
         """Shares the validation metrics."""
         self._share_metrics(trainer)
 
-    def _guarded(self, name: str, hook: Callable[[], Any], trainer: pl.Trainer) -> Callable[[], None]:
-        def run() -> None:
-            try:
-                hook()
-            except SyntheticGradientsError:
-                raise
-            except Exception as error:  # the user's code: anything may come
-                if self._runtime.is_last:
-                    raise
-                self._warn(name, error)
+    def _guarded(self, name: str, hook: Callable[..., Any], trainer: pl.Trainer) -> Callable[..., None]:
+        def run(*arguments: Any) -> None:
+            self._call(hook, name, *arguments)
             if name == "on_train_epoch_end":
                 self._share_metrics(trainer)
 
@@ -87,22 +93,30 @@ class StageCoordinator(Callback):
         """The last hook of a batch: from here on nobody else asks this process to stop."""
 
         def run(*arguments: Any) -> None:
-            hook(*arguments)
+            self._call(hook, "on_train_batch_end", *arguments)
             if trainer.should_stop and not self._runtime.final:
                 self._runtime.stop_wanted = True
             trainer.should_stop = self._runtime.final
 
         return run
 
-    def _warn(self, name: str, error: Exception) -> None:
-        if name not in self._warned:
-            self._warned.add(name)
-            # Not rank-zero: this is about the process that it happens in.
-            print(
-                f"lightning_sg: {name} raised {type(error).__name__} ({error}) in {self._runtime.name}, where the step "
-                "has no loss and no outputs; it goes on. The hook ran whole in the last stage.",
-                flush=True,
-            )
+    def _call(self, hook: Callable[..., Any], name: str, *arguments: Any) -> None:
+        """Runs a hook of the module; one that needs what only the last stage has ends early elsewhere, with a word."""
+        try:
+            hook(*arguments)
+        except SyntheticGradientsError:
+            raise
+        except Exception as error:  # the user's code: anything may come
+            if self._runtime.is_last:
+                raise
+            if name not in self._warned:
+                self._warned.add(name)
+                warnings.warn(
+                    f"{name} raised {type(error).__name__} ({error}) in {self._runtime.name}, where a step has no loss "
+                    "and no outputs; it goes on there without the rest of the hook, which ran whole in the last stage. "
+                    "If the rest matters to every stage, put what failed in `if trainer.is_global_zero:`.",
+                    stacklevel=2,
+                )
 
     def _share_metrics(self, trainer: pl.Trainer) -> None:
         """All processes get the last stage's metrics, and stop at the end of the epoch if one of them wants to."""
@@ -113,11 +127,7 @@ class StageCoordinator(Callback):
         shared = trainer.strategy.broadcast(metrics)
         if not trainer.is_global_zero:
             trainer.callback_metrics.update(shared)
-        wanted: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(wanted, self._runtime.stop_wanted)
-        if any(wanted):
-            self._runtime.stop_wanted = False
-            trainer.should_stop = True
+        agree_on_stop(trainer, self._runtime)
 
     @staticmethod
     def _saves_now(trainer: pl.Trainer) -> bool:
@@ -130,9 +140,17 @@ class StageCoordinator(Callback):
         )
 
 
+def agree_on_stop(trainer: pl.Trainer, runtime: StageRuntime) -> None:
+    """Where all processes meet: if one wants to stop, all do."""
+    if not trainer.strategy.reduce_boolean_decision(trainer.should_stop or runtime.stop_wanted, all=False):
+        return
+    runtime.stop_wanted = False
+    trainer.should_stop = True
+
+
 def _alone() -> bool:
     """What a metric is told when it asks whether there are processes to gather from."""
     return False
 
 
-__all__ = ["StageCoordinator"]
+__all__ = ["StageCoordinator", "agree_on_stop"]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_sg.boundary import differentiable
+from lightning_sg.errors import BoundaryError
 from lightning_sg.step import Step
 from lightning_sg.training import PredictorTrainer, Record
 
@@ -35,8 +36,8 @@ class LocalCrossing:
             return tensors
         record = self._trainer.prepare([tensors[place] for place in places], self._step.context, self._step.loss)
         self._trainer.predict(record)
-        scale = self._step.gradient_scale()
-        crossed = _Cut.apply(_Backward(record, scale, self._trainer.exact), *(tensors[place] for place in places))
+        carriers = [tensors[place] for place in places]
+        crossed = _Cut.apply(_Backward(self._trainer, record, self._step.gradient_scale(), carriers), *carriers)
         tensors = list(tensors)
         for place, tensor in zip(places, crossed):
             tensors[place] = tensor
@@ -46,15 +47,22 @@ class LocalCrossing:
 class _Backward:
     """What happens at the boundary backwards."""
 
-    def __init__(self, record: Record, scale: Tensor | float, exact: bool) -> None:
+    def __init__(self, trainer: PredictorTrainer, record: Record, scale: Tensor | float, tensors: list[Tensor]) -> None:
+        self._name = trainer.name
         self._record = record
         self._scale = scale
-        self._exact = exact
+        self._exact = trainer.exact
+        self._dtypes = [tensor.dtype for tensor in tensors]
         self._passed = False
 
-    def __call__(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+    def __call__(self, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise BoundaryError(
+                f"A gradient of a gradient (`create_graph=True`) was asked for across boundary '{self._name}'. A "
+                "synthetic gradient has none: keep penalties on gradients within one stage."
+            )
         if self._record.wants_target:
-            self._record.add_target(gradient / self._scale for gradient in gradients)
+            self._record.add_target(None if gradient is None else gradient / self._scale for gradient in gradients)
         if self._exact:
             return gradients
         # A second backward pass through the same batch adds to the target; the prediction is for their sum.
@@ -62,8 +70,8 @@ class _Backward:
             return (None,) * len(gradients)
         self._passed = True
         return tuple(
-            (part * (self._scale / self._record.samples)).to(gradient.dtype)
-            for part, gradient in zip(self._record.prediction, gradients)
+            (part * (self._scale / self._record.samples)).to(dtype)
+            for part, dtype in zip(self._record.prediction, self._dtypes)
         )
 
 
@@ -73,11 +81,12 @@ class _Cut(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, backward: Callable[..., Any], *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.sg_backward = backward
+        ctx.set_materialize_grads(False)  # an output that the loss does not use has no gradient, not a zero one
         # A copy, so that an in-place operation in the next stage cannot reach what the predictor learns from.
         return tuple(tensor.clone() for tensor in tensors)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         return (None, *ctx.sg_backward(gradients))
 
 

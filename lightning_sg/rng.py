@@ -1,51 +1,70 @@
-"""Random numbers of stages on several processes: shared outside the step, each stage's own inside it."""
+"""Random numbers of stages on several processes: shared outside their stages, each one's own inside them."""
 
 from __future__ import annotations
 
 import random
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 
 class StepRandomness(AbstractContextManager["StepRandomness"]):
-    """While entered, torch's CPU generator is this process's own; outside it is as if nothing had been drawn.
+    """While entered, random numbers are those of the step; outside it is as if none had been drawn.
 
-    So the processes, once they share a state, go on to draw the same order and the same augmentations of the data,
-    whatever dropout draws in each stage.
+    A step begins with the same numbers in every process, so that what the user's code draws before the network (noise,
+    a mixup permutation, a mask) is the same for all stages. At its own stages each process goes on with numbers of its
+    own (:meth:`diverge`). Outside, the processes share a state, and so draw the same order and augmentations of the
+    data, whatever dropout draws in each stage. Covers torch, the CUDA device, numpy and ``random``.
 
     Args:
         position: This process's place in the chain; different places draw different numbers.
+        device: The stages' device.
     """
 
-    def __init__(self, position: int) -> None:
+    def __init__(self, position: int, device: torch.device) -> None:
         self._position = position
-        self._own: Tensor | None = None
-        self._outside: Tensor | None = None
+        self._device = device
+        self._number = 0
+        self._outside: dict[str, Any] = {}
 
     def __enter__(self) -> StepRandomness:
-        self._outside = torch.get_rng_state()
-        if self._own is None:
-            seed = (torch.initial_seed() + 7919 * (self._position + 1)) % 2**63
-            self._own = torch.Generator().manual_seed(seed).get_state()
-        torch.set_rng_state(self._own)
+        self._outside = random_state()
+        self._number += 1
+        self._seed(0)
         return self
+
+    def diverge(self) -> None:
+        """From here on this process's numbers are its own."""
+        self._seed(self._position + 1)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._outside is not None
-        self._own = torch.get_rng_state()
-        torch.set_rng_state(self._outside)
+        set_random_state(self._outside)
+
+    def _seed(self, stream: int) -> None:
+        # The outside generator's seed is the same everywhere: the strategy shares its state at the start.
+        shared = self._outside["seed"]
+        seed = int(np.random.SeedSequence([shared % 2**64, self._number, stream]).generate_state(1, np.uint64)[0])
+        torch.default_generator.manual_seed(seed)
+        if self._device.type == "cuda":
+            torch.cuda.default_generators[self._device.index or 0].manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
 
 
 def random_state() -> dict[str, Any]:
-    """The states of all generators that data loading draws from."""
-    return {"torch": torch.get_rng_state(), "numpy": np.random.get_state(), "python": random.getstate()}
+    """The states of all generators on the host, which data loading draws from."""
+    return {
+        "seed": torch.initial_seed(),
+        "torch": torch.get_rng_state(),
+        "numpy": np.random.get_state(),
+        "python": random.getstate(),
+    }
 
 
 def set_random_state(state: dict[str, Any]) -> None:
@@ -55,4 +74,14 @@ def set_random_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
 
 
-__all__ = ["StepRandomness", "random_state", "set_random_state"]
+@contextmanager
+def unchanged_randomness() -> Iterator[None]:
+    """Afterwards the generators on the host are as if nothing had been drawn."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)
+
+
+__all__ = ["StepRandomness", "random_state", "set_random_state", "unchanged_randomness"]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,12 +18,18 @@ from lightning_sg._compat import DATA_DEPENDENT_ERRORS
 from lightning_sg.boundary import Crossing, Site, differentiable
 from lightning_sg.callback import SyntheticGradients
 from lightning_sg.crossing import LocalCrossing
-from lightning_sg.errors import BatchMismatchError, BoundaryError, PartitionError, SyntheticGradientsError
+from lightning_sg.errors import (
+    BatchMismatchError,
+    BoundaryError,
+    PartitionError,
+    StageLostError,
+    SyntheticGradientsError,
+)
 from lightning_sg.exchange import Exchange, Figures
 from lightning_sg.partition.checks import check_cuts, check_trainable
 from lightning_sg.partition.ghosts import GhostMemory, Ghosts, ghost_like, is_ghost
 from lightning_sg.partition.placement import Placement, assign, place
-from lightning_sg.partition.trace import quiet, trace_step
+from lightning_sg.partition.trace import quiet, shadowed, trace_step
 from lightning_sg.rng import StepRandomness
 from lightning_sg.training import Record
 from lightning_sg.transport import Downstream, Message, Upstream, open_links
@@ -45,6 +52,7 @@ class StageRuntime(Exchange):
         device: This process's device.
         backend: The backend for tensors between stages.
         timeout: How many seconds an expected message may take.
+        host_group: A gloo group of all processes.
     """
 
     split = True
@@ -58,7 +66,9 @@ class StageRuntime(Exchange):
         device: torch.device,
         backend: str,
         timeout: float,
+        host_group: Any,
     ) -> None:
+        self.host_group = host_group
         self.module = module
         self.callback = callback
         self.position = position
@@ -75,7 +85,7 @@ class StageRuntime(Exchange):
         self._downstream: Downstream | None = None
         self._ghosts: Ghosts | None = None
         self._memory = GhostMemory([])
-        self._randomness = StepRandomness(position)
+        self._randomness = StepRandomness(position, device)
         self._number = -1
         self._fingerprint = 0
         self._received: Message | None = None
@@ -84,6 +94,9 @@ class StageRuntime(Exchange):
         self._unconfirmed: deque[int] = deque()
         self._surrogate: Tensor | None = None
         self._figures: dict[str, dict[str, float]] = {}
+        self._unlogged: set[str] = set()
+        self._shared_versions: dict[str, int] = {}
+        self.failed = False
 
     # ------------------------------------------------------------------ who this is
 
@@ -135,12 +148,18 @@ class StageRuntime(Exchange):
         except StageEnds:
             result = self._surrogate
         except DATA_DEPENDENT_ERRORS as error:
+            advice = (
+                "With manual optimization the code behind a stage's last boundary runs without data there. Read values "
+                "in `if self.trainer.is_global_zero:`, which is where the loss is."
+                if manual
+                else "Read values only of what this process computes itself."
+            )
             raise PartitionError(
-                f"{self.name}: {type(error).__name__}: {error}. With manual optimization the code behind a stage's "
-                "last boundary runs without data there; it cannot read values (`.item()`, `if loss > x`). Do so in "
-                "`if self.trainer.is_global_zero:`, which is where the loss is."
+                f"{self.name}: {type(error).__name__}: {error}. The code reads a value of a tensor of another "
+                f"stage. {advice}"
             ) from error
         self._check_reached()
+        self._check_shared_buffers()
         if manual or not training:
             self.return_targets()
         return result if training or self.is_last else None
@@ -151,8 +170,7 @@ class StageRuntime(Exchange):
         assert self.callback.boundaries is not None
         sites = self.callback.boundaries.sites
         with ExitStack() as stack:
-            if quiet_too:
-                stack.enter_context(quiet(self.module))
+            stack.enter_context(quiet(self.module) if quiet_too else self._without_ghosts_in_logs())
             stack.enter_context(self._ghosts)
             stack.enter_context(self._randomness)
             self._memory.install()
@@ -161,6 +179,30 @@ class StageRuntime(Exchange):
                 site.open(self._crossing(site, training))
                 stack.callback(site.close)
             yield
+
+    def _without_ghosts_in_logs(self) -> AbstractContextManager[None]:
+        """Lets the module log what this process has values of, and says once what it has not."""
+        log, log_dict = self.module.log, self.module.log_dict
+
+        def known(name: str, value: Any) -> bool:
+            if is_ghost(value) and name not in self._unlogged:
+                self._unlogged.add(name)
+                warnings.warn(
+                    f"'{name}' is computed in another stage than {self.name} and is not logged. Log it behind the last "
+                    "boundary, or pass it through the boundary.",
+                    stacklevel=2,
+                )
+            return not is_ghost(value)
+
+        def log_known(name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+            if known(name, value):
+                log(name, value, *args, **kwargs)
+
+        def log_dict_known(dictionary: Any, *args: Any, **kwargs: Any) -> None:
+            here = {name: value for name, value in dictionary.items() if known(name, value)}
+            log_dict(here if len(here) < len(dictionary) else dictionary, *args, **kwargs)
+
+        return shadowed([(self.module, "log", log_known), (self.module, "log_dict", log_dict_known)])
 
     def _crossing(self, site: Site, training: bool) -> Crossing:
         """What happens at a boundary in this process."""
@@ -177,6 +219,7 @@ class StageRuntime(Exchange):
 
     def _receive(self, ghosts: list[Tensor], training: bool) -> list[Tensor]:
         assert self._upstream is not None
+        self._randomness.diverge()
         message = self._upstream.inbox.receive(self._number, f"the activations of {self.doing}")
         self._check_same_batch(message, ghosts)
         self._received = message
@@ -223,7 +266,7 @@ class StageRuntime(Exchange):
     # ------------------------------------------------------------------ the boundary at the end
 
     def _send_evaluation(self, tensors: list[Tensor]) -> list[Tensor]:
-        self._send(tensors)
+        self._send(tensors, training=False)
         self._unconfirmed.append(self._number)
         while len(self._unconfirmed) > MAX_BATCHES_IN_EVALUATION:
             self._answer(self._unconfirmed.popleft())
@@ -265,7 +308,7 @@ class StageRuntime(Exchange):
         surrogate: Tensor = _Inject.apply(gradients, record.samples, *carriers)
         return surrogate
 
-    def _send(self, tensors: list[Tensor], wants_target: bool = False) -> None:
+    def _send(self, tensors: list[Tensor], wants_target: bool = False, training: bool = True) -> None:
         assert self._downstream is not None
         self._downstream.outbox.send(
             Message(
@@ -274,11 +317,12 @@ class StageRuntime(Exchange):
                 fingerprint=self._fingerprint,
                 wants_target=wants_target,
                 stop=self.final,
-                figures=self._figures,
+                figures=self._figures if training else {},
                 tensors=tensors,
             )
         )
-        self._figures = {}
+        if training:
+            self._figures = {}
 
     def _answer(self, number: int) -> tuple[Tensor, ...] | None:
         """Waits for the next stage's answer to a batch: the targets, or ``None``."""
@@ -293,6 +337,11 @@ class StageRuntime(Exchange):
         """The loss to go backward from: of a ghost, this stage's surrogate."""
         if not is_ghost(loss):
             return loss
+        if self.is_last:
+            raise PartitionError(
+                f"{self.name}: the loss of {self.doing} depends on a parameter or activation of another stage, which "
+                "has no data here. Compute it from the last stage's own tensors, or pass it through the boundary."
+            )
         if self._surrogate is None:
             return torch.zeros((), device=self.device, requires_grad=True)  # a second backward of one batch
         surrogate, self._surrogate = self._surrogate, None
@@ -311,6 +360,19 @@ class StageRuntime(Exchange):
                 f"{self.name}: boundary '{missing}' was not reached in {self.doing}, so the neighbouring stage "
                 "waits for nothing. Every step must pass every boundary on its way to the loss."
             )
+
+    def _check_shared_buffers(self) -> None:
+        """Refuses a buffer that several processes use and one changes: the others would not hear of it."""
+        if not self._shared_versions:
+            return
+        buffers = dict(self.module.named_buffers())
+        for name, version in self._shared_versions.items():
+            if buffers[name]._version != version:
+                raise PartitionError(
+                    f"{self.name}: buffer '{name}' is used by stages on different processes and was changed in "
+                    f"{self.doing}. The others would not see it: give each stage a module of its own, or move a "
+                    "boundary."
+                )
 
     def _crossed(self) -> set[str]:
         assert self.callback.boundaries is not None
@@ -337,16 +399,19 @@ class StageRuntime(Exchange):
             )
         else:
             assign(self.placement, self.module, trace)
-        self._settle_in()
+        with torch.inference_mode(False):  # what a validation step moves is trained later
+            self._settle_in()
 
     def _settle_in(self) -> None:
         """Puts ghosts in the place of what other processes hold, and lets go of its device memory."""
         assert self.placement is not None
         elsewhere = self.placement.elsewhere(self.position)
+        buffers = dict(self.module.named_buffers())
+        self._shared_versions = {name: buffers[name]._version for name in self.placement.shared}
         if self.device.type != "cpu":
             tensors = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
-            for name in elsewhere & set(tensors):
-                tensors[name].data = tensors[name].data.cpu()
+            for name, tensor in tensors.items():
+                tensor.data = tensor.data.to("cpu" if name in elsewhere else self.device)
         self._ghosts = Ghosts(self.module, elsewhere, self.device, trainable=False)
         self._memory = GhostMemory(_remote_blocks(self.module, elsewhere, self.callback))
 
@@ -368,8 +433,22 @@ class StageRuntime(Exchange):
     def gather(self, states: dict[str, Any]) -> dict[str, Any]:
         """See :meth:`Exchange.gather`."""
         gathered: list[Any] | None = [None] * len(self.ranks) if dist.get_rank() == 0 else None
-        dist.gather_object(states, gathered, dst=0)
+        with self.meeting("saving predictors"):
+            dist.gather_object(states, gathered, dst=0, group=self.host_group)
         return {name: state for part in gathered or [states] for name, state in part.items()}
+
+    @contextlib.contextmanager
+    def meeting(self, what: str) -> Iterator[None]:
+        """A collective of all processes: says in words what it means when it breaks."""
+        if self.failed:
+            raise StageLostError(f"{self.name} failed at {self.doing}; no {what} with the other stages after that.")
+        try:
+            yield
+        except RuntimeError as error:
+            raise StageLostError(
+                f"{self.name} waited for the other stages ({what} after {self.doing}), but one of them is gone or took "
+                f"longer than {self.timeout:g} s. Its own output says why. ({error})"
+            ) from error
 
     # ------------------------------------------------------------------ the end
 
@@ -383,12 +462,19 @@ class StageRuntime(Exchange):
         for link in self._links():
             link.close(self.timeout)
         self._upstream = self._downstream = None
+        for child in self.module.modules():  # what a remote block kept of its outputs is without data here
+            for name, value in child.__dict__.items():
+                if is_ghost(value):
+                    child.__dict__[name] = None
 
     def fail(self, error: BaseException) -> None:
         """Tells the neighbours why this process stops."""
+        if self.failed:
+            return
+        self.failed = True
         reason = str(error) if isinstance(error, SyntheticGradientsError) else f"{type(error).__name__}: {error}"
         for link in self._links():
-            link.fail(self.doing, f"{self.name}: {reason}"[:2000])
+            link.fail(self.doing, reason[:2000])
 
     def _links(self) -> list[Upstream | Downstream]:
         return [link for link in (self._upstream, self._downstream) if link is not None]

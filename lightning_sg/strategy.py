@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import numbers
+import os
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import timedelta
+from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 import torch.distributed as dist
-from lightning.pytorch.callbacks import Callback
+from lightning.fabric.utilities.seed import pl_worker_init_function
+from lightning.pytorch.callbacks import Callback, LearningRateFinder
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
@@ -25,12 +30,11 @@ from lightning_sg._compat import (
     init_dist_connection,
     optimizers_to_device,
     set_rank_zero,
-    tree_leaves,
 )
 from lightning_sg.callback import SyntheticGradients
 from lightning_sg.checkpoint import gather_optimizer_state, gather_weights
-from lightning_sg.coordination import StageCoordinator
-from lightning_sg.errors import StageLostError, SyntheticGradientsError
+from lightning_sg.coordination import StageCoordinator, agree_on_stop
+from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.exchange import Exchange
 from lightning_sg.partition.placement import too_few_stages
 from lightning_sg.rng import random_state, set_random_state
@@ -75,7 +79,6 @@ class SyntheticGradientStrategy(ParallelStrategy):
         self._process_group_backend = process_group_backend
         self._host_group: Any = None
         self._runtime: StageRuntime | None = None
-        self._failed = False
 
     # ------------------------------------------------------------------ processes
 
@@ -94,6 +97,11 @@ class SyntheticGradientStrategy(ParallelStrategy):
     def stages_in_parallel(self) -> int:
         """The number of processes that the stages are on."""
         return self.num_nodes * self.num_processes
+
+    @property
+    def exchange(self) -> Exchange:
+        """Where the callback's predictors live; it asks at its set-up."""
+        return self._runtime or Exchange()
 
     @property
     def world_size(self) -> int:
@@ -133,7 +141,6 @@ class SyntheticGradientStrategy(ParallelStrategy):
         """Opens the process group and brings in the callbacks, before any of their hooks run."""
         super().setup_environment()
         self.set_world_ranks()
-        self._failed = False
         assert self.lightning_module is not None
         trainer = self.lightning_module.trainer
         callback = self._find_callback(trainer)
@@ -142,8 +149,14 @@ class SyntheticGradientStrategy(ParallelStrategy):
                 "strategy='synthetic_gradients' has one device, so all stages run in one process, decoupled but not in "
                 "parallel. Pass Trainer(devices=...) to split them."
             )
-            callback.exchange = Exchange()
+            self._runtime = None
             return
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(other, LearningRateFinder):
+                raise SyntheticGradientsError(
+                    "LearningRateFinder needs the loss in every process, and only the last stage has it. Find the rate "
+                    "in one process, with the SyntheticGradients callback alone."
+                )
         assert self.cluster_environment is not None
         backend = self._process_group_backend or default_process_group_backend(self.root_device)
         init_dist_connection(self.cluster_environment, backend, timeout=timedelta(seconds=self.timeout))
@@ -158,8 +171,8 @@ class SyntheticGradientStrategy(ParallelStrategy):
             self.root_device,
             backend,
             self.timeout,
+            self._host_group,
         )
-        callback.exchange = self._runtime
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [other for other in callbacks if not isinstance(other, StageCoordinator)]
         callbacks.insert(0, StageCoordinator(self._runtime))
@@ -211,6 +224,19 @@ class SyntheticGradientStrategy(ParallelStrategy):
         assert self.model is not None
         self.model.to(self.root_device)
 
+    def process_dataloader(self, dataloader: object) -> object:
+        """Seeds the workers of all stages' loaders alike; Lightning would seed them by rank."""
+        seeded = int(os.environ.get("PL_SEED_WORKERS", "0"))
+        if self._runtime is not None and seeded and getattr(dataloader, "worker_init_fn", 0) is None:
+            dataloader.worker_init_fn = partial(pl_worker_init_function, rank=0)  # type: ignore[attr-defined]
+        return dataloader
+
+    def on_validation_end(self) -> None:
+        """After all callbacks: a stop that one process's callback wants is every process's."""
+        if self._runtime is not None:
+            assert self.lightning_module is not None
+            agree_on_stop(self.lightning_module.trainer, self._runtime)
+
     # ------------------------------------------------------------------ steps
 
     def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
@@ -259,23 +285,11 @@ class SyntheticGradientStrategy(ParallelStrategy):
 
     # ------------------------------------------------------------------ collectives
 
-    @contextmanager
-    def _meeting(self, what: str) -> Iterator[None]:
-        """Says in words what a broken collective means."""
-        assert self._runtime is not None
-        try:
-            yield
-        except RuntimeError as error:
-            raise StageLostError(
-                f"{self._runtime.name} waited for the other stages ({what} after {self._runtime.doing}), but one "
-                f"of them is gone or took longer than {self.timeout:g} s. Its own output says why. ({error})"
-            ) from error
-
     def barrier(self, name: str | None = None) -> None:
         """Waits for all processes."""
         if self._runtime is None:
             return
-        with self._meeting("barrier"):
+        with self._runtime.meeting("barrier"):
             if self.root_device.type == "cuda" and dist.get_backend() == "nccl":
                 dist.barrier(device_ids=[self.root_device.index])
             else:
@@ -286,7 +300,7 @@ class SyntheticGradientStrategy(ParallelStrategy):
         if self._runtime is None:
             return obj
         box = [obj]
-        with self._meeting("broadcast"):
+        with self._runtime.meeting("broadcast"):
             dist.broadcast_object_list(box, src)
         return box[0]
 
@@ -303,7 +317,7 @@ class SyntheticGradientStrategy(ParallelStrategy):
         if self._runtime is None:
             return decision
         votes = torch.tensor(int(decision))
-        with self._meeting("vote"):
+        with self._runtime.meeting("vote"):
             dist.all_reduce(votes, group=self._host_group)
         return bool(votes == self.stages_in_parallel) if all else bool(votes)
 
@@ -320,18 +334,21 @@ class SyntheticGradientStrategy(ParallelStrategy):
         runtime = self._runtime
         if runtime is None or runtime.placement is None:
             return super().optimizer_state(inner)
-        return gather_optimizer_state(inner, runtime.module, runtime.placement, runtime.position)
+        with runtime.meeting("saving optimizers"):
+            return gather_optimizer_state(
+                inner, runtime.module, runtime.placement, runtime.position, runtime.host_group
+            )
 
     def _gather_weights(self) -> None:
         runtime = self._runtime
         if runtime is not None and runtime.placement is not None:
-            gather_weights(runtime.module, runtime.placement, runtime.ranks, self._host_group)
+            with runtime.meeting("gathering weights"):
+                gather_weights(runtime.module, runtime.placement, runtime.ranks, runtime.host_group)
 
     # ------------------------------------------------------------------ the end
 
     def on_exception(self, exception: BaseException) -> None:
         """Tells the neighbouring stages why this one stops."""
-        self._failed = True
         if self._runtime is not None:
             self._runtime.fail(exception)
         super().on_exception(exception)
@@ -339,7 +356,7 @@ class SyntheticGradientStrategy(ParallelStrategy):
     def teardown(self) -> None:
         """Makes the module whole on every process; after an error, touches nothing that others would wait for."""
         runtime = self._runtime
-        if runtime is not None and not self._failed:
+        if runtime is not None and not runtime.failed:
             runtime.close()
             self._gather_weights()
         super().teardown()
@@ -349,18 +366,38 @@ def fingerprint(batch: Any) -> int:
     """A number that two different batches share only by chance, from a sample of each tensor's values.
 
     Args:
-        batch: Tensors in any nesting of lists, tuples and dicts; other things are left out.
+        batch: Tensors, arrays, numbers and strings in any nesting of sequences, mappings and dataclasses; other things
+            are left out.
     """
     checksum = 0
-    for leaf in tree_leaves(batch):
-        if not isinstance(leaf, Tensor):
-            continue
-        checksum = zlib.crc32(str((tuple(leaf.shape), leaf.dtype)).encode(), checksum)
-        if leaf.device.type == "cpu" and leaf.layout == torch.strided and leaf.numel():
-            flat = leaf.detach().reshape(-1)
-            sample = flat[:: max(1, flat.numel() // _SAMPLED)].contiguous()
-            checksum = zlib.crc32(sample.view(torch.uint8).numpy().tobytes(), checksum)
+    waiting = [batch]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Tensor):
+            checksum = zlib.crc32(_sample(part), checksum)
+        elif isinstance(part, np.ndarray) and part.dtype.kind in "biufSU":
+            flat = part.reshape(-1)
+            sample = flat[:: max(1, flat.size // _SAMPLED)]
+            checksum = zlib.crc32(str((part.shape, part.dtype)).encode() + sample.tobytes(), checksum)
+        elif isinstance(part, (str, bytes, numbers.Number)):
+            checksum = zlib.crc32(repr(part).encode(), checksum)
+        elif isinstance(part, Mapping):
+            waiting += [*part.keys(), *part.values()]
+        elif isinstance(part, (list, tuple)):
+            waiting += part
+        elif dataclasses.is_dataclass(part) and not isinstance(part, type):
+            waiting += [getattr(part, entry.name) for entry in dataclasses.fields(part)]
     return checksum
+
+
+def _sample(tensor: Tensor) -> bytes:
+    """A tensor's form, and some of its values if reading them stops no device."""
+    form = str((tuple(tensor.shape), tensor.dtype)).encode()
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided or not tensor.numel():
+        return form
+    flat = tensor.detach().reshape(-1)
+    sample = flat[:: max(1, flat.numel() // _SAMPLED)].contiguous()
+    return form + sample.view(torch.uint8).numpy().tobytes()
 
 
 __all__ = ["SyntheticGradientStrategy", "fingerprint"]

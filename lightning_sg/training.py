@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ class Record:
 
     Attributes:
         step: How many training batches crossed the boundary before this one.
-        activations: Detached float32 copies of what crossed, each ``(N, ...)``.
+        activations: What crossed, detached and in float32, each ``(N, ...)``.
         context: What the callback took from the batch.
         wants_target: Whether the predictor is trained, and measured, on this batch.
         prediction: The per-sample synthetic gradients as used, or ``None`` for none.
@@ -45,7 +46,7 @@ class Record:
     @property
     def samples(self) -> int:
         """The number of samples N: predictors work with the gradient of the sum over samples."""
-        return self.activations[0].shape[0]
+        return max(1, self.activations[0].shape[0])
 
     def add_target(self, gradients: Iterable[Tensor | None]) -> None:
         """Adds to the target the gradients of the mean loss, of the activations' shapes; ``None`` counts as zero."""
@@ -177,6 +178,11 @@ class PredictorTrainer:
             SyntheticGradientsError: If the predictor cannot be built for this boundary.
         """
         inputs = tuple(activation.detach().float() for activation in activations)
+        if any(activation.ndim == 0 for activation in inputs):
+            raise SyntheticGradientsError(
+                f"A scalar reaches boundary '{self.name}'. What crosses a boundary has the samples first: give it a "
+                "batch dimension, or compute it in the stage that uses it."
+            )
         if not self._built:
             with torch.autocast(inputs[0].device.type, enabled=False):
                 self._build(inputs, context, loss)
@@ -213,8 +219,15 @@ class PredictorTrainer:
     def take_figures(self) -> dict[str, Tensor]:
         """The figures of the last batch learned from, once: scalars ``loss``, ``cosine`` and ``norm_ratio``."""
         figures, self._figures = self._figures, {}
-        self._raise_non_finite()
         return figures
+
+    def check_finite(self) -> None:
+        """Asks the device whether a prediction since the last time was not finite, which stops it for a moment.
+
+        Raises:
+            NonFinitePredictionError: If so.
+        """
+        self._raise_non_finite()
 
     def parameter_count(self) -> int:
         """How many numbers the predictor learns; 0 before it is built."""
@@ -254,6 +267,7 @@ class PredictorTrainer:
         self.step = state["step"]
         self._restored = state
         self._pending.clear()
+        self.scale = TargetScale(self.scale.bound)
         self._built = False
 
     def _restore(self, device: torch.device) -> None:
@@ -281,15 +295,15 @@ class PredictorTrainer:
         devices = [device] if device.type == "cuda" else []
         self.predictor = copy.deepcopy(self._template)
         # The user's random numbers are the same with and without predictors.
-        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        default = torch.get_default_dtype()
+        with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
             torch.manual_seed(self._seed)
+            torch.set_default_dtype(torch.float32)  # under "bf16-true" and "64-true" Lightning changes it
             try:
-                self.predictor.build(inputs, context, loss)
-            except ValueError as error:
-                raise SyntheticGradientsError(
-                    f"No predictor for boundary '{self.name}': {error} "
-                    f"(activations {[tuple(tensor.shape) for tensor in inputs]})"
-                ) from error
+                with self._explaining(inputs, context):
+                    self.predictor.build(inputs, context, loss)
+            finally:
+                torch.set_default_dtype(default)
         self.predictor.to(device)
         self.predictor.train()
         parameters = [parameter for parameter in self.predictor.parameters() if parameter.requires_grad]
@@ -297,8 +311,30 @@ class PredictorTrainer:
         self._built = True
         self._restore(device)
 
+    @contextmanager
+    def _explaining(self, inputs: Gradients, context: Any) -> Iterator[None]:
+        """Says which predictor cannot work with what."""
+        try:
+            yield
+        except (IndexError, RuntimeError, ValueError) as error:
+            if isinstance(error, SyntheticGradientsError):
+                raise
+            told = (
+                f"context {tuple(context.shape)}"
+                if isinstance(context, Tensor)
+                else f"context {type(context).__name__}"
+            )
+            raise SyntheticGradientsError(
+                f"{type(self.predictor).__name__} at boundary '{self.name}' cannot work with activations "
+                f"{[tuple(tensor.shape) for tensor in inputs]} and {told}: {error} "
+                "(SyntheticGradients(context=...) chooses what it is told, SyntheticGradients(predictor=...) another.)"
+            ) from error
+
     def _predict(self, record: Record) -> Gradients | None:
-        prediction = self.predictor(record.activations, record.context)
+        if record.activations[0].numel() == 0:
+            return tuple(torch.zeros_like(activation) for activation in record.activations)
+        with self._explaining(record.activations, record.context):
+            prediction = self.predictor(record.activations, record.context)
         if prediction is None:
             return None
         prediction = self.scale.limit(tuple(part.detach() for part in prediction))
@@ -334,8 +370,8 @@ class PredictorTrainer:
 
     def _learn(self, record: Record) -> None:
         record.collect()
-        if record.targets is None or not record.wants_target:
-            return  # the step had no backward pass, or this batch is not one to learn from
+        if record.targets is None or not record.wants_target or record.activations[0].numel() == 0:
+            return  # the step had no backward pass, this batch is not one to learn from, or it is empty
         with torch.autocast(record.activations[0].device.type, enabled=False):
             targets = record.targets
             finite = all_finite(targets)
@@ -347,7 +383,7 @@ class PredictorTrainer:
             self.predictor.target_rms = self.scale.rms
             if self._optimizer is None:
                 return
-            with torch.enable_grad():
+            with torch.enable_grad(), self._explaining(record.activations, record.context):
                 loss = self.predictor.loss(record.activations, record.context, targets)
                 self._optimizer.zero_grad()
                 loss.backward()

@@ -12,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import CSVLogger
 
-import lightning_sg  # noqa: F401  (registers the strategy)
+import lightning_sg
 from tests.models import Classifier, loader, make_trainer
 
 

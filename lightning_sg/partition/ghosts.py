@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_sg._compat import FakeTensor, FakeTensorMode, tree_flatten, tree_leaves
+from lightning_sg._compat import FakeTensor, FakeTensorMode, tree_leaves
 
 
 def is_ghost(value: object) -> bool:
@@ -88,38 +88,52 @@ class GhostMemory:
     """
 
     def __init__(self, modules: Collection[nn.Module]) -> None:
-        self._modules = list(modules)
+        self._blocks = [(module, _Remembering(module)) for module in modules]
+        self._own: list[tuple[nn.Module, Any]] = []
 
     def install(self) -> None:
         """From now on the submodules answer from memory."""
-        for module in self._modules:
-            module.forward = _Remembering(module, module.forward)
+        for module, remembering in self._blocks:
+            self._own.append((module, module.__dict__.get("forward", _ABSENT)))
+            remembering.forward = module.forward
+            module.forward = remembering
 
     def remove(self) -> None:
         """The submodules run their own ``forward`` again."""
-        for module in self._modules:
-            module.__dict__.pop("forward", None)
+        for module, own in self._own:
+            del module.__dict__["forward"]
+            if own is not _ABSENT:  # compiled modules and users set one on the instance
+                module.forward = own
+        self._own.clear()
+
+
+_ABSENT = object()
 
 
 class _Remembering:
-    def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+    forward: Callable[..., Any]
+
+    def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._forward = forward
         self._results: dict[Any, tuple[Any, list[torch.Size]]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        leaves, structure = tree_flatten((args, kwargs))
-        try:
-            key = (self._module.training, torch.is_autocast_enabled("cpu"), str(structure), *map(_signature, leaves))
-            known = self._results.get(key)
-        except TypeError:  # an unhashable argument
-            return self._forward(*args, **kwargs)
+        arguments = [*args, *kwargs.values()]
+        if not all(argument is None or isinstance(argument, _PLAIN) for argument in arguments):
+            return self.forward(*args, **kwargs)  # a list or an object may be changed by the block
+        kind = next((argument.device.type for argument in arguments if isinstance(argument, Tensor)), "cpu")
+        cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        key = (self._module.training, kind, cast, len(args), *kwargs, *map(_signature, arguments))
+        known = self._results.get(key)
         if known is not None and [leaf.shape for leaf in tree_leaves(known[0]) if is_ghost(leaf)] == known[1]:
             return known[0]
-        result = self._forward(*args, **kwargs)
+        result = self.forward(*args, **kwargs)
         if all(is_ghost(leaf) or not isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
             self._results[key] = (result, [leaf.shape for leaf in tree_leaves(result) if is_ghost(leaf)])
         return result
+
+
+_PLAIN = (Tensor, bool, int, float, str, torch.dtype, torch.device)
 
 
 def _signature(leaf: Any) -> Any:

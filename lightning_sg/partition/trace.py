@@ -21,8 +21,9 @@ from torchmetrics import Metric, MetricCollection
 from lightning_sg._compat import DATA_DEPENDENT_ERRORS, tree_leaves
 from lightning_sg.boundary import Crossing, Site
 from lightning_sg.errors import BoundaryError, PartitionError
-from lightning_sg.partition.ghosts import Ghosts
+from lightning_sg.partition.ghosts import Ghosts, is_ghost
 from lightning_sg.predictors.base import LossInfo
+from lightning_sg.rng import unchanged_randomness
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,14 @@ class Trace:
         return len(self.order) + 1
 
 
-def trace_step(module: nn.Module, sites: Sequence[Site], run: Callable[[], STEP_OUTPUT], device: torch.device) -> Trace:
+def trace_step(
+    module: nn.Module,
+    sites: Sequence[Site],
+    run: Callable[[], STEP_OUTPUT],
+    device: torch.device,
+    *,
+    without_gradient: bool = True,
+) -> Trace:
     """Runs a step with all parameters and buffers replaced by ghosts. Nothing is computed, logged or counted.
 
     The user's Python code does run one more time than it otherwise would; what it assigns to the module's attributes
@@ -76,6 +84,7 @@ def trace_step(module: nn.Module, sites: Sequence[Site], run: Callable[[], STEP_
         sites: Its boundaries.
         run: Calls the step on a real batch.
         device: The device that the step runs on.
+        without_gradient: Whether passes under ``no_grad`` count, see :meth:`Site.open`.
 
     Raises:
         BoundaryError: If the step ends without reaching a boundary.
@@ -88,12 +97,13 @@ def trace_step(module: nn.Module, sites: Sequence[Site], run: Callable[[], STEP_
         stack.enter_context(_no_backward(module))
         tracer.ghosts = stack.enter_context(Ghosts(module, None, device, trainable=True))
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        stack.enter_context(unchanged_randomness())
         stack.enter_context(tracer.following_modules())
         tracer.counter = stack.enter_context(FlopCounterMode(display=False))
         stack.enter_context(tracer)
         try:
             for site in sites:
-                site.open(tracer.crossing(site))
+                site.open(tracer.crossing(site), without_gradient=without_gradient)
             run()
         except _StepEnds:
             pass
@@ -105,6 +115,9 @@ def trace_step(module: nn.Module, sites: Sequence[Site], run: Callable[[], STEP_
             for site in sites:
                 site.close()
     return tracer.result()
+
+
+_ABSENT = object()
 
 
 class _StepEnds(BaseException):
@@ -144,6 +157,8 @@ class _Tracer(TorchFunctionMode):
             if isinstance(tensor, Tensor):
                 touched = self._note(tensor, func) or touched
         self._note_loss(func, args, kwargs)
+        if func in _READS and self._stage == len(self._sites) and is_ghost(args[0]):
+            return _READS[func]  # any value does: it only lets the step go on
         result = func(*args, **kwargs)
         if touched:
             for tensor in tree_leaves(result):
@@ -246,6 +261,14 @@ class _Tracer(TorchFunctionMode):
         return self.trace
 
 
+# Ways to read a value, which the last stage may: what a traced step is told instead.
+_READS: dict[Callable[..., Any], Any] = {
+    Tensor.item: 1.0,
+    Tensor.__float__: 1.0,
+    Tensor.__int__: 1,
+    Tensor.__bool__: True,
+}
+
 _LOSSES: dict[Callable[..., Any], str] = {
     F.cross_entropy: "cross_entropy",
     F.nll_loss: "cross_entropy",
@@ -266,7 +289,7 @@ def quiet(module: nn.Module) -> Iterator[None]:
             empty: Any = {} if isinstance(child, MetricCollection) else torch.zeros(())
             shadows.append((child, "forward", lambda *_args, _empty=empty, **_kwargs: _empty))
             shadows.append((child, "update", lambda *_args, **_kwargs: None))
-    with _shadowed(shadows):
+    with shadowed(shadows):
         yield
 
 
@@ -295,23 +318,23 @@ def _no_backward(module: nn.Module) -> AbstractContextManager[None]:
     def end_step(*_args: Any, **_kwargs: Any) -> None:
         raise _StepEnds
 
-    return _shadowed([(module, "manual_backward", end_step)])
+    return shadowed([(module, "manual_backward", end_step)])
 
 
 @contextmanager
-def _shadowed(shadows: list[tuple[nn.Module, str, Any]]) -> Iterator[None]:
+def shadowed(shadows: list[tuple[nn.Module, str, Any]]) -> Iterator[None]:
     """While entered, the objects have the given attributes in front of their own."""
-    before = [(child, name, child.__dict__.get(name)) for child, name, _shadow in shadows]
+    before = [(child, name, child.__dict__.get(name, _ABSENT)) for child, name, _shadow in shadows]
     for child, name, shadow in shadows:
         object.__setattr__(child, name, shadow)
     try:
         yield
     finally:
         for child, name, value in before:
-            if value is None:
+            if value is _ABSENT:
                 object.__delattr__(child, name)
             else:
                 object.__setattr__(child, name, value)
 
 
-__all__ = ["Leak", "Trace", "quiet", "trace_step"]
+__all__ = ["Leak", "Trace", "quiet", "shadowed", "trace_step"]

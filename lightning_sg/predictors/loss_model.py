@@ -34,6 +34,8 @@ class LossModelPredictor(GradientPredictor):
         layers: Number of hidden layers; 0 makes the head linear.
         objective: What the head is trained on: its own ``"loss"``, matching the target ``"gradient"``, or ``"both"``.
         gradient_weight: With ``"both"``, the weight of the relative gradient error beside the own loss.
+        classes: The number of classes, where the model's own loss is not one that tells: then they would be counted in
+            the first batch.
         normalize: How the head's input is scaled, see :class:`~lightning_sg.predictors.normalize.InputScale`.
     """
 
@@ -44,6 +46,7 @@ class LossModelPredictor(GradientPredictor):
         objective: Literal["loss", "gradient", "both"] = "loss",
         gradient_weight: float = 1.0,
         normalize: Normalization = "layer",
+        classes: int | None = None,
     ) -> None:
         super().__init__()
         if hidden < 1 or layers < 0:
@@ -55,6 +58,7 @@ class LossModelPredictor(GradientPredictor):
         self.objective = objective
         self.gradient_weight = gradient_weight
         self.scale = InputScale(normalize)
+        self.classes = classes
         self.kind = ""
         self.ignore_index = -100
 
@@ -69,7 +73,7 @@ class LossModelPredictor(GradientPredictor):
         features = self._features(activations, context)
         self.scale.update(features)
         if is_label(context) and not (loss is not None and loss.kind == "binary_cross_entropy"):
-            self.kind, outputs = "cross_entropy", count_classes(context, loss)
+            self.kind, outputs = "cross_entropy", self.classes or count_classes(context, loss)
             self.ignore_index = loss.ignore_index if loss is not None else -100
         else:
             self.kind = "binary_cross_entropy" if loss is not None and loss.kind == "binary_cross_entropy" else "mse"
@@ -104,6 +108,12 @@ class LossModelPredictor(GradientPredictor):
         outputs = self.head(self.scale(features))
         if self.kind == "cross_entropy":
             labels = context.reshape(features.shape[:-1]).long()
+            if labels.device.type == "cpu" and int(labels.max()) >= outputs.shape[-1]:
+                raise ValueError(
+                    f"label {int(labels.max())} is beyond the {outputs.shape[-1]} classes that the model's loss or the "
+                    "first batch showed. Say how many there are: LossModelPredictor(classes=...)."
+                )
+            labels = torch.where(labels < 0, self.ignore_index, labels)
             losses = F.cross_entropy(outputs.movedim(-1, 1), labels, ignore_index=self.ignore_index, reduction="none")
         else:
             goal = self._goal(features, context)

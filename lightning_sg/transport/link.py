@@ -69,8 +69,8 @@ def open_links(
     downstream: Downstream | None = None
     for place in range(len(ranks) - 1):
         above, below = ranks[place], ranks[place + 1]
-        down = Wire(above, below, device, backend)
-        up = Wire(below, above, device, backend)
+        down = Wire(above, below, device, backend, timeout)
+        up = Wire(below, above, device, backend, timeout)
         if position == place:
             name = names[place + 1]
             downstream = Downstream(Outbox(down, name), Inbox(up, name, timeout), name, (down, up))

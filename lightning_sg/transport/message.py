@@ -24,15 +24,36 @@ class TensorSpec:
     shape: tuple[int, ...]
     dtype: str
     requires_grad: bool = False
+    order: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, tensor: Tensor) -> TensorSpec:
         """The form of ``tensor``."""
-        return cls(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.requires_grad)
+        kind = str(tensor.dtype).removeprefix("torch.")
+        return cls(tuple(tensor.shape), kind, tensor.requires_grad, dense(tensor)[1])
 
     def empty(self, device: torch.device) -> Tensor:
-        """A tensor of this form to receive into."""
-        return torch.empty(self.shape, dtype=getattr(torch, self.dtype), device=device)
+        """A contiguous tensor to receive into, its dimensions in the order of memory; see :meth:`arrange`."""
+        shape = [self.shape[place] for place in self.order]
+        return torch.empty(shape, dtype=getattr(torch, self.dtype), device=device)
+
+    def arrange(self, received: Tensor) -> Tensor:
+        """What was sent, with its dimensions in their places and its layout in memory."""
+        places = [self.order.index(dimension) for dimension in range(len(self.order))]
+        return received.permute(places)
+
+
+def dense(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """A tensor with its dimensions in the order in which they lie in memory, and that order.
+
+    Transposed and channels-last tensors keep their layout on the way: ``view`` works in one process if it works in two.
+    """
+    strides = tensor.stride()
+    order = tuple(sorted(range(tensor.ndim), key=strides.__getitem__, reverse=True))
+    permuted = tensor.permute(order)
+    if permuted.is_contiguous():
+        return permuted, order
+    return tensor, tuple(range(tensor.ndim))
 
 
 @dataclass
@@ -88,8 +109,11 @@ class Message:
         length = int.from_bytes(data[:_LENGTH_BYTES], "little")
         text = data[_LENGTH_BYTES:] + (rest.numpy().tobytes() if rest is not None else b"")
         content: dict[str, Any] = json.loads(text[:length])
-        content["specs"] = [TensorSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in content["specs"]]
+        content["specs"] = [
+            TensorSpec(tuple(spec["shape"]), spec["dtype"], spec["requires_grad"], tuple(spec["order"]))
+            for spec in content["specs"]
+        ]
         return Message(**content)
 
 
-__all__ = ["HEAD_BYTES", "Kind", "Message", "TensorSpec"]
+__all__ = ["HEAD_BYTES", "Kind", "Message", "TensorSpec", "dense"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from contextlib import nullcontext
 from datetime import timedelta
 
 import torch
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_sg.errors import StageLostError
-from lightning_sg.transport.message import HEAD_BYTES, Message
+from lightning_sg.transport.message import HEAD_BYTES, Message, dense
 
 # The receiving thread waits for the next message however long the neighbour computes; it is the waiting for an
 # expected one that has the user's timeout. gloo closes a pair for good when one of its own waits runs out.
@@ -32,16 +33,19 @@ class Wire:
         device: The stages' device. Tensors travel over NCCL from CUDA devices when that is the backend, and over
             gloo from host memory otherwise. Heads always travel over gloo: reading one must not stop the device.
         backend: The backend for tensors.
+        timeout: How many seconds a transfer between devices may take once it has begun.
     """
 
-    def __init__(self, sender: int, receiver: int, device: torch.device, backend: str) -> None:
+    def __init__(self, sender: int, receiver: int, device: torch.device, backend: str, timeout: float) -> None:
         self.sender = sender
         self.receiver = receiver
         self.device = device
         ranks = [sender, receiver]
         self.heads = dist.new_group(ranks, backend="gloo", timeout=IDLE_TIMEOUT)
         on_device = backend == "nccl" and device.type == "cuda"
-        self.tensors = dist.new_group(ranks, backend="nccl", timeout=IDLE_TIMEOUT) if on_device else self.heads
+        self.tensors = (
+            dist.new_group(ranks, backend="nccl", timeout=timedelta(seconds=timeout)) if on_device else self.heads
+        )
         self.wire_device = device if on_device else torch.device("cpu")
 
     def close(self) -> None:
@@ -71,7 +75,7 @@ class Outbox:
             StageLostError: If the receiving process is gone.
         """
         head, rest = message.encode()
-        payload = [tensor.detach().contiguous().to(self._wire.wire_device) for tensor in message.tensors]
+        payload = [dense(tensor.detach())[0].contiguous().to(self._wire.wire_device) for tensor in message.tensors]
         payload = [tensor for tensor in payload if tensor.numel()]
         works: list[dist.Work] = []
         try:
@@ -163,10 +167,10 @@ class Inbox:
     def _listen(self) -> None:
         try:
             stream = None
-            if self._wire.wire_device.type == "cuda":
-                torch.cuda.set_device(self._wire.wire_device)
-                stream = torch.cuda.Stream(self._wire.wire_device)
-            with torch.cuda.stream(stream):
+            if self._wire.device.type == "cuda":
+                torch.cuda.set_device(self._wire.device)
+                stream = torch.cuda.Stream(self._wire.device)
+            with torch.cuda.stream(stream) if stream is not None else nullcontext():
                 while self._take(stream):
                     pass
         except Exception as error:  # whatever it is, a waiting stage must hear of it
@@ -189,7 +193,7 @@ class Inbox:
             tensor = spec.empty(self._wire.wire_device)
             if tensor.numel():
                 self._receive(tensor, self._wire.tensors)
-            tensors.append(tensor.to(self._wire.device))
+            tensors.append(spec.arrange(tensor.to(self._wire.device)))
         message.tensors = tensors
         event = stream.record_event() if stream is not None else None
         with self._changed:
