@@ -19,7 +19,7 @@ from lightning_sg.crossing import LocalCrossing
 from lightning_sg.errors import PartitionError, SyntheticGradientsError
 from lightning_sg.exchange import Exchange
 from lightning_sg.partition.checks import check_cuts, check_trainable
-from lightning_sg.partition.trace import Trace, trace_step
+from lightning_sg.partition.trace import Trace, copy_of, trace_step
 from lightning_sg.predictors import GradientPredictor, LossModelPredictor
 from lightning_sg.step import Step
 from lightning_sg.training import PredictorTrainer
@@ -187,9 +187,11 @@ class SyntheticGradients(Callback):
         assert self.boundaries is not None
         takes_index = len(inspect.signature(module.training_step).parameters) > 1
 
+        copied = copy_of(batch)
+
         def run() -> Any:
             with trainer.precision_plugin.train_step_context():
-                return module.training_step(batch, batch_idx) if takes_index else module.training_step(batch)
+                return module.training_step(*((copied, batch_idx) if takes_index else (copied,)))
 
         try:
             trace = trace_step(module, self.boundaries.sites, run, trainer.strategy.root_device, without_gradient=False)

@@ -29,7 +29,7 @@ from lightning_sg.exchange import Exchange, Figures
 from lightning_sg.partition.checks import check_cuts, check_trainable
 from lightning_sg.partition.ghosts import GhostMemory, Ghosts, ghost_like, is_ghost
 from lightning_sg.partition.placement import Placement, assign, place
-from lightning_sg.partition.trace import quiet, shadowed, trace_step
+from lightning_sg.partition.trace import copy_of, quiet, shadowed, trace_step
 from lightning_sg.rng import StepRandomness
 from lightning_sg.training import Record
 from lightning_sg.transport import Downstream, Message, Upstream, open_links
@@ -122,12 +122,14 @@ class StageRuntime(Exchange):
         """Notes which batch the next step is about."""
         self._fingerprint = fingerprint
 
-    def run(self, kind: str, call: Callable[[], Any], *, training: bool) -> Any:
+    def run(self, kind: str, step: Callable[..., Any], args: Any, kwargs: Any, *, training: bool) -> Any:
         """Runs one step of the user's on this process's stages.
 
         Args:
             kind: What it is, for messages: "training batch 17".
-            call: The user's step.
+            step: The user's step.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
             training: Whether it is a training step.
 
         Returns:
@@ -135,7 +137,7 @@ class StageRuntime(Exchange):
             ``backward`` passes the synthetic gradient into the stage; elsewhere, in evaluation, ``None``.
         """
         self.doing = kind
-        self._prepare(call, training)
+        self._prepare(lambda: step(*copy_of(args), **copy_of(kwargs)), training)
         assert self.placement is not None
         self._number += 1
         self._received, self._leaves, self._surrogate = None, [], None
@@ -144,7 +146,7 @@ class StageRuntime(Exchange):
         result: Any = None
         try:
             with self._on_own_stages(training, quiet_too=manual and not self.is_last):
-                result = call()
+                result = step(*args, **kwargs)
         except StageEnds:
             result = self._surrogate
         except DATA_DEPENDENT_ERRORS as error:

@@ -271,7 +271,7 @@ class SyntheticGradientStrategy(ParallelStrategy):
             return step(*args, **kwargs)
         number = kwargs.get("batch_idx", args[1] if len(args) > 1 else "")
         kind = f"{name.removesuffix('_step')} batch {number}".strip()
-        return self._runtime.run(kind, lambda: step(*args, **kwargs), training=name == "training_step")
+        return self._runtime.run(kind, step, args, kwargs, training=name == "training_step")
 
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
         """Goes backward through this process's stages and answers the stage before."""

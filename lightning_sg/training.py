@@ -271,7 +271,8 @@ class PredictorTrainer:
         self._built = False
 
     def _restore(self, device: torch.device) -> None:
-        state, self._restored = self._restored, None
+        # A copy: optimizers go on in the very tensors that they are given.
+        state, self._restored = copy.deepcopy(self._restored), None
         if state is None or "predictor" not in state:
             return
         try:

@@ -235,7 +235,7 @@ def test_a_non_finite_prediction_is_an_error_that_names_the_boundary() -> None:
 
 
 class Plain(pl.LightningModule):
-    """A deep network without normalisation layers, and plain SGD: direct predictors without a bound go to NaN."""
+    """A deep network without normalisation layers, and SGD with momentum: where errors could feed on themselves."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -250,13 +250,22 @@ class Plain(pl.LightningModule):
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
 
 
-@pytest.mark.parametrize("predictor", [LinearPredictor(), MLPPredictor(hidden=32), LossModelPredictor(hidden=32)])
+@pytest.mark.parametrize(
+    "predictor",
+    [
+        LinearPredictor(),
+        LinearPredictor(normalize="none"),
+        MLPPredictor(hidden=32),
+        LossModelPredictor(hidden=32),
+        LossModelPredictor(hidden=32, normalize="none"),
+    ],
+)
 def test_networks_without_normalisation_stay_finite(predictor: GradientPredictor) -> None:
     pl.seed_everything(3, verbose=False)
-    trainer = make_trainer(callbacks=[SyntheticGradients(predictor=predictor)], max_epochs=60)
+    trainer = make_trainer(callbacks=[SyntheticGradients(predictor=predictor)], max_epochs=40)
     trainer.fit(Plain(), loader())
     assert trainer.callback_metrics["loss"] < 1.7  # at the start log(5) = 1.61
 

@@ -484,3 +484,22 @@ class Classic(Classifier):
 def test_hooks_that_use_outputs_run_where_there_are_some() -> None:
     results = fit(Classic, devices=2)
     assert all(isinstance(result, dict) for result in results), results
+
+
+class InPlace(Two):
+    """Changes the batch in place, and uses a detached activation behind the boundary."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x = batch[0].mul_(2)
+        h = torch.relu(self.first(x))
+        self.seen = x.clone()
+        return F.cross_entropy(self.second(self.cut(h) + h.detach()), batch[1])
+
+
+def test_a_step_may_change_its_batch_and_use_detached_activations() -> None:
+    pl.seed_everything(2, verbose=False)
+    module = InPlace()
+    make_trainer(callbacks=[SyntheticGradients()], limit_train_batches=1, max_epochs=1).fit(
+        module, loader(shuffle=False)
+    )
+    assert torch.equal(module.seen, 2 * next(iter(loader(shuffle=False)))[0])

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
@@ -77,7 +78,7 @@ def trace_step(
     """Runs a step with all parameters and buffers replaced by ghosts. Nothing is computed, logged or counted.
 
     The user's Python code does run one more time than it otherwise would; what it assigns to the module's attributes
-    or adds to lists, dicts and sets there is undone.
+    or adds to lists, dicts and sets that are attributes is undone.
 
     Args:
         module: The LightningModule.
@@ -115,6 +116,11 @@ def trace_step(
             for site in sites:
                 site.close()
     return tracer.result()
+
+
+def copy_of(arguments: Any) -> Any:
+    """The arguments of a step, with tensors that the step may change without its being noticed afterwards."""
+    return apply_to_collection(arguments, Tensor, torch.clone)
 
 
 _ABSENT = object()
@@ -179,7 +185,8 @@ class _Tracer(TorchFunctionMode):
         if origin[0] != self._stage:
             operation = getattr(func, "__name__", str(func))
             shape = tuple(tensor.shape) if operation != "__get__" else ()
-            leak = Leak(origin[0], origin[1], self._stage, self._inside[-1], operation, shape, tensor.requires_grad)
+            flows = tensor.requires_grad and operation != "detach"
+            leak = Leak(origin[0], origin[1], self._stage, self._inside[-1], operation, shape, flows)
             if operation not in ("__get__", "size", "dim", "numel"):  # asking for a shape uses no value
                 self.trace.leaks.append(leak)
         return True
@@ -337,4 +344,4 @@ def shadowed(shadows: list[tuple[nn.Module, str, Any]]) -> Iterator[None]:
                 object.__setattr__(child, name, value)
 
 
-__all__ = ["Leak", "Trace", "quiet", "shadowed", "trace_step"]
+__all__ = ["Leak", "Trace", "copy_of", "quiet", "shadowed", "trace_step"]

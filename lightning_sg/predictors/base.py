@@ -96,21 +96,30 @@ class GradientPredictor(nn.Module, ABC):
         """
         predictions = self(activations, context)
         assert predictions is not None
-        return relative_error(predictions, targets)
+        return relative_error(predictions, targets, self.target_rms)
 
 
-def relative_error(predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+def relative_error(predictions: Sequence[Tensor], targets: Sequence[Tensor], rms: Tensor | None = None) -> Tensor:
     r"""The relative squared error :math:`\lVert ĝ - g \rVert^2 / \lVert g \rVert^2`.
 
     Relative, so that the learning rate of a predictor means the same at every boundary and at every time
-    of the training, whatever the size of the gradients. A zero target gives a small finite loss, not NaN.
+    of the training, whatever the size of the gradients. A target that is much smaller than usual, or zero, is measured
+    by the usual size: one such batch would otherwise give a gradient that an adaptive optimizer never forgets.
+
+    Args:
+        predictions: Gradients of any shapes.
+        targets: Gradients of the same shapes.
+        rms: The running root mean square of the targets, one for each.
 
     Returns:
         A scalar, float32.
     """
     error = torch.stack([(p - t).square().sum() for p, t in zip(predictions, targets)]).sum()
     size = torch.stack([t.square().sum() for t in targets]).sum()
-    return error / size.clamp_min(torch.finfo(size.dtype).tiny * 1e6)
+    if rms is not None:
+        usual = torch.stack([value.square() * target.numel() for value, target in zip(rms, targets)]).sum()
+        size = torch.maximum(size, usual)
+    return error / size.clamp_min(1e-24)
 
 
 __all__ = ["GradientPredictor", "Gradients", "LossInfo", "relative_error"]

@@ -90,7 +90,7 @@ class LossModelPredictor(GradientPredictor):
         if self.objective == "loss":
             return self._sample_losses(activations, context).sum() / activations[0].shape[0]
         value, gradients = self._value_and_gradient(activations, context, create_graph=True)
-        error = relative_error(gradients, targets)
+        error = relative_error(gradients, targets, self.target_rms)
         if self.objective == "gradient":
             return error
         return value / activations[0].shape[0] + self.gradient_weight * error
@@ -108,12 +108,13 @@ class LossModelPredictor(GradientPredictor):
         outputs = self.head(self.scale(features))
         if self.kind == "cross_entropy":
             labels = context.reshape(features.shape[:-1]).long()
-            if labels.device.type == "cpu" and int(labels.max()) >= outputs.shape[-1]:
-                raise ValueError(
-                    f"label {int(labels.max())} is beyond the {outputs.shape[-1]} classes that the model's loss or the "
-                    "first batch showed. Say how many there are: LossModelPredictor(classes=...)."
-                )
             labels = torch.where(labels < 0, self.ignore_index, labels)
+            beyond = (labels >= outputs.shape[-1]) & (labels != self.ignore_index)
+            if labels.device.type == "cpu" and bool(beyond.any()):
+                raise ValueError(
+                    f"label {int(labels[beyond][0])} is beyond the {outputs.shape[-1]} classes that the model's loss "
+                    "or the first batch showed. Say how many there are: LossModelPredictor(classes=...)."
+                )
             losses = F.cross_entropy(outputs.movedim(-1, 1), labels, ignore_index=self.ignore_index, reduction="none")
         else:
             goal = self._goal(features, context)

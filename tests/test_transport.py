@@ -1,0 +1,354 @@
+"""Messages between neighbouring stages: their form, their order, and what happens when one side is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightning_sg.errors import StageLostError
+from lightning_sg.transport import Downstream, Message, Upstream, open_links
+from lightning_sg.transport.message import HEAD_BYTES, TensorSpec
+from tests.ranks import run_ranks
+
+CPU = torch.device("cpu")
+DTYPES = ["float32", "float64", "float16", "bfloat16", "complex64", "int64", "int32", "int16", "int8", "uint8", "bool"]
+
+# ---------------------------------------------------------------------- the form of a message
+
+
+def sent(message: Message) -> Message:
+    head, rest = message.encode()
+    assert head.dtype == torch.uint8
+    assert head.numel() == HEAD_BYTES
+    assert Message.rest_bytes(head) == (0 if rest is None else rest.numel())
+    return Message.decode(head, rest)
+
+
+FULL = Message(
+    kind="batch",
+    number=2**40,
+    step="training batch 17",
+    fingerprint=2**32 - 1,
+    wants_target=True,
+    stop=True,
+    figures={"net.1": {"loss": 0.1, "cosine": -1.0}, "net.3": {}},
+    reason="grün ∂ℓ/∂h 試験 🙂",
+)
+
+
+@pytest.mark.parametrize("message", [Message(), Message(kind="end"), FULL], ids=["empty", "end", "full"])
+def test_a_message_arrives_as_it_was_sent(message: Message) -> None:
+    assert sent(message) == message
+
+
+def test_floats_arrive_exactly() -> None:
+    figures = {"cut": {"a": 0.1 + 0.2, "b": 1e-308, "c": float("inf")}}
+    assert sent(Message(figures=figures)).figures == figures
+
+
+@pytest.mark.parametrize("over", [-1, 0, 1, 5000])
+def test_a_message_of_any_length_arrives(over: int) -> None:
+    def message(length: int) -> Message:
+        return Message(kind="failed", reason="é" * 3 + "x" * length)
+
+    # The text behind the eight bytes of its length, without the x's.
+    empty = len(json.dumps({k: v for k, v in message(0).__dict__.items() if k != "tensors"}).encode())
+    longer = message(HEAD_BYTES - 8 - empty + over)
+    assert Message.rest_bytes(longer.encode()[0]) == max(0, over)
+    assert sent(longer) == longer
+
+
+def test_the_forms_of_many_tensors_arrive() -> None:
+    tensors = [torch.zeros(tuple(range(1, 1 + number % 4))) for number in range(60)]
+    head, rest = Message(tensors=tensors).encode()
+    assert rest is not None
+    assert Message.decode(head, rest).specs == [TensorSpec.of(tensor) for tensor in tensors]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), (0, 3), (2, 3)])
+def test_a_tensors_form_arrives(dtype: str, shape: tuple[int, ...]) -> None:
+    tensor = torch.zeros(shape, dtype=getattr(torch, dtype))
+    (spec,) = sent(Message(tensors=[tensor])).specs
+    received = spec.arrange(spec.empty(CPU))
+    assert (spec.shape, spec.dtype, spec.requires_grad) == (shape, dtype, False)
+    assert (received.shape, received.dtype) == (tensor.shape, tensor.dtype)
+
+
+def test_whether_a_tensor_carries_a_gradient_arrives() -> None:
+    specs = sent(Message(tensors=[torch.zeros(2, requires_grad=True), torch.zeros(2)])).specs
+    assert [spec.requires_grad for spec in specs] == [True, False]
+
+
+# ---------------------------------------------------------------------- between processes
+
+NAMES = ["stage 0 (rank 0)", "stage 1 (rank 1)", "stage 2 (rank 2)"]
+
+
+def connected(
+    work: Callable[[Any, Any], Any], processes: int = 2, timeout: float = 20.0, ranks: list[int] | None = None
+) -> list[Any]:
+    """Calls ``work`` with the links of each process; rank 0 outlives the others, whose store it holds."""
+
+    def run() -> Any:
+        dist.init_process_group("gloo", timeout=timedelta(seconds=20))
+        chain = ranks or list(range(processes))
+        position = chain.index(dist.get_rank())
+        return work(*open_links(position, chain, NAMES[:processes], CPU, "gloo", timeout))
+
+    return run_ranks(processes, run)
+
+
+def pair(
+    above: Callable[[Downstream], Any], below: Callable[[Upstream], Any], timeout: float = 20.0
+) -> tuple[Any, Any]:
+    """Runs the stage above a boundary and the one below it, each with its only link."""
+
+    def work(upstream: Upstream | None, downstream: Downstream | None) -> Any:
+        if downstream is not None:
+            assert upstream is None
+            return above(downstream)
+        assert upstream is not None
+        return below(upstream)
+
+    first, second = connected(work, timeout=timeout)
+    return first, second
+
+
+def listed(tensors: Any) -> list[tuple[str, Any]]:
+    """Tensors as plain values, to be compared in the parent process."""
+    return [(str(tensor.dtype), tensor.tolist()) for tensor in tensors]
+
+
+def test_messages_are_sent_ahead_of_the_receiver_and_asked_for_by_number() -> None:
+    count = 9
+
+    def above(link: Downstream) -> Any:
+        for number in range(count):
+            link.outbox.send(Message(number=number, tensors=[torch.full((2,), float(number))]))
+        dist.barrier()  # only now does the receiver ask for anything
+        answers = [link.inbox.receive(number, "an answer").step for number in range(2)]
+        link.close(20)
+        return answers
+
+    def below(link: Upstream) -> Any:
+        dist.barrier()
+        order = [count - 1, *range(count - 1)]
+        received = [link.inbox.receive(number, "a batch") for number in order]
+        for number in range(2):
+            link.outbox.send(Message(number=number, step=f"answer {number}"))
+        link.close(20)
+        return [(message.number, message.tensors[0].tolist()) for message in received]
+
+    answers, received = pair(above, below)
+    assert answers == ["answer 0", "answer 1"]
+    assert received == [(number, [float(number)] * 2) for number in [count - 1, *range(count - 1)]]
+
+
+def odd_tensors() -> list[Tensor]:
+    table = torch.arange(12.0).reshape(3, 4)
+    return [
+        torch.empty(0, 3),
+        table.T,
+        torch.arange(48.0).reshape(2, 2, 3, 4).to(memory_format=torch.channels_last),
+        torch.arange(24.0).reshape(2, 3, 4).permute(2, 0, 1),
+        torch.ones(2, 1, 3).transpose(0, 1),
+        table[:, 1:3],
+        torch.empty(0, dtype=torch.int64),
+        torch.tensor(3.5),
+        torch.ones(1, dtype=torch.bool).expand(4),
+        table.bfloat16() / 3,
+        table.requires_grad_() * 2,
+        *((torch.arange(5) % 2).to(getattr(torch, dtype)) for dtype in DTYPES),
+    ]
+
+
+def test_tensors_of_every_kind_arrive_unchanged() -> None:
+    def above(link: Downstream) -> None:
+        link.outbox.send(Message(number=0, tensors=odd_tensors()))
+        link.close(20)
+
+    def below(link: Upstream) -> Any:
+        message = link.inbox.receive(0, "a batch")
+        link.close(20)
+        return listed(message.tensors), [tuple(tensor.shape) for tensor in message.tensors]
+
+    _, (values, shapes) = pair(above, below)
+    assert values == listed(odd_tensors())
+    assert shapes == [tuple(tensor.shape) for tensor in odd_tensors()]
+
+
+def test_a_tensor_keeps_its_layout_in_memory() -> None:
+    layouts = [
+        lambda: torch.arange(12.0).reshape(3, 4).T,
+        lambda: torch.ones(2, 2, 3, 4).to(memory_format=torch.channels_last),
+        lambda: torch.ones(2, 3, 4).permute(2, 0, 1),
+    ]
+
+    def above(link: Downstream) -> None:
+        link.outbox.send(Message(number=0, tensors=[make() for make in layouts]))
+        link.close(20)
+
+    def below(link: Upstream) -> Any:
+        message = link.inbox.receive(0, "a batch")
+        link.close(20)
+        return [tensor.stride() for tensor in message.tensors]
+
+    assert pair(above, below)[1] == [make().stride() for make in layouts]
+
+
+def test_a_long_message_and_the_tensors_behind_it_arrive() -> None:
+    figures = {f"boundary {number} ∂": {"loss": number / 7} for number in range(200)}
+
+    def above(link: Downstream) -> None:
+        link.outbox.send(Message(number=0, figures=figures, tensors=[torch.ones(2)]))
+        link.outbox.send(Message(number=1, tensors=[torch.zeros(3)]))
+        link.close(20)
+
+    def below(link: Upstream) -> Any:
+        messages = [link.inbox.receive(number, "a batch") for number in range(2)]
+        link.close(20)
+        return messages[0].figures, [listed(message.tensors) for message in messages]
+
+    _, received = pair(above, below)
+    assert received == (figures, [listed([torch.ones(2)]), listed([torch.zeros(3)])])
+
+
+def test_a_chain_has_a_link_to_each_neighbour_in_any_order_of_ranks() -> None:
+    def work(upstream: Upstream | None, downstream: Downstream | None) -> Any:
+        seen = [] if upstream is None else upstream.inbox.receive(0, "a batch").step.split()
+        own = str(dist.get_rank())
+        if downstream is not None:
+            downstream.outbox.send(Message(step=" ".join([*seen, own])))
+        for link in (upstream, downstream):
+            if link is not None:
+                link.close(20)
+        return [*seen, own], upstream and upstream.neighbour, downstream and downstream.neighbour
+
+    first, second, third = connected(work, processes=3, ranks=[2, 0, 1])
+    assert second == (["2", "0", "1"], NAMES[1], None)
+    assert first == (["2", "0"], NAMES[0], NAMES[2])
+    assert third == (["2"], None, NAMES[1])
+
+
+def test_closing_waits_until_the_neighbour_has_heard_everything() -> None:
+    def above(link: Downstream) -> Any:
+        for number in range(8):
+            link.outbox.send(Message(number=number, tensors=[torch.ones(100_000)]))
+        link.close(20)
+        return link.inbox.join(0), len(link.outbox._unfinished)
+
+    def below(link: Upstream) -> Any:
+        link.close(20)  # has asked for none of the messages yet
+        return sum(link.inbox.receive(number, "a batch").tensors[0].sum().item() for number in range(8))
+
+    assert pair(above, below) == ((True, 0), 800_000)
+
+
+def lost(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except StageLostError as error:
+        return str(error)
+    return ""
+
+
+def test_a_neighbour_that_dies_is_named_to_who_waits_and_to_who_sends() -> None:
+    def above(link: Downstream) -> Any:
+        link.outbox.send(Message(number=0))
+        waiting = lost(lambda: link.inbox.receive(0, "the target of training batch 0"))
+
+        def send_until_it_fails() -> None:
+            deadline = time.monotonic() + 15
+            while time.monotonic() < deadline:
+                link.outbox.send(Message(number=1, step="training batch 1", tensors=[torch.ones(1000)]))
+
+        return waiting, lost(send_until_it_fails)
+
+    def below(link: Upstream) -> None:
+        link.inbox.receive(0, "a batch")
+        os._exit(1)
+
+    (waiting, sending), nothing = pair(above, below)
+    assert nothing is None
+    assert waiting.startswith("stage 1 (rank 1) is gone: its connection closed")
+    assert waiting.endswith("This stage was waiting for the target of training batch 0.")
+    assert sending.startswith("stage 1 (rank 1) is gone: training batch 1 could not be sent to it")
+
+
+def test_what_a_neighbour_sent_before_it_failed_can_still_be_had() -> None:
+    def above(link: Downstream) -> Any:
+        first = lost(lambda: link.inbox.receive(1, "batch 1"))
+        second = link.inbox.receive(0, "batch 0").step
+        dist.barrier()
+        return first, second
+
+    def below(link: Upstream) -> None:
+        link.outbox.send(Message(number=0, step="the last word"))
+        link.fail("training batch 1", "ValueError: odd")
+        dist.barrier()
+
+    (error, last), _ = pair(above, below)
+    assert error.startswith("stage 1 (rank 1) failed at training batch 1: ValueError: odd.")
+    assert last == "the last word"
+
+
+def test_a_stage_tells_its_neighbour_why_it_fails() -> None:
+    def above(link: Downstream) -> str:
+        message = lost(lambda: link.inbox.receive(0, "the target of training batch 3"))
+        dist.barrier()
+        return message
+
+    def below(link: Upstream) -> None:
+        link.fail("training batch 3", "ValueError: the loss is odd")
+        dist.barrier()
+
+    message, _ = pair(above, below)
+    assert message == (
+        "stage 1 (rank 1) failed at training batch 3: ValueError: the loss is odd. "
+        "This stage was waiting for the target of training batch 3."
+    )
+
+
+def test_telling_a_dead_neighbour_is_no_error() -> None:
+    def above(link: Downstream) -> str:
+        message = lost(lambda: link.inbox.receive(0, "a target"))
+        for _ in range(6):
+            link.fail("training batch 0", "the neighbour is gone")
+        return message
+
+    def below(link: Upstream) -> None:
+        os._exit(1)
+
+    message, _ = pair(above, below)
+    assert "is gone" in message
+
+
+def test_a_silent_neighbour_is_reported_after_the_timeout_and_its_message_can_still_come() -> None:
+    def above(link: Downstream) -> Any:
+        began = time.monotonic()
+        message = lost(lambda: link.inbox.receive(0, "the target of training batch 0"))
+        waited = time.monotonic() - began
+        dist.barrier()
+        dist.barrier()
+        return message, waited, link.inbox.receive(0, "a target").step
+
+    def below(link: Upstream) -> None:
+        dist.barrier()
+        link.outbox.send(Message(number=0, step="late"))
+        link.outbox.flush()
+        dist.barrier()
+
+    (message, waited, late), _ = pair(above, below, timeout=0.5)
+    assert message.startswith("stage 1 (rank 1) did not send the target of training batch 0 within 0.5 s.")
+    assert 0.5 <= waited < 10
+    assert late == "late"
