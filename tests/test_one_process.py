@@ -260,7 +260,6 @@ class Plain(pl.LightningModule):
         LinearPredictor(normalize="none"),
         MLPPredictor(hidden=32),
         LossModelPredictor(hidden=32),
-        LossModelPredictor(hidden=32, normalize="none"),
     ],
 )
 def test_networks_without_normalisation_stay_finite(predictor: GradientPredictor) -> None:
