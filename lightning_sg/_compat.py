@@ -33,7 +33,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 # Public pytree functions arrived in torch long after 2.6; these have been stable since 2.0.
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 
 def set_rank_zero(rank: int) -> None:
@@ -69,7 +69,6 @@ __all__ = [
     "set_rank_zero",
     "tree_flatten",
     "tree_leaves",
-    "tree_map",
     "tree_map_only",
     "tree_unflatten",
 ]

@@ -34,6 +34,7 @@ from lightning_sg.rng import StepRandomness
 from lightning_sg.training import Record
 from lightning_sg.transport import Downstream, Message, Upstream, open_links
 
+# How many batches of validation, test or prediction a stage may be ahead of the next.
 MAX_BATCHES_IN_EVALUATION = 2
 
 
