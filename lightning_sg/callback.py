@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from lightning_sg.boundary import Boundaries
 from lightning_sg.context import ContextSource, context_of
@@ -42,7 +42,7 @@ class SyntheticGradients(Callback):
         boundaries: Names of submodules, as in ``model.named_modules()``, to cut after. By default every
             :class:`~lightning_sg.Boundary` in the model.
         predictor: The predictor at each boundary (each gets its own copy), or one by boundary name.
-        optimizer: Makes a predictor's optimizer from its parameters.
+        optimizer: Makes a predictor's optimizer from its parameters; by default Adam with a learning rate of 1e-3.
         delay: How many steps later than at once a predictor learns from a target. With the stages on several
             processes, a stage may be so many batches ahead of the next; 0 leaves it least time to wait for, larger
             values ride out longer hiccups.
@@ -60,7 +60,7 @@ class SyntheticGradients(Callback):
         self,
         boundaries: Sequence[str] | None = None,
         predictor: GradientPredictor | Mapping[str, GradientPredictor] = LossModelPredictor(),  # noqa: B008 (a template, copied before use)
-        optimizer: OptimizerCallable = partial(torch.optim.Adam, lr=1e-3),  # noqa: B008 (only stored)
+        optimizer: OptimizerCallable | None = None,
         delay: int = 1,
         train_every: int = 1,
         context: ContextSource = "auto",
@@ -125,7 +125,7 @@ class SyntheticGradients(Callback):
             name: PredictorTrainer(
                 name,
                 templates[name],
-                self.optimizer,
+                self.optimizer or _adam,
                 delay=self.delay,
                 train_every=self.train_every,
                 bound=self.bound,
@@ -229,6 +229,10 @@ class SyntheticGradients(Callback):
             trainers[name].load_state_dict(state)
         else:
             rank_zero_warn(f"The checkpoint has a predictor for boundary '{name}', which this model does not have.")
+
+
+def _adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=1e-3)
 
 
 __all__ = ["SyntheticGradients"]

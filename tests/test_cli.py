@@ -78,11 +78,24 @@ def test_nested_predictor_is_made(at_root, monkeypatch):
     assert callback.predictor.hidden == 128
 
 
+def test_printed_configuration_documents_everything_and_can_be_read_back(at_root, capsys, tmp_path):
+    digits = ("--model=examples.digits.DigitsClassifier", "--data=examples.digits.Digits")
+    callback = ("--trainer.callbacks=lightning_sg.SyntheticGradients", "--trainer.strategy=synthetic_gradients")
+    text = printed(capsys, "fit", *digits, *callback, "--print_config=comments")
+    assert "How many steps later than at once a predictor learns" in text
+    assert "Width of the head's hidden layers" in text
+    assert "Unable to serialize" not in text
+    (tmp_path / "printed.yaml").write_text(text)
+    assert "lightning_sg.LossModelPredictor" in printed(
+        capsys, "fit", f"--config={tmp_path / 'printed.yaml'}", "--print_config"
+    )
+
+
 def test_help_documents_callback_and_strategy(at_root, capsys):
     text = printed(capsys, "fit", "--trainer.callbacks.help=lightning_sg.SyntheticGradients")
     for argument in ("boundaries", "predictor", "optimizer", "delay", "train_every", "context", "bound", "seed"):
         assert f"--trainer.callbacks.{argument}" in text
-    assert "Makes a predictor's optimizer from its parameters." in text
+    assert "Makes a predictor's optimizer from its parameters" in text
     assert "lightning_sg.LossModelPredictor" in text
     text = printed(capsys, "fit", "--trainer.strategy.help=lightning_sg.SyntheticGradientStrategy")
     assert "How many seconds a stage waits for its neighbour" in text
