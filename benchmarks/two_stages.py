@@ -4,7 +4,8 @@
 
 The model is 2 × 4 Linear(2048) with ReLU (33.6 M parameters), batch 256. Three modes take turns, in an order that
 rotates with the rounds: one process; two processes decoupled; two independent copies of the one-process run at the same
-time, which is what two cores of this machine can do at most. Printed are medians and their ratio to one process.
+time, which is what two cores of this machine can do at most. Printed are medians, and the
+median of each round's ratio to one process.
 """
 
 from __future__ import annotations
@@ -107,13 +108,14 @@ def main() -> None:
             mode = MODES[(place + round_) % len(MODES)]
             speeds[mode].append(measure(mode, arguments.steps, arguments.skip))
         print(f"round {round_ + 1}: " + ", ".join(f"{mode} {values[-1]:.0f}" for mode, values in speeds.items()))
-    # One copy's speed when both cores are busy, twice: what two perfect halves would reach.
-    base = statistics.median(speeds[MODES[0]])
+    # Of two copies, the sum: what two perfect halves would reach. Ratios are taken round by round, which a machine
+    # whose speed drifts disturbs less than a ratio of medians.
     print(f"\n| mode | samples/s, median (min-max) of {arguments.rounds} | over one process |\n|---|---|---|")
     for mode, values in speeds.items():
         factor = 2 if mode == MODES[2] else 1
         low, middle, high = (factor * f(values) for f in (min, statistics.median, max))
-        print(f"| {mode} | {middle:.0f} ({low:.0f}-{high:.0f}) | {middle / base:.2f} |")
+        ratio = statistics.median(factor * value / one for value, one in zip(values, speeds[MODES[0]]))
+        print(f"| {mode} | {middle:.0f} ({low:.0f}-{high:.0f}) | {ratio:.2f} |")
     if arguments.out:
         arguments.out.write_text(json.dumps(speeds))
 
