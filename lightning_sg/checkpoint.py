@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch.distributed as dist
@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_sg.partition.placement import Placement
+
+Key = TypeVar("Key")
 
 
 def gather_weights(module: pl.LightningModule, placement: Placement, ranks: list[int], group: Any) -> None:
@@ -45,10 +47,14 @@ def gather_optimizer_state(
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     foreign = {number for number, parameter in zip(numbers, parameters) if names.get(id(parameter)) in elsewhere}
     own = {number: value for number, value in state["state"].items() if number not in foreign}
+    return {**state, "state": dict(sorted(gather_union(_on_host(own), group).items()))}
+
+
+def gather_union(own: dict[Key, Any], group: Any) -> dict[Key, Any]:
+    """The union of all processes' disjoint dicts on global rank 0, elsewhere one's own. A collective."""
     gathered: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(_on_host(own), gathered, dst=0, group=group)
-    union = {number: value for part in gathered or [own] for number, value in part.items()}
-    return {**state, "state": dict(sorted(union.items()))}
+    dist.gather_object(own, gathered, dst=0, group=group)
+    return {key: value for part in gathered or [own] for key, value in part.items()}
 
 
 def _on_host(state: dict[int, Any]) -> dict[int, Any]:
@@ -58,4 +64,4 @@ def _on_host(state: dict[int, Any]) -> dict[int, Any]:
     }
 
 
-__all__ = ["gather_optimizer_state", "gather_weights"]
+__all__ = ["gather_optimizer_state", "gather_union", "gather_weights"]

@@ -11,12 +11,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightning_sg._compat import DATA_DEPENDENT_ERRORS
 from lightning_sg.boundary import Crossing, Site, differentiable
 from lightning_sg.callback import SyntheticGradients
+from lightning_sg.checkpoint import gather_union
 from lightning_sg.crossing import LocalCrossing
 from lightning_sg.errors import (
     BatchMismatchError,
@@ -271,8 +271,7 @@ class StageRuntime(Exchange):
     def _send_evaluation(self, tensors: list[Tensor]) -> list[Tensor]:
         self._send(tensors, training=False)
         self._unconfirmed.append(self._number)
-        while len(self._unconfirmed) > MAX_BATCHES_IN_EVALUATION:
-            self._answer(self._unconfirmed.popleft())
+        self._await_answers(MAX_BATCHES_IN_EVALUATION)
         raise StageEnds
 
     def _send_training(self, tensors: list[Tensor]) -> list[Tensor]:
@@ -286,8 +285,7 @@ class StageRuntime(Exchange):
             self._send(tensors)
             self._surrogate = torch.zeros((), device=self.device, requires_grad=True)
             self._unconfirmed.append(self._number)
-            while len(self._unconfirmed) > self.callback.delay + 1:
-                self._answer(self._unconfirmed.popleft())
+            self._await_answers(self.callback.delay + 1)
         else:
             trainer = self.callback.trainers[boundary]
             record = trainer.prepare(carriers, self.callback.step.context, self.callback.step.loss)
@@ -335,6 +333,11 @@ class StageRuntime(Exchange):
         message = self._downstream.inbox.receive(number, f"the target of {ago} ({self.doing} is going on)")
         self.stop_wanted = self.stop_wanted or message.stop
         return tuple(message.tensors) or None
+
+    def _await_answers(self, most: int) -> None:
+        """Waits until at most so many batches without a prediction are unanswered."""
+        while len(self._unconfirmed) > most:
+            self._answer(self._unconfirmed.popleft())
 
     def backward_loss(self, loss: Tensor) -> Tensor:
         """The loss to go backward from: of a ghost, this stage's surrogate."""
@@ -435,10 +438,8 @@ class StageRuntime(Exchange):
 
     def gather(self, states: dict[str, Any]) -> dict[str, Any]:
         """See :meth:`Exchange.gather`."""
-        gathered: list[Any] | None = [None] * len(self.ranks) if dist.get_rank() == 0 else None
         with self.meeting("saving predictors"):
-            dist.gather_object(states, gathered, dst=0, group=self.host_group)
-        return {name: state for part in gathered or [states] for name, state in part.items()}
+            return gather_union(states, self.host_group)
 
     @contextlib.contextmanager
     def meeting(self, what: str) -> Iterator[None]:
@@ -460,8 +461,7 @@ class StageRuntime(Exchange):
         for name, trainer in self.callback.trainers.items():
             if self.owns(name):
                 trainer.collect()
-        while self._unconfirmed:
-            self._answer(self._unconfirmed.popleft())
+        self._await_answers(0)
         for link in self._links():
             link.close(self.timeout)
         self._upstream = self._downstream = None

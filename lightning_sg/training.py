@@ -227,11 +227,21 @@ class PredictorTrainer:
         Raises:
             NonFinitePredictionError: If so.
         """
-        self._raise_non_finite()
-
-    def parameter_count(self) -> int:
-        """How many numbers the predictor learns; 0 before it is built."""
-        return sum(parameter.numel() for parameter in self.predictor.parameters())
+        if self._non_finite is None:
+            return
+        (finite, healthy, step), self._non_finite = self._non_finite, None
+        if bool(finite):
+            return
+        cause = (
+            "The predictor itself diverged: lower its learning rate (SyntheticGradients(optimizer=...))."
+            if bool(healthy)
+            else "The activations were already non-finite: the network above the boundary diverged; lower its "
+            "learning rate or clip its gradients."
+        )
+        raise NonFinitePredictionError(
+            f"The synthetic gradient at boundary '{self.name}' is not finite (batch {step} since the start). "
+            f"No stage was updated with it. {cause}"
+        )
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -343,31 +353,14 @@ class PredictorTrainer:
         if finite.device.type == "cpu":
             if not finite:
                 self._non_finite = (finite, all_finite(record.activations), record.step)
-                self._raise_non_finite()
+                self.check_finite()
             return prediction
-        # Asking a device stops it: the answer is looked at when figures are taken, and until then nothing is harmed.
+        # Asking a device stops it: the answer is looked at in check_finite, and until then nothing is harmed.
         healthy = all_finite(record.activations)
         if self._non_finite is not None:
             finite, healthy = finite & self._non_finite[0], healthy & self._non_finite[1]
         self._non_finite = (finite, healthy, record.step)
         return tuple(torch.where(finite, part, torch.zeros_like(part)) for part in prediction)
-
-    def _raise_non_finite(self) -> None:
-        if self._non_finite is None:
-            return
-        (finite, healthy, step), self._non_finite = self._non_finite, None
-        if bool(finite):
-            return
-        cause = (
-            "The predictor itself diverged: lower its learning rate (SyntheticGradients(optimizer=...))."
-            if bool(healthy)
-            else "The activations were already non-finite: the network above the boundary diverged; lower its "
-            "learning rate or clip its gradients."
-        )
-        raise NonFinitePredictionError(
-            f"The synthetic gradient at boundary '{self.name}' is not finite (batch {step} since the start). "
-            f"No stage was updated with it. {cause}"
-        )
 
     def _learn(self, record: Record) -> None:
         record.collect()
