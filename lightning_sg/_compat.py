@@ -32,6 +32,9 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
+# Sees every operation, those of the backward pass too. torch documents it, but only under this name.
+from torch.utils._python_dispatch import TorchDispatchMode
+
 # Public pytree functions arrived in torch long after 2.6; these have been stable since 2.0.
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
@@ -62,6 +65,7 @@ __all__ = [
     "FakeTensorMode",
     "MultiProcessingLauncher",
     "SubprocessScriptLauncher",
+    "TorchDispatchMode",
     "default_process_group_backend",
     "init_dist_connection",
     "optimizers_to_device",

@@ -9,20 +9,22 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_sg.boundary import Boundaries
 from lightning_sg.context import ContextSource, context_of
+from lightning_sg.corrections import Corrections
 from lightning_sg.crossing import LocalCrossing
 from lightning_sg.errors import PartitionError, SyntheticGradientsError
+from lightning_sg.exact import ExactPass, Parameters
 from lightning_sg.exchange import Exchange
 from lightning_sg.partition.checks import check_cuts, check_trainable
 from lightning_sg.partition.trace import Trace, copy_of, trace_step
 from lightning_sg.predictors import GradientPredictor, LossModelPredictor
 from lightning_sg.step import Step
-from lightning_sg.training import PredictorTrainer
+from lightning_sg.training import AlignmentGuard, PredictorTrainer
 
 
 class SyntheticGradients(Callback):
@@ -66,6 +68,17 @@ class SyntheticGradients(Callback):
         context: ContextSource = "auto",
         bound: float = 1.0,
         seed: int | None = None,
+        exact_every: int = 8,
+        bootstrap: bool = True,
+        exact_weight: float = 1.0,
+        correction: float = 0.0,
+        warm_up: int = 0,
+        mix: float = 0.0,
+        scale: float = 1.0,
+        guard: AlignmentGuard | None = AlignmentGuard(),  # noqa: B008 (settings, never changed)
+        lr_scheduler: LRSchedulerCallable | None = None,
+        updates: int = 1,
+        ema: float = 0.0,
     ) -> None:
         super().__init__()
         if delay < 0 or train_every < 1 or bound <= 0:
@@ -83,6 +96,20 @@ class SyntheticGradients(Callback):
         self.context = context
         self.bound = bound
         self.seed = seed
+        self.exact_every = exact_every
+        self.bootstrap = bootstrap
+        self.exact_weight = exact_weight
+        self.correction = correction
+        self.warm_up = warm_up
+        self.mix = mix
+        self.scale = scale
+        self.guard = guard
+        self.lr_scheduler = lr_scheduler
+        self.updates = updates
+        self.ema = ema
+        #: How many training batches there have been.
+        self.batches = 0
+        self.corrections = Corrections()
         self.step = Step()
         self.exchange = Exchange()
         self.boundaries: Boundaries | None = None
@@ -90,6 +117,8 @@ class SyntheticGradients(Callback):
         self.trace: Trace | None = None
         self._module: pl.LightningModule | None = None
         self._restored: dict[str, Any] = {}
+        self._pass: ExactPass | None = None
+        self._first_backward = True
 
     # ------------------------------------------------------------------ set-up
 
@@ -130,6 +159,13 @@ class SyntheticGradients(Callback):
                 train_every=self.train_every,
                 bound=self.bound,
                 seed=seed & (2**63 - 1),
+                make_scheduler=self.lr_scheduler,
+                updates=self.updates,
+                ema=self.ema,
+                scale=self.scale,
+                bootstrap=self.bootstrap,
+                exact_weight=self.exact_weight,
+                guard=self.guard,
             )
             for name in names
         }
@@ -152,6 +188,9 @@ class SyntheticGradients(Callback):
         """Takes what a traced step showed about the model."""
         self.trace = trace
         self.step.loss = trace.loss
+        order = trace.order or list(self.trainers)
+        for place, name in enumerate(order):
+            self.trainers[name].distance = len(order) - place
 
     # ------------------------------------------------------------------ steps
 
@@ -162,25 +201,116 @@ class SyntheticGradients(Callback):
         assert self.boundaries is not None
         if self.trace is None and len(self.boundaries) and not self.exchange.split:
             self._check(trainer, pl_module, batch, batch_idx)
-        self.step.begin(trainer, context_of(batch, self.context))
+        self._pass, self._first_backward = None, True
+        true_share = 1.0 if self.batches < self.warm_up else self.mix
+        self.step.begin(
+            trainer, context_of(batch, self.context), exact=self._exact(self.batches), true_share=true_share
+        )
         if not self.exchange.split:
             for site in self.boundaries.sites:
                 site.open(LocalCrossing(self.trainers[site.name], self.step), without_gradient=False)
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """On a batch whose exact gradient is asked for, finds it where the loss is."""
+        if self._first_backward and self.step.exact and self.exchange.has_loss:
+            self._pass = ExactPass.run(
+                loss, self.step.crossings, self.exchange.leaves, self.corrected(), self.step.gradient_scale()
+            )
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Applies what earlier batches' exact gradients, which have arrived, were more than those used."""
+        if not self._first_backward:
+            return
+        self._first_backward = False
+        scale = self.step.gradient_scale()
+        if self._pass is not None:
+            self.hold(self.batches, self._pass.corrections(self.corrected(), scale))
+        self.corrections.apply(pl_module, self.batches, scale, self.exchange.holds)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Logs the figures of the targets that were learned from in this step."""
         assert self.boundaries is not None
+        self.batches += 1
         self.step.end()
         self.boundaries.close()
         if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
             for trained in self.trainers.values():
                 trained.check_finite()
-        figures = {name: trained.take_figures() for name, trained in self.trainers.items()}
+        figures = {name: self._figures_of(trained) for name, trained in self.trainers.items()}
         for name, values in self.exchange.route(figures).items():
             for key, value in values.items():
                 pl_module.log(f"sg/{name}/{key}", value, on_step=True, on_epoch=False, batch_size=1)
+
+    def _figures_of(self, trained: PredictorTrainer) -> dict[str, Tensor]:
+        figures = trained.take_figures()
+        if figures and trained.flops is not None and self.trace is not None and sum(self.trace.flops):
+            # A training step is about three forward passes.
+            figures["cost"] = torch.tensor(trained.flops / (3 * sum(self.trace.flops)))
+        return figures
+
+    # ------------------------------------------------------------------ exact gradients
+
+    @property
+    def exact_pass(self) -> ExactPass | None:
+        """What the current batch's exact pass found, if it had one."""
+        return self._pass
+
+    def _exact(self, number: int) -> bool:
+        """Whether the exact gradient of batch ``number`` travels up."""
+        trainers = self.trainers.values()
+        if number < self.warm_up or self.mix == 1:
+            return False
+        if any(trained.predictor.correction > 0 for trained in trainers):
+            return True
+        useful = any(trained.learns_from_exact for trained in trainers) and len(self.trainers) > 1
+        return (
+            (useful or self.correction > 0) and self.exact_every > 0 and (number - self.warm_up) % self.exact_every == 0
+        )
+
+    def corrected(self) -> Parameters:
+        """The parameters of this process's stages to which corrections are due, by name."""
+        return {name: parameter for name, (parameter, _due, _weight) in self._corrected().items()}
+
+    def hold(self, number: int, gradients: Mapping[str, Tensor]) -> None:
+        """Keeps corrections of batch ``number`` until they are due: the later, the further from the loss."""
+        by_due: dict[int, dict[str, Tensor]] = {}
+        for name, (_parameter, later, weight) in self._corrected().items():
+            if name in gradients:
+                gradient = gradients[name] if weight == 1 else weight * gradients[name]
+                by_due.setdefault(number + later, {})[name] = gradient
+        for due, held in by_due.items():
+            self.corrections.hold(due, held)
+
+    def _corrected(self) -> dict[str, tuple[torch.nn.Parameter, int, float]]:
+        """The parameters with how many batches later their correction is due, and its weight."""
+        trace = self.trace
+        if trace is None or not any(self._weight_of(name) for name in self.trainers):
+            return {}
+        if not trace.order:
+            raise SyntheticGradientsError(
+                "Corrections with the true gradient need to know which stage a parameter belongs to, but the step "
+                "could not be followed on tensors without data (see the warning at the start). Use correction=0 and "
+                "no DelayedGradient with this model, or move the code that reads values behind the last boundary."
+            )
+        assert self._module is not None
+        corrected = {}
+        for name, parameter in self._module.named_parameters():
+            users = trace.uses.get(name)
+            if not users or min(users) == len(trace.order) or not parameter.requires_grad:
+                continue
+            boundary = trace.order[min(users)]
+            weight = self._weight_of(boundary)
+            if weight and self.exchange.holds(name):
+                distance = self.trainers[boundary].distance
+                corrected[name] = (parameter, distance * (1 + self.delay), weight)
+        return corrected
+
+    def _weight_of(self, boundary: str) -> float:
+        trained = self.trainers[boundary]
+        own = trained.predictor.correction
+        return float(own**trained.distance) if own else self.correction
 
     def _check(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Follows one step without data: is every boundary reached, and does nothing go around it?"""
@@ -212,11 +342,20 @@ class SyntheticGradients(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The predictors with their optimizers and the targets under way, by boundary."""
+        if not self.trainers:
+            return {"batches": self.batches, "boundaries": self._restored, "corrections": self.corrections.state_dict()}
+        self.exchange.flush()
         states = {name: trained.state_dict() for name, trained in self.trainers.items() if self.exchange.owns(name)}
-        return {"boundaries": self.exchange.gather(states)} if self.trainers else {"boundaries": self._restored}
+        return {
+            "batches": self.batches,
+            "boundaries": self.exchange.gather(states),
+            "corrections": self.exchange.gather(self.corrections.state_dict()),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`; a boundary that the saved run did not have starts afresh."""
+        self.batches = state_dict["batches"]
+        self.corrections.load_state_dict(state_dict["corrections"])
         if not self.trainers:
             self._restored = state_dict["boundaries"]
             return

@@ -13,6 +13,8 @@ from lightning_sg.errors import BoundaryError
 from lightning_sg.step import Step
 from lightning_sg.training import PredictorTrainer, Record
 
+Optional = tuple[Tensor | None, ...]
+
 
 class LocalCrossing:
     """Identity forwards; backwards, keeps the gradient that arrives as the target and passes the prediction on.
@@ -20,58 +22,88 @@ class LocalCrossing:
     Needs no change to the loss, the optimizer or the loop, and works under any strategy. The prediction is made on
     the way forwards, so that it is the one that a stage in another process would make.
 
+    Attributes:
+        record: The current batch at this boundary.
+        carriers: The tensors of it that carry a gradient, as they left the stage before.
+        passing: What a gradient that arrives is turned into; see :class:`Backward`.
+
     Args:
         trainer: The boundary's predictor.
         step: What is going on in the current step.
     """
 
+    record: Record
+    carriers: list[Tensor]
+
     def __init__(self, trainer: PredictorTrainer, step: Step) -> None:
-        self._trainer = trainer
+        self.trainer = trainer
         self._step = step
+        self.passing: Callable[[Optional], Optional] = self._synthetic
+        self._passed = False
 
     def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
         """Crosses the boundary with ``tensors``; those that carry no gradient pass untouched."""
         places = [place for place, tensor in enumerate(tensors) if differentiable(tensor)]
         if not torch.is_grad_enabled() or not places:
             return tensors
-        record = self._trainer.prepare([tensors[place] for place in places], self._step.context, self._step.loss)
-        self._trainer.predict(record)
         carriers = [tensors[place] for place in places]
-        crossed = _Cut.apply(_Backward(self._trainer, record, self._step.gradient_scale(), carriers), *carriers)
+        step = self._step
+        self.record = self.trainer.prepare(
+            carriers, step.context, step.loss, exact=step.exact, true_share=step.true_share
+        )
+        self.trainer.predict(self.record)
+        self._scale = step.gradient_scale()
+        self._dtypes = [tensor.dtype for tensor in carriers]
+        if step.exact:
+            self.carriers = carriers
+            step.crossings.append(self)
+        crossed = _Cut.apply(self._backward, *carriers)
         tensors = list(tensors)
         for place, tensor in zip(places, crossed):
             tensors[place] = tensor
         return tensors
 
-
-class _Backward:
-    """What happens at the boundary backwards."""
-
-    def __init__(self, trainer: PredictorTrainer, record: Record, scale: Tensor | float, tensors: list[Tensor]) -> None:
-        self._name = trainer.name
-        self._record = record
-        self._scale = scale
-        self._exact = trainer.exact
-        self._dtypes = [tensor.dtype for tensor in tensors]
-        self._passed = False
-
-    def __call__(self, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    def _backward(self, gradients: Optional) -> Optional:
         if torch.is_grad_enabled():
             raise BoundaryError(
-                f"A gradient of a gradient (`create_graph=True`) was asked for across boundary '{self._name}'. A "
-                "synthetic gradient has none: keep penalties on gradients within one stage."
+                f"A gradient of a gradient (`create_graph=True`) was asked for across boundary '{self.trainer.name}'. "
+                "A synthetic gradient has none: keep penalties on gradients within one stage."
             )
-        if self._record.wants_target:
-            self._record.add_target(None if gradient is None else gradient / self._scale for gradient in gradients)
-        if self._exact:
+        return self.passing(gradients)
+
+    def _synthetic(self, gradients: Optional) -> Optional:
+        """Keeps the target, and passes the prediction on."""
+        record = self.record
+        if record.wants_target:
+            record.add_target(None if gradient is None else gradient / self._scale for gradient in gradients)
+        if record.true_share == 1:
             return gradients
-        # A second backward pass through the same batch adds to the target; the prediction is for their sum.
-        if self._record.prediction is None or self._passed:
+        if record.prediction is None and record.true_share == 0:
             return (None,) * len(gradients)
+        share = record.true_share
+        true = [None if gradient is None or not share else share * gradient for gradient in gradients]
+        # A second backward pass through the same batch adds to the target; the prediction is for their sum.
+        if self._passed or record.prediction is None:
+            return tuple(true)
         self._passed = True
+        factor = (1 - share) * self._scale / record.samples
+        parts = [(part * factor).to(dtype) for part, dtype in zip(record.prediction, self._dtypes)]
+        return tuple(part if more is None else part + more for part, more in zip(parts, true))
+
+    @staticmethod
+    def exact(gradients: Optional) -> Optional:
+        """Passes the true gradient on, as if there were no boundary."""
+        return gradients
+
+    def excess(self, gradients: Optional) -> Optional:
+        """Takes what the exact gradient is more than the target; passes on what it is more than the one used."""
+        record = self.record
+        record.add_excess(gradients)
+        exact = record.exact_targets or record.targets
+        if exact is None:
+            return gradients
         return tuple(
-            (part * (self._scale / self._record.samples)).to(dtype)
-            for part, dtype in zip(self._record.prediction, self._dtypes)
+            ((true - used) / record.samples).to(dtype) for true, used, dtype in zip(exact, record.used, self._dtypes)
         )
 
 

@@ -18,6 +18,23 @@ class Exchange:
 
     split = False
 
+    @property
+    def has_loss(self) -> bool:
+        """Whether the model's own loss is computed in this process."""
+        return True
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """What this process received of the current batch from the stage before, and carries a gradient."""
+        return []
+
+    def holds(self, parameter: str) -> bool:
+        """Whether the parameter of that name is trained in this process."""
+        return True
+
+    def flush(self) -> None:
+        """Brings in the exact gradients that are under way between processes. A collective."""
+
     def owns(self, boundary: str) -> bool:
         """Whether the predictor of ``boundary`` lives in this process."""
         return True

@@ -25,6 +25,7 @@ from lightning_sg.errors import (
     StageLostError,
     SyntheticGradientsError,
 )
+from lightning_sg.exact import KeptGraph, keeping_weights
 from lightning_sg.exchange import Exchange, Figures
 from lightning_sg.partition.checks import check_cuts, check_trainable
 from lightning_sg.partition.ghosts import GhostMemory, Ghosts, ghost_like, is_ghost
@@ -107,6 +108,20 @@ class StageRuntime(Exchange):
         return self.position == len(self.ranks) - 1
 
     @property
+    def has_loss(self) -> bool:
+        """See :attr:`Exchange.has_loss`."""
+        return self.is_last
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """See :attr:`Exchange.leaves`."""
+        return self._leaves
+
+    def holds(self, parameter: str) -> bool:
+        """See :meth:`Exchange.holds`."""
+        return self.placement is None or self.placement.owner.get(parameter, self.position) == self.position
+
+    @property
     def name(self) -> str:
         """This process in words."""
         if self.placement is None:
@@ -176,6 +191,8 @@ class StageRuntime(Exchange):
             stack.enter_context(quiet(self.module) if quiet_too else self._without_ghosts_in_logs())
             stack.enter_context(self._ghosts)
             stack.enter_context(self._randomness)
+            if training and self.keeps_graph:
+                stack.enter_context(keeping_weights(self.module))
             self._memory.install()
             stack.callback(self._memory.remove)
             for site in sites:
@@ -264,7 +281,27 @@ class StageRuntime(Exchange):
         self._upstream.outbox.send(
             Message(number=self._number, step=self.doing, stop=self.stop_wanted, tensors=targets)
         )
+        if self.is_last and self.callback.step.exact:
+            found = self.callback.exact_pass
+            leaves = found.leaves if found is not None else []
+            sent = targets or [0.0] * len(leaves)
+            excess = [None if leaf is None else leaf - target for leaf, target in zip(leaves, sent)]
+            self._send_excess(self._number, self._leaves, excess)
         self._leaves = []
+
+    def _send_excess(self, number: int, leaves: list[Tensor], excess: Sequence[Tensor | None]) -> None:
+        """Tells the stage before what the exact gradient of a batch is more than the target that it was sent."""
+        if self._upstream is None or not leaves:
+            return
+        assert self.placement is not None
+        boundary = self.placement.receives_at(self.position)
+        assert boundary is not None
+        if self.callback.trainers[boundary].distance == 1:
+            return  # that target is exact
+        tensors: Sequence[Tensor] = ()
+        if any(part is not None for part in excess):
+            tensors = [torch.zeros_like(leaf) if part is None else part for part, leaf in zip(excess, leaves)]
+        self._upstream.outbox.send(Message(number=_number_of_exact(number), step=self.doing, tensors=tensors))
 
     # ------------------------------------------------------------------ the boundary at the end
 
@@ -288,26 +325,57 @@ class StageRuntime(Exchange):
             self._await_answers(self.callback.delay + 1)
         else:
             trainer = self.callback.trainers[boundary]
-            record = trainer.prepare(carriers, self.callback.step.context, self.callback.step.loss)
+            step = self.callback.step
+            record = trainer.prepare(carriers, step.context, step.loss, exact=step.exact, true_share=step.true_share)
             number = self._number
             record.fetch = lambda: self._answer(number)
+            if step.exact:
+                kept = KeptGraph(number, carriers, record, step.crossings, self._leaves)
+                batch = self.callback.batches
+                record.fetch_exact = lambda: self._take_exact(kept, batch, trainer.distance)
             self._send(tensors, wants_target=record.wants_target)
             trainer.predict(record)  # waits for targets, after the next stage has got its work
-            self._surrogate = self._surrogate_of(record, carriers, trainer.exact)
+            self._surrogate = self._surrogate_of(record, carriers)
         if not self.module.automatic_optimization:
             return [ghost_like(tensor) for tensor in tensors]
         raise StageEnds
 
-    def _surrogate_of(self, record: Record, carriers: list[Tensor], exact: bool) -> Tensor:
-        if exact:
+    def _surrogate_of(self, record: Record, carriers: list[Tensor]) -> Tensor:
+        if record.true_share:
             record.collect()
-            gradients = record.targets
-        else:
-            gradients = record.prediction
-        if gradients is None:
+        nothing = record.prediction is None if not record.true_share else record.targets is None
+        if nothing:
             return torch.zeros((), device=self.device, requires_grad=True)
-        surrogate: Tensor = _Inject.apply(gradients, record.samples, *carriers)
+        surrogate: Tensor = _Inject.apply(record.used, record.samples, *carriers)
         return surrogate
+
+    @property
+    def keeps_graph(self) -> bool:
+        """Whether this process needs the graph of the current batch until its exact gradient arrives."""
+        return self.callback.step.exact and not self.is_last
+
+    def _take_exact(self, kept: KeptGraph, batch: int, distance: int) -> None:
+        """The exact gradient of an earlier batch is due here: takes it through this process's stages, and on."""
+        record = kept.record
+        record.collect()
+        if distance == 1:
+            record.exact_targets = record.targets
+        else:
+            assert self._downstream is not None
+            number = _number_of_exact(kept.number)
+            message = self._downstream.inbox.receive(number, f"an exact gradient ({self.doing} is going on)")
+            if message.tensors:
+                record.add_excess(message.tensors)
+        with torch.autocast(self.device.type, enabled=False):
+            excess, corrections = kept.backward(self.callback.corrected())
+        self._send_excess(kept.number, kept.leaves, excess)
+        self.callback.hold(batch, corrections)
+
+    def flush(self) -> None:
+        """See :meth:`Exchange.flush`: from the last stage to the first."""
+        boundary = None if self.placement is None else self.placement.sends_at(self.position)
+        if boundary is not None:
+            self.callback.trainers[boundary].collect()
 
     def _send(self, tensors: list[Tensor], wants_target: bool = False, training: bool = True) -> None:
         assert self._downstream is not None
@@ -458,6 +526,7 @@ class StageRuntime(Exchange):
 
     def close(self) -> None:
         """Ends a run in good order: waits for targets under way and says goodbye to the neighbours."""
+        self.flush()
         for name, trainer in self.callback.trainers.items():
             if self.owns(name):
                 trainer.collect()
@@ -481,6 +550,11 @@ class StageRuntime(Exchange):
 
     def _links(self) -> list[Upstream | Downstream]:
         return [link for link in (self._upstream, self._downstream) if link is not None]
+
+
+def _number_of_exact(number: int) -> int:
+    """The number of the message that the exact gradient of batch ``number`` travels in, which has its own time."""
+    return -1 - number
 
 
 class _Inject(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
@@ -10,28 +10,41 @@ from torch import Tensor
 
 from lightning_sg.predictors.base import LossInfo
 
+if TYPE_CHECKING:
+    from lightning_sg.crossing import LocalCrossing
+
 
 class Step:
-    """The current step: its context, and the factor on its gradients.
+    """The current step: its context, what is done with the true gradient, and the factor on its gradients.
 
     Attributes:
         context: What the callback took from the batch, for the predictors.
         loss: What one traced step told about the model's loss, or ``None``.
+        exact: Whether the exact gradient of this batch travels all the way up.
+        true_share: How much of the gradient that the boundaries use is the true one, which they then wait for.
+        crossings: The boundaries within this process that were crossed, in order, if ``exact``.
     """
 
     def __init__(self) -> None:
         self.context: Any = None
         self.loss: LossInfo | None = None
+        self.exact = False
+        self.true_share = 0.0
+        self.crossings: list[LocalCrossing] = []
         self._trainer: pl.Trainer | None = None
 
-    def begin(self, trainer: pl.Trainer, context: Any) -> None:
+    def begin(self, trainer: pl.Trainer, context: Any, *, exact: bool, true_share: float) -> None:
         """A training batch begins."""
         self._trainer = trainer
         self.context = context
+        self.exact = exact
+        self.true_share = true_share
+        self.crossings = []
 
     def end(self) -> None:
         """The training batch is over."""
         self.context = None
+        self.crossings = []
 
     def gradient_scale(self) -> Tensor | float:
         """The factor by which the gradients of this backward pass differ from those of the loss.

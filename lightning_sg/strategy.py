@@ -277,6 +277,8 @@ class SyntheticGradientStrategy(ParallelStrategy):
         """Goes backward through this process's stages and answers the stage before."""
         if self._runtime is None:
             return super().backward(closure_loss, optimizer, *args, **kwargs)
+        if self._runtime.keeps_graph:
+            kwargs["retain_graph"] = True
         loss = super().backward(self._runtime.backward_loss(closure_loss), optimizer, *args, **kwargs)
         assert self.lightning_module is not None
         if self.lightning_module.automatic_optimization:

@@ -234,7 +234,7 @@ def test_figures_are_those_of_the_last_batch_learned_from_and_are_taken_once() -
     go(trained, range(5))
     expected = relative(trained, 3)
     figures = trained.take_figures()
-    assert set(figures) == {"loss", "cosine", "norm_ratio"}
+    assert set(figures) == {"loss", "cosine", "norm_ratio", "bias", "variance"}
     assert figures["loss"].isfinite()
     assert figures["cosine"] == pytest.approx(expected)
     assert trained.take_figures() == {}

@@ -52,6 +52,14 @@ class GradientPredictor(nn.Module, ABC):
     #: True for a predictor that returns the target itself: the boundary then waits for the true gradient.
     exact: bool = False
 
+    #: False for a predictor that learns from activations and context alone: then no target is asked for, and
+    #: :meth:`loss` is given an empty tuple.
+    needs_target: bool = True
+
+    #: How much of what the prediction got wrong the stage applies once the true gradient arrives, late, through
+    #: activations kept until then.
+    correction: float = 0.0
+
     #: Root mean square of the per-sample targets, one for each activation; the callback keeps it up to date.
     target_rms: Tensor | None = None
 

@@ -1,0 +1,64 @@
+"""The bound on predictions, relative to the targets seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_sg.predictors.base import Gradients
+from lightning_sg.training.figures import mean_square
+
+
+class TargetScale:
+    """The running size of the targets at one boundary, and the bound it puts on predictions.
+
+    The rule: the root mean square of a prediction is at most ``bound`` times the root mean square of the
+    targets seen, an exponential average over their squares that weights recent ones. Without it the prediction
+    error feeds on itself in networks without normalisation layers and runs to NaN.
+
+    Args:
+        bound: The largest ratio of prediction to target.
+        decay: The weight of the past in the average; 0.9 remembers about ten targets.
+    """
+
+    def __init__(self, bound: float = 1.0, decay: float = 0.9) -> None:
+        self.bound = bound
+        self.decay = decay
+        self._sum: Tensor | None = None  # decayed sum of mean squares, one for each activation
+        self._weight = 0.0
+
+    @property
+    def rms(self) -> Tensor | None:
+        """The running root mean square, one for each activation; ``None`` before the first target."""
+        return None if self._sum is None else (self._sum / self._weight).sqrt()
+
+    def update(self, targets: Gradients) -> None:
+        """Takes one batch's targets into the average."""
+        squares = torch.stack([mean_square(target) for target in targets])
+        self._sum = squares if self._sum is None else self._sum * self.decay + squares
+        self._weight = self._weight * self.decay + 1.0
+
+    def limit(self, predictions: Gradients) -> Gradients:
+        """Shrinks each prediction to the bound; before the first target the bound is zero."""
+        rms = self.rms
+        if rms is None:
+            return tuple(torch.zeros_like(prediction) for prediction in predictions)
+        limited = []
+        for prediction, size in zip(predictions, rms):
+            own = mean_square(prediction).sqrt()
+            limited.append(prediction * (self.bound * size / own.clamp_min(1e-30)).clamp_max(1.0))
+        return tuple(limited)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state to save."""
+        return {"sum": self._sum, "weight": self._weight}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Restores :meth:`state_dict`."""
+        self._sum = None if state["sum"] is None else state["sum"].to(device)
+        self._weight = state["weight"]
+
+
+__all__ = ["TargetScale"]

@@ -1,0 +1,116 @@
+"""The alignment guard: takes a boundary out of the predictor's hands while its predictions do harm."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_sg.predictors.base import GradientPredictor
+
+
+class AlignmentGuard:
+    """Watches how well a boundary's predictions point along their targets, and says when not to use them.
+
+    The rule: over the last batches learned from, the running mean of the cosine similarity of prediction and target
+    falls below ``threshold``: the boundary falls back. The predictor goes on learning and being measured; when the
+    running mean is above ``threshold + margin`` again, its predictions are used again. A predictor that gives NaN or
+    infinity falls back at once and starts afresh. Both changes are reported as warnings.
+
+    The running mean is looked at after every tenth batch learned from, so that a device is hardly ever asked for it.
+
+    Args:
+        threshold: The smallest mean cosine that is trusted, -1 to 1. At 0 only predictions that point away
+            from the target are refused.
+        margin: How far above the threshold the mean must come to be trusted again.
+        patience: How many batches must have been learned from before the guard judges.
+        fallback: What the stage is given instead: ``"zero"`` (no gradient, as if detached), ``"couple"`` (the target,
+            for which the stage then waits), or a predictor, such as ``LocalLoss()``, which learns meanwhile.
+
+    Raises:
+        ValueError: For a threshold or a margin out of range, or an unknown fallback.
+    """
+
+    def __init__(
+        self,
+        threshold: float = 0.0,
+        margin: float = 0.05,
+        patience: int = 50,
+        fallback: Literal["zero", "couple"] | GradientPredictor = "zero",
+    ) -> None:
+        if not -1 <= threshold < 1 or margin < 0 or patience < 1:
+            raise ValueError(
+                f"AlignmentGuard needs -1 <= threshold < 1, margin >= 0 and patience >= 1, not {threshold}, {margin} "
+                f"and {patience}."
+            )
+        if fallback not in ("zero", "couple") and not isinstance(fallback, GradientPredictor):
+            raise ValueError(f"fallback must be 'zero', 'couple' or a predictor, not {fallback!r}.")
+        self.threshold = threshold
+        self.margin = margin
+        self.patience = patience
+        self.fallback = fallback
+
+
+class Watch:
+    """The guard's state at one boundary.
+
+    Attributes:
+        guarded: Whether the boundary has fallen back.
+    """
+
+    def __init__(self, guard: AlignmentGuard) -> None:
+        self.guard = guard
+        self.guarded = False
+        self._mean: Tensor | None = None
+        self._weight = 0.0
+        self._seen = 0
+
+    def see(self, cosine: Tensor, norm_ratio: Tensor) -> str | None:
+        """Takes in one batch's figures; returns what to tell the user if the boundary changes hands."""
+        if self._mean is None:
+            self._mean = torch.zeros_like(cosine)
+        # Until the predictor has learned anything it predicts zero, which is no misalignment.
+        judged = (norm_ratio > 0) & (norm_ratio < 1e20) & cosine.isfinite()
+        self._mean = torch.where(judged, _MEMORY * self._mean + (1 - _MEMORY) * cosine, self._mean)
+        self._weight = _MEMORY * self._weight + 1 - _MEMORY
+        self._seen += 1
+        if self._seen < self.guard.patience or self._seen % _INTERVAL:
+            return None
+        mean = float(self._mean) / self._weight
+        if not self.guarded and mean < self.guard.threshold:
+            self.guarded = True
+            return (
+                f"predictions have pointed away from their targets (mean cosine {mean:.2f}, below "
+                f"{self.guard.threshold:g}), so it falls back to {self._fallback()} until they are better"
+            )
+        if self.guarded and mean > self.guard.threshold + self.guard.margin:
+            self.guarded = False
+            return f"predictions are used again (mean cosine {mean:.2f})"
+        return None
+
+    def restart(self) -> str:
+        """The predictor was not finite; returns what to tell the user."""
+        self.guarded = True
+        self._mean, self._weight, self._seen = None, 0.0, 0
+        return f"the prediction was not finite: the predictor starts afresh, and until it is good the boundary falls back to {self._fallback()}"  # noqa: E501
+
+    def _fallback(self) -> str:
+        names = {"zero": "no gradient", "couple": "the true gradient, for which it waits"}
+        fallback = self.guard.fallback
+        return names[fallback] if isinstance(fallback, str) else type(fallback).__name__
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state to save."""
+        return {"guarded": self.guarded, "mean": self._mean, "weight": self._weight, "seen": self._seen}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Restores :meth:`state_dict`."""
+        self.guarded, self._weight, self._seen = state["guarded"], state["weight"], state["seen"]
+        self._mean = None if state["mean"] is None else state["mean"].to(device)
+
+
+_MEMORY = 0.95  # of the running mean of cosines: about twenty batches
+_INTERVAL = 10
+
+__all__ = ["AlignmentGuard", "Watch"]

@@ -1,0 +1,150 @@
+"""One predictor with its optimizer: built once sizes are known, then taught batch by batch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
+
+OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
+
+
+class Learner:
+    """A predictor that learns.
+
+    Args:
+        template: An unbuilt predictor; it is copied.
+        make_optimizer: Makes the optimizer from the predictor's parameters.
+        make_scheduler: Makes a learning-rate schedule, stepped after every batch learned from; ``None`` for none.
+        updates: Optimizer steps for each batch.
+        ema: Decay of an exponential moving average of the parameters, which then predicts; 0 for none.
+        seed: Seeds the initial weights.
+    """
+
+    def __init__(
+        self,
+        template: GradientPredictor,
+        make_optimizer: OptimizerFactory,
+        make_scheduler: SchedulerFactory | None = None,
+        *,
+        updates: int = 1,
+        ema: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.predictor = self._template = template
+        self.built = False
+        self._make_optimizer = make_optimizer
+        self._make_scheduler = make_scheduler
+        self._updates = updates
+        self._ema = ema
+        self._seed = seed
+        self._restarts = 0
+        self._optimizer: Optimizer | None = None
+        self._scheduler: LRScheduler | None = None
+        self._average: GradientPredictor | None = None
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything to learn."""
+        return self._optimizer is not None
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The predictor's optimizer, if it has parameters."""
+        return self._optimizer
+
+    def build(self, inputs: Gradients, context: Any, loss: LossInfo | None) -> None:
+        """Makes the parameters, without touching the user's random numbers."""
+        device = inputs[0].device
+        devices = [device] if device.type == "cuda" else []
+        self.predictor = copy.deepcopy(self._template)
+        default = torch.get_default_dtype()
+        with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
+            torch.manual_seed(self._seed + self._restarts)
+            torch.set_default_dtype(torch.float32)  # under "bf16-true" and "64-true" Lightning changes it
+            try:
+                self.predictor.build(inputs, context, loss)
+            finally:
+                torch.set_default_dtype(default)
+        self.predictor.to(device)
+        self.predictor.train()
+        parameters = [parameter for parameter in self.predictor.parameters() if parameter.requires_grad]
+        self._optimizer = self._make_optimizer(parameters) if parameters else None
+        if self._optimizer is not None and self._make_scheduler is not None:
+            self._scheduler = self._make_scheduler(self._optimizer)
+        self._average = copy.deepcopy(self.predictor) if self._ema and parameters else None
+        self.built = True
+
+    def restart(self, inputs: Gradients, context: Any, loss: LossInfo | None) -> None:
+        """Begins again with other initial weights: the predictor is not finite."""
+        self._restarts += 1
+        self.build(inputs, context, loss)
+
+    def tell_scale(self, rms: Tensor | None) -> None:
+        """Tells the predictor how large its targets usually are."""
+        for predictor in (self.predictor, self._average):
+            if predictor is not None:
+                predictor.target_rms = rms
+
+    def predict(self, activations: Gradients, context: Any) -> Gradients | None:
+        """The per-sample prediction, detached."""
+        with torch.no_grad():
+            prediction: Gradients | None = (self._average or self.predictor)(activations, context)
+        return None if prediction is None else tuple(part.detach() for part in prediction)
+
+    def learn(self, activations: Gradients, context: Any, targets: Gradients) -> Tensor:
+        """Takes the optimizer's steps for one batch; returns the last loss."""
+        assert self._optimizer is not None
+        for _ in range(self._updates):
+            with torch.enable_grad():
+                loss = self.predictor.loss(activations, context, targets)
+                self._optimizer.zero_grad()
+                loss.backward()
+            self._optimizer.step()
+        if self._scheduler is not None:
+            self._scheduler.step()
+        if self._average is not None:
+            with torch.no_grad():
+                pairs = zip(self._average.state_dict().values(), self.predictor.state_dict().values())
+                for average, value in pairs:
+                    if average.is_floating_point():
+                        average.lerp_(value, 1 - self._ema)
+                    else:
+                        average.copy_(value)
+        return loss.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state to save."""
+        return {
+            "predictor": self.predictor.state_dict(),
+            "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
+            "scheduler": None if self._scheduler is None else self._scheduler.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
+            "restarts": self._restarts,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict` after :meth:`build`.
+
+        Raises:
+            RuntimeError: If the predictor is another.
+        """
+        self.predictor.load_state_dict(state["predictor"])
+        if self._optimizer is not None and state["optimizer"] is not None:
+            self._optimizer.load_state_dict(state["optimizer"])
+        if self._scheduler is not None and state["scheduler"] is not None:
+            self._scheduler.load_state_dict(state["scheduler"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"] or state["predictor"])
+        self._restarts = state["restarts"]
+
+
+__all__ = ["Learner", "OptimizerFactory", "SchedulerFactory"]

@@ -1,0 +1,267 @@
+"""Exact gradients that travel up late: as targets, as corrections, in one process and in several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_sg import GradientPredictor, LossModelPredictor, SyntheticGradients, TrueGradient, ZeroPredictor
+from lightning_sg.predictors.base import Gradients
+from tests.models import Classifier, assert_same_state, loader, make_trainer, state_of
+from tests.ranks import run_ranks
+
+
+class Late(ZeroPredictor):
+    """No gradient at once, the true one late."""
+
+    correction = 1.0
+
+
+class Sgd(Classifier):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+def train(devices: int, *, stages: int = 4, epochs: int = 3, module: Any = Sgd, **callback: Any) -> Any:
+    """Trains, in ``devices`` processes, and returns the state of the module on each rank."""
+
+    def work() -> Any:
+        pl.seed_everything(7, verbose=False)
+        model = module(stages=stages)
+        trainer = make_trainer(
+            strategy="synthetic_gradients" if devices > 1 else "auto",
+            devices=devices,
+            max_epochs=epochs,
+            callbacks=[SyntheticGradients(**callback)],
+        )
+        trainer.fit(model, loader(), loader(shuffle=False))
+        return state_of(model)
+
+    return run_ranks(devices, work) if devices > 1 else [work()]
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "exact targets on every batch": {"exact_every": 1},
+    "exact targets on every third batch": {"exact_every": 3, "delay": 2},
+    "nothing learned between": {"exact_every": 3, "bootstrap": False, "delay": 0},
+    "mixed targets": {"exact_every": 2, "exact_weight": 0.5},
+    "corrections": {"exact_every": 1, "correction": 1.0},
+    "corrections on every other batch": {"exact_every": 2, "correction": 0.5, "delay": 2},
+    "delayed gradients": {"predictor": Late()},
+    "warm-up, then exact targets": {"warm_up": 4, "exact_every": 2},
+    "a share of the true gradient": {"mix": 0.3, "exact_every": 2, "correction": 1.0},
+    "two updates, averaged": {"updates": 2, "ema": 0.5, "scale": 0.7},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_two_and_four_processes_end_with_the_same_weights(case: str) -> None:
+    (expected,) = train(1, **CASES[case])
+    for devices in (2, 4):  # with two, there are boundaries within each process
+        for state in train(devices, **CASES[case]):
+            assert_same_state(expected, state)
+
+
+class Watch(Callback):
+    """Collects what each boundary's predictor was given to learn from."""
+
+    def __init__(self) -> None:
+        self.learned: dict[str, list[tuple[int, Tensor]]] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        (callback,) = (c for c in trainer.callbacks if isinstance(c, SyntheticGradients))  # type: ignore[attr-defined]
+        for name, trained in callback.trainers.items():
+            seen = self.learned.setdefault(name, [])
+            target_of = trained._target_of
+
+            def note(record: Any, target_of: Any = target_of, seen: Any = seen) -> Gradients | None:
+                targets = target_of(record)
+                if targets:
+                    seen.append((record.step, targets[0].clone()))
+                return targets
+
+            trained._target_of = note  # type: ignore[method-assign]
+
+
+def test_exact_targets_are_the_gradients_of_the_undivided_model() -> None:
+    torch.manual_seed(0)
+    module = Sgd(stages=4)
+    watch = Watch()
+    data = loader(shuffle=False)
+    # Without learning rate the weights stay, so that every batch's gradients can be had afterwards.
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.0)  # type: ignore[method-assign]
+    callback = SyntheticGradients(exact_every=2, bootstrap=False, delay=1)
+    make_trainer(max_epochs=3, callbacks=[callback, watch]).fit(module, data)
+    batches = [batch for _ in range(3) for batch in data]
+    module.train()
+    for distance, (name, learned) in zip((3, 2, 1), watch.learned.items()):
+        last = len(batches) - 1 - distance * 2  # what is due before the last prediction
+        expected_steps = [step for step in range(last + 1) if step % 2 == 0 or distance == 1]
+        assert [step for step, _ in learned] == expected_steps
+        for step, target in learned:
+            x, y = batches[step]
+            place = int(name.split(".")[1])
+            h = module.net[:place](x).detach().requires_grad_()
+            F.cross_entropy(module.net[place + 1 :](h), y).backward()
+            torch.testing.assert_close(target, h.grad * len(x), rtol=1e-4, atol=1e-6)
+
+
+def test_what_a_corrected_stage_applies_in_total_is_the_exact_gradient() -> None:
+    """With a learning rate of nearly zero, SGD's weights move by the sum of all gradients applied."""
+    pl.seed_everything(3, verbose=False)
+    module, rate = Sgd(stages=3), 1e-5
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=rate)  # type: ignore[method-assign]
+    module.double()
+    before = state_of(module)
+    data = [(x.double(), y) for x, y in loader(shuffle=False, batch_size=14)]
+    callback = SyntheticGradients(correction=1.0, exact_every=1, delay=1)
+    trainer = make_trainer(max_epochs=2, precision="64-true", callbacks=[callback])
+    trainer.fit(module, DataLoader(data, batch_size=None))
+    still_due = {}
+    for key, gradient in callback.corrections.state_dict().items():
+        name = key.split(":")[1]
+        still_due[name] = still_due.get(name, 0.0) + gradient
+    assert len(still_due) == 6  # two stages with a weight and two parameters of BatchNorm each
+    reference = Sgd(stages=3).double()
+    reference.load_state_dict(before)
+    reference.train()
+    for x, y in [*data, *data]:
+        F.cross_entropy(reference(x), y).backward()
+    for name, parameter in module.named_parameters():
+        applied = (before[name] - parameter.detach()) / rate
+        total = applied + still_due.get(name, 0.0)
+        torch.testing.assert_close(total, reference.get_parameter(name).grad, rtol=1e-3, atol=1e-4)
+        if name in still_due:
+            assert not torch.allclose(applied, total, rtol=1e-2, atol=1e-3)
+
+
+def test_warm_up_is_backpropagation() -> None:
+    (coupled,) = train(1, epochs=2, warm_up=10)
+    (exact,) = train(1, epochs=2, predictor=TrueGradient())
+    assert_same_state(coupled, exact, exact=True)
+
+
+def test_predictors_learn_during_warm_up_from_exact_targets() -> None:
+    module, watch = Sgd(stages=4), Watch()
+    make_trainer(callbacks=[SyntheticGradients(warm_up=10), watch]).fit(module, loader())
+    assert all(len(learned) == 8 for learned in watch.learned.values())
+
+
+def test_a_mix_of_one_is_backpropagation() -> None:
+    (mixed,) = train(1, epochs=2, mix=1.0)
+    (exact,) = train(1, epochs=2, predictor=TrueGradient())
+    assert_same_state(mixed, exact, exact=True)
+
+
+def test_late_gradients_train_a_stage_whose_predictor_says_nothing() -> None:
+    (late,) = train(1, predictor=Late())
+    (detached,) = train(1, predictor=ZeroPredictor())
+    first = "net.0.0.weight"
+    assert not torch.equal(late[first], detached[first])
+
+
+def test_accumulated_batches_are_corrected_by_their_share() -> None:
+    """A correction is of the batch's share of the step, as its gradient is."""
+    seen: list[Tensor] = []
+
+    class Look(Callback):
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            gradient = pl_module.net[0][0].weight.grad
+            seen.append(torch.zeros(()) if gradient is None else gradient.clone())
+
+    def run(accumulate: int) -> Tensor:
+        seen.clear()
+        torch.manual_seed(0)
+        module = Sgd(stages=2)
+        data = loader(batch_size=35, shuffle=False)
+        callback = SyntheticGradients(predictor=Late(), delay=0)
+        trainer = make_trainer(max_epochs=1, accumulate_grad_batches=accumulate, callbacks=[callback, Look()])
+        trainer.fit(module, data)
+        return seen[-1]
+
+    # The second of two batches applies the first one's gradient, with the first one's weights.
+    torch.testing.assert_close(run(2) * 2, run(1))
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("case", ["corrections", "delayed gradients", "exact targets on every third batch"])
+def test_a_resumed_run_goes_on_exactly(case: str, devices: int, tmp_path: Path) -> None:
+    """The checkpoint is taken while exact gradients are under way."""
+
+    def work() -> Any:
+        def fit(epochs: int, resume: str | None = None) -> Any:
+            pl.seed_everything(7, verbose=False)
+            module = Sgd(stages=4)
+            trainer = make_trainer(
+                strategy="synthetic_gradients" if devices > 1 else "auto",
+                devices=devices,
+                max_epochs=epochs,
+                callbacks=[SyntheticGradients(**CASES[case])],
+            )
+            trainer.fit(module, loader(shuffle=False), ckpt_path=resume, weights_only=True)
+            return trainer, module
+
+        trainer, _ = fit(2)
+        trainer.save_checkpoint(tmp_path / "half.ckpt")
+        _, resumed = fit(4, str(tmp_path / "half.ckpt"))
+        _, whole = fit(4)
+        return state_of(resumed), state_of(whole)
+
+    for resumed, whole in run_ranks(devices, work) if devices > 1 else [work()]:
+        assert_same_state(whole, resumed)
+
+
+def test_a_checkpoint_in_the_middle_of_an_epoch_waits_for_what_is_under_way(tmp_path: Path) -> None:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    def work() -> Any:
+        pl.seed_everything(7, verbose=False)
+        module = Sgd(stages=4)
+        saver = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
+        trainer = make_trainer(
+            strategy="synthetic_gradients",
+            devices=4,
+            enable_checkpointing=True,
+            callbacks=[SyntheticGradients(correction=1.0, exact_every=1), saver],
+        )
+        trainer.fit(module, loader(), loader(shuffle=False))
+        return state_of(module)
+
+    (expected,) = train(1, epochs=2, correction=1.0, exact_every=1)
+    for state in run_ranks(4, work):
+        assert_same_state(expected, state)
+    saved = torch.load(tmp_path / "step=3.ckpt", weights_only=False)["callbacks"]
+    (held,) = (state["corrections"] for key, state in saved.items() if "SyntheticGradients" in key)
+    assert held
+
+
+def test_every_kind_of_layer_keeps_its_weights_for_the_late_backward_pass() -> None:
+    """Two processes, so that graphs are kept over optimizer steps; big steps make stale weights visible."""
+
+    class Fast(Classifier):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.5)
+
+    arguments: dict[str, Any] = {"correction": 1.0, "exact_every": 1, "delay": 0, "epochs": 1, "module": Fast}
+    (expected,) = train(1, **arguments)
+    for state in train(4, **arguments):
+        assert_same_state(expected, state)
+
+
+def test_a_predictor_may_differ_from_boundary_to_boundary() -> None:
+    predictors: dict[str, GradientPredictor] = {
+        "net.1": Late(),
+        "net.3": LossModelPredictor(),
+        "net.5": TrueGradient(),
+    }
+    (expected,) = train(1, predictor=predictors)
+    for state in train(4, predictor=predictors):
+        assert_same_state(expected, state)
