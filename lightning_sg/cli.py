@@ -1,4 +1,4 @@
-"""The command line: Lightning's own, with this package imported."""
+"""The command line: Lightning's own, with this package imported, and ``report``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _JSONARGPARSE = RequirementCache("jsonargparse[signatures]>=4.39")
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs Lightning's command line: ``fit``, ``validate``, ``test`` or ``predict``.
+    """Runs Lightning's command line: ``fit``, ``validate``, ``test`` or ``predict``; or ``report``.
 
     Model and data come from the configuration by ``class_path``; classes in the current directory are found.
 
@@ -25,8 +25,15 @@ def main(args: Sequence[str] | None = None) -> None:
             leave it so: the processes are started with the arguments of this one.
 
     Raises:
-        SystemExit: If jsonargparse is not installed, or the arguments are wrong.
+        SystemExit: If jsonargparse is not installed, the arguments are wrong, or no report can be made.
     """
+    arguments = list(sys.argv[1:] if args is None else args)
+    if arguments[:1] == ["report"]:
+        # Before Lightning's: it trains nothing, and needs no jsonargparse.
+        from lightning_sg.report.command import main as report
+
+        report(arguments[1:])
+        return
     if not _JSONARGPARSE:
         raise SystemExit('The command line needs jsonargparse: pip install "lightning-sg[cli]"')
     # `python -m` puts the current directory on the path; an installed script does not.
@@ -39,7 +46,8 @@ def main(args: Sequence[str] | None = None) -> None:
         subclass_mode_data=True,
         parser_kwargs={
             "prog": "lightning-sg",
-            "description": "Trains, validates and tests a LightningModule, with synthetic gradients at its boundaries.",
+            "description": "Trains, validates and tests a LightningModule, with synthetic gradients at its boundaries. "
+            "'lightning-sg report RUN' draws what a run has logged; see 'lightning-sg report --help'.",
         },
         # A second run of a logger that reuses its directory (WandbLogger) would stop at the first one's file.
         save_config_kwargs={"overwrite": True},
