@@ -284,7 +284,7 @@ class StageRuntime(Exchange):
         if self.is_last and self.callback.step.exact:
             found = self.callback.exact_pass
             leaves = found.leaves if found is not None else []
-            sent = targets or [0.0] * len(leaves)
+            sent: Sequence[Tensor | float] = targets or [0.0] * len(leaves)
             excess = [None if leaf is None else leaf - target for leaf, target in zip(leaves, sent)]
             self._send_excess(self._number, self._leaves, excess)
         self._leaves = []
