@@ -13,8 +13,13 @@ from lightning_sg.errors import (
     SyntheticGradientsError,
 )
 from lightning_sg.predictors import (
+    AutoPredictor,
+    DelayedGradient,
+    Detach,
+    FeedbackAlignment,
     GradientPredictor,
     LinearPredictor,
+    LocalLoss,
     LossModelPredictor,
     MLPPredictor,
     TrueGradient,
@@ -25,11 +30,16 @@ from lightning_sg.strategy import SyntheticGradientStrategy
 __version__ = "0.1.0"
 
 __all__ = [
+    "AutoPredictor",
     "BatchMismatchError",
     "Boundary",
     "BoundaryError",
+    "DelayedGradient",
+    "Detach",
+    "FeedbackAlignment",
     "GradientPredictor",
     "LinearPredictor",
+    "LocalLoss",
     "LossModelPredictor",
     "MLPPredictor",
     "NonFinitePredictionError",

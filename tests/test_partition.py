@@ -100,6 +100,16 @@ def marks(output: Tensor, labels: Tensor) -> Tensor:
     return nn.BCEWithLogitsLoss()(output, torch.ones_like(output))
 
 
+def chances(output: Tensor, labels: Tensor) -> Tensor:
+    return nn.BCELoss()(output.sigmoid(), torch.ones_like(output))
+
+
+nn_losses: dict[str, Loss] = {
+    "smooth_l1": lambda output, labels: nn.SmoothL1Loss(beta=0.5)(output, torch.zeros_like(output)),
+    "huber": lambda output, labels: nn.HuberLoss(delta=2.0)(output, torch.zeros_like(output)),
+}
+
+
 @pytest.mark.parametrize(
     ("loss", "expected"),
     [
@@ -108,10 +118,35 @@ def marks(output: Tensor, labels: Tensor) -> Tensor:
         (lambda output, labels: F.nll_loss(output.log_softmax(-1), labels), LossInfo("cross_entropy", CLASSES)),
         (mse, LossInfo("mse", CLASSES)),
         (marks, LossInfo("binary_cross_entropy", CLASSES)),
+        (chances, LossInfo("binary_cross_entropy", CLASSES)),
+        (lambda output, labels: mse(output.mean(1), labels), LossInfo("mse", 1)),
+        (lambda output, labels: F.l1_loss(output, output.detach()), LossInfo("l1", CLASSES)),
+        (nn_losses["smooth_l1"], LossInfo("smooth_l1", CLASSES, beta=0.5)),
+        (nn_losses["huber"], LossInfo("huber", CLASSES, beta=2.0)),
+        (nn.CrossEntropyLoss(label_smoothing=0.1), LossInfo("cross_entropy", CLASSES, label_smoothing=0.1)),
+        (
+            lambda output, labels: F.cross_entropy(output, labels, None, None, 5),
+            LossInfo("cross_entropy", CLASSES, 5),
+        ),
         (lambda output, labels: output.square().mean(), None),
         (lambda output, labels: F.cross_entropy(output, labels) + mse(output, labels), LossInfo("cross_entropy", 3)),
     ],
-    ids=["cross_entropy", "ignore_index", "nll", "mse", "bce", "unknown", "the first of two"],
+    ids=[
+        "cross_entropy",
+        "ignore_index",
+        "nll",
+        "mse",
+        "bce",
+        "bce of chances",
+        "one number a sample",
+        "l1",
+        "smooth_l1",
+        "huber",
+        "smoothing",
+        "positional",
+        "unknown",
+        "the first of two",
+    ],
 )
 def test_the_models_own_loss_is_found(loss: Loss, expected: LossInfo | None) -> None:
     assert trace(linears(loss=loss)).loss == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -195,9 +196,19 @@ class _Tracer(TorchFunctionMode):
         kind = _LOSSES.get(func)
         if kind is None or self.trace.loss is not None or self._stage != len(self._sites):
             return
-        output = args[0] if args else kwargs["input"]
-        classes = output.shape[1 if kind == "cross_entropy" and output.ndim > 1 else -1] if output.ndim else 1
-        self.trace.loss = LossInfo(kind, int(classes), int(kwargs.get("ignore_index", -100)))
+        given = inspect.signature(func).bind(*args, **kwargs).arguments
+        output = given["input"]
+        if kind == "cross_entropy":
+            outputs = output.shape[1 if output.ndim > 1 else -1]
+        else:
+            outputs = output.shape[-1] if output.ndim > 1 else 1
+        self.trace.loss = LossInfo(
+            kind,
+            int(outputs),
+            ignore_index=int(given.get("ignore_index", -100)),
+            label_smoothing=float(given.get("label_smoothing", 0.0)),
+            beta=float(given.get("beta", given.get("delta", 1.0))),
+        )
 
     def crossing(self, site: Site) -> Crossing:
         """What happens at ``site`` in a traced step: the next stage begins."""
@@ -279,8 +290,12 @@ _READS: dict[Callable[..., Any], Any] = {
 _LOSSES: dict[Callable[..., Any], str] = {
     F.cross_entropy: "cross_entropy",
     F.nll_loss: "cross_entropy",
+    F.binary_cross_entropy: "binary_cross_entropy",
     F.binary_cross_entropy_with_logits: "binary_cross_entropy",
+    F.huber_loss: "huber",
+    F.l1_loss: "l1",
     F.mse_loss: "mse",
+    F.smooth_l1_loss: "smooth_l1",
 }
 
 

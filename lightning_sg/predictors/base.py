@@ -18,14 +18,19 @@ class LossInfo:
     """The model's own loss, as far as one traced training step shows it.
 
     Attributes:
-        kind: ``"cross_entropy"``, ``"binary_cross_entropy"`` or ``"mse"``.
-        outputs: The size of the class dimension, or of the last dimension for the other two.
+        kind: ``"cross_entropy"``, ``"binary_cross_entropy"`` (on logits or probabilities), ``"mse"``, ``"l1"``,
+            ``"smooth_l1"`` or ``"huber"``.
+        outputs: The size of the class dimension for ``"cross_entropy"``, else of the last one; 1 for outputs ``(N,)``.
         ignore_index: The label that ``cross_entropy`` skips.
+        label_smoothing: That of ``cross_entropy``.
+        beta: Where the quadratic part ends: the ``beta`` of ``smooth_l1`` or the ``delta`` of ``huber``.
     """
 
     kind: str
     outputs: int
     ignore_index: int = -100
+    label_smoothing: float = 0.0
+    beta: float = 1.0
 
 
 class GradientPredictor(nn.Module, ABC):
@@ -45,6 +50,9 @@ class GradientPredictor(nn.Module, ABC):
     * An untrained predictor predicts zero: the output layer starts at zero (Jaderberg et al. 2017,
       arXiv 1608.05343, supplement). Then the first steps are those of a detached network, not noise.
 
+    Three attributes tell the callback what else to do: ``exact``, ``needs_target`` and ``correction``. They are
+    settled at the latest when ``build`` returns.
+
     The callback bounds predictions by the size of the targets seen (:class:`~lightning_sg.training.TargetScale`);
     ``forward`` need not.
     """
@@ -52,12 +60,12 @@ class GradientPredictor(nn.Module, ABC):
     #: True for a predictor that returns the target itself: the boundary then waits for the true gradient.
     exact: bool = False
 
-    #: False for a predictor that learns from activations and context alone: then no target is asked for, and
-    #: :meth:`loss` is given an empty tuple.
+    #: False for a predictor that learns from activations and context alone, as one with a local loss does: the next
+    #: stage is asked for no target, and ``loss`` is called with ``targets=()``.
     needs_target: bool = True
 
-    #: How much of what the prediction got wrong the stage applies once the true gradient arrives, late, through
-    #: activations kept until then.
+    #: How much of what the prediction got wrong, the target minus the prediction, the stage applies when the target
+    #: arrives late, through the activations that it kept; 0 for none, 1 for all of it.
     correction: float = 0.0
 
     #: Root mean square of the per-sample targets, one for each activation; the callback keeps it up to date.
@@ -97,7 +105,8 @@ class GradientPredictor(nn.Module, ABC):
         Args:
             activations: As in :meth:`build`.
             context: As in :meth:`build`.
-            targets: The per-sample gradients that the next stage returned, one for each activation, of its shape.
+            targets: The per-sample gradients that the next stage returned, one for each activation, of its shape;
+                ``()`` if the predictor says ``needs_target = False``.
 
         Returns:
             A scalar.
@@ -112,7 +121,9 @@ def relative_error(predictions: Sequence[Tensor], targets: Sequence[Tensor], rms
 
     Relative, so that the learning rate of a predictor means the same at every boundary and at every time
     of the training, whatever the size of the gradients. A target that is much smaller than usual, or zero, is measured
-    by the usual size: one such batch would otherwise give a gradient that an adaptive optimizer never forgets.
+    by the usual size: one such batch would otherwise give a gradient that an adaptive optimizer never forgets. Where
+    there is no usual size, or next to none, a prediction is measured by a tenth of its own: the error is at most
+    about 100.
 
     Args:
         predictions: Gradients of any shapes.
@@ -122,12 +133,40 @@ def relative_error(predictions: Sequence[Tensor], targets: Sequence[Tensor], rms
     Returns:
         A scalar, float32.
     """
-    error = torch.stack([(p - t).square().sum() for p, t in zip(predictions, targets)]).sum()
-    size = torch.stack([t.square().sum() for t in targets]).sum()
+    size = squared_norm(targets)
     if rms is not None:
-        usual = torch.stack([value.square() * target.numel() for value, target in zip(rms, targets)]).sum()
-        size = torch.maximum(size, usual)
-    return error / size.clamp_min(1e-24)
+        size = torch.maximum(size, usual_square(targets, rms))
+    return squared_error(predictions, targets) / at_least_a_tenth(size, predictions)
 
 
-__all__ = ["GradientPredictor", "Gradients", "LossInfo", "relative_error"]
+def squared_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of the squares of all numbers in ``tensors``."""
+    return torch.stack([tensor.square().sum() for tensor in tensors]).sum()
+
+
+def squared_error(predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """The squared norm of the difference."""
+    return squared_norm([p - t for p, t in zip(predictions, targets)])
+
+
+def usual_square(targets: Sequence[Tensor], rms: Tensor) -> Tensor:
+    """The squared norm that targets of these shapes usually have, by their running root mean squares."""
+    return torch.stack([value.square() * target.numel() for value, target in zip(rms, targets)]).sum()
+
+
+def at_least_a_tenth(size: Tensor, predictions: Sequence[Tensor]) -> Tensor:
+    """A squared size to divide by that does not vanish beside the predictions', nor altogether."""
+    own = squared_norm([prediction.detach() for prediction in predictions])
+    return torch.maximum(size, 0.01 * own).clamp_min(1e-24)
+
+
+__all__ = [
+    "GradientPredictor",
+    "Gradients",
+    "LossInfo",
+    "at_least_a_tenth",
+    "relative_error",
+    "squared_error",
+    "squared_norm",
+    "usual_square",
+]

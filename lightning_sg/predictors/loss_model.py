@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo, relative_error
-from lightning_sg.predictors.features import count_classes, is_label, join_rows
-from lightning_sg.predictors.layers import zero_ended
+from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
+from lightning_sg.predictors.criteria import Kind, check_kind
+from lightning_sg.predictors.heads import Head, HeadOptions, make_head, make_own_head
+from lightning_sg.predictors.matching import Match, check_match, gradient_error
 from lightning_sg.predictors.normalize import InputScale, Normalization
+from lightning_sg.predictors.tasks import loss_of_task, tasks_of
 
-# Feature maps are averaged to at most this many cells a side: a head needs no more, and stays cheap.
-_POOLED_SIDE = 4
+Objective = Literal["loss", "gradient", "both"]
 
 
 class LossModelPredictor(GradientPredictor):
@@ -25,75 +26,193 @@ class LossModelPredictor(GradientPredictor):
     predictor. This is the critic of Czarnecki et al. 2017, *Sobolev Training* (arXiv 1706.04859, section 4.2):
     with ``objective="both"`` it learns value and derivative.
 
-    ``(N, D)`` activations and ``(N,)`` labels, ``(N, T, D)`` and ``(N, T)`` labels (one loss a position), ``(N, T, D)``
-    and ``(N,)`` labels (positions averaged), ``(N, C, H, W)`` (averaged to at most 4 × 4 cells); float context
-    ``(N, ...)`` gives a regression head with a squared loss.
+    ==============================  =============================  ==================================================
+    activations                     context                        the head
+    ==============================  =============================  ==================================================
+    ``(N, D)``                      ``(N,)``                       on each sample
+    ``(N, T, D)``                   ``(N, T)``                     on each position; one loss a position
+    ``(N, T, D)``                   ``(N,)``                       on the mean of the positions
+    ``(N, C, H, W)``                ``(N,)``                       on the map, averaged to a few cells
+    ``(N, C, H, W)``                ``(N, H', W')`` or             on each cell, at most 64 × 64 of them; outputs are
+                                    ``(N, K, H', W')``             interpolated towards the labels' resolution
+    ==============================  =============================  ==================================================
+
+    Integer context is labels of classes, with cross-entropy (and its ``label_smoothing`` and ``ignore_index``); other
+    numbers are goals. Which loss they have (mse, l1, smooth_l1, huber, binary cross-entropy) is taken from the model's
+    own. Context that is a dict of tensors has one head for each entry, and the loss is their weighted sum.
 
     Args:
         hidden: Width of the head's hidden layers.
         layers: Number of hidden layers; 0 makes the head linear.
         objective: What the head is trained on: its own ``"loss"``, matching the target ``"gradient"``, or ``"both"``.
-        gradient_weight: With ``"both"``, the weight of the relative gradient error beside the own loss.
-        classes: The number of classes, where the model's own loss is not one that tells: then they would be counted in
-            the first batch.
+        gradient_weight: With ``"both"``, the weight of the gradient error beside the own loss.
         normalize: How the head's input is scaled, see :class:`~lightning_sg.predictors.normalize.InputScale`.
+        classes: The number of classes, where the model's own loss is not one that tells: then they would be counted in
+            the first batch. For several tasks by name.
+        match: How the gradient error is measured: ``"normalized"`` by the size of the batch's targets, ``"l2"`` by
+            the running size, ``"cosine"`` by the angle alone; see
+            :func:`~lightning_sg.predictors.matching.gradient_error`.
+        rank: Makes the last layer a product of two, with this width between them. By default 64 where the layer would
+            have more than 2**20 weights; 0 for never.
+        samples: Takes the softmax over a sample of the classes: those of up to so many labels of the batch, and at
+            least as many others. By default 1024 with more than 8192 classes; 0 for never. See
+            :class:`~lightning_sg.predictors.sampled.SampledSoftmax`.
+        conv_layers: Number of 3 × 3 convolutions before the head's other layers; for feature maps only.
+        conv_width: Channels of these.
+        pooled_side: With one label for each sample, feature maps are averaged to at most so many cells a side.
+        loss: A loss of your own, ``loss(outputs, context)``, of the head's outputs and the context as it is. It
+            returns either the losses of the samples, ``(N,)``, or one number, which is taken for their mean. Outputs
+            are ``(N, outputs)``, ``(N, T, outputs)`` for context with positions, or ``(N, outputs, H', W')`` for
+            dense context.
+        outputs: How many outputs the head has for ``loss``.
+        losses: The loss of each task where the context is a dict: ``"cross_entropy"``, ``"binary_cross_entropy"``,
+            ``"mse"``, ``"l1"``, ``"smooth_l1"`` or ``"huber"``. Only the entries named are used; by default all, each
+            with the loss for its kind of numbers.
+        weights: The weight of each task's loss, 1 for those not named.
+
+    Raises:
+        ValueError: If an option is out of range, or options do not go together.
     """
 
     def __init__(
         self,
         hidden: int = 128,
         layers: int = 1,
-        objective: Literal["loss", "gradient", "both"] = "loss",
-        gradient_weight: float = 1.0,
+        objective: Objective = "loss",
+        gradient_weight: float = 5.0,
         normalize: Normalization = "layer",
-        classes: int | None = None,
+        classes: int | dict[str, int] | None = None,
+        match: Match = "normalized",
+        rank: int | None = None,
+        samples: int | None = None,
+        conv_layers: int = 0,
+        conv_width: int = 64,
+        pooled_side: int = 4,
+        loss: Callable[[Tensor, Any], Any] | None = None,  # jsonargparse takes `Tensor` for a class to make
+        outputs: int | None = None,
+        losses: dict[str, Kind] | None = None,
+        weights: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
+        name = type(self).__name__
         if hidden < 1 or layers < 0:
-            raise ValueError(f"LossModelPredictor needs hidden >= 1 and layers >= 0, not {hidden} and {layers}.")
+            raise ValueError(f"{name} needs hidden >= 1 and layers >= 0, not {hidden} and {layers}.")
+        if conv_layers < 0 or conv_width < 1 or pooled_side < 1:
+            raise ValueError(
+                f"{name} needs conv_layers >= 0, conv_width >= 1 and pooled_side >= 1, "
+                f"not {conv_layers}, {conv_width} and {pooled_side}."
+            )
+        if min(rank or 0, samples or 0) < 0:
+            raise ValueError(f"{name} needs rank >= 0 and samples >= 0, not {rank} and {samples}.")
         if objective not in ("loss", "gradient", "both"):
             raise ValueError(f"objective must be 'loss', 'gradient' or 'both', not '{objective}'.")
+        if (loss is None) != (outputs is None) or (outputs is not None and outputs < 1):
+            raise ValueError(
+                f"{name} with a loss of your own needs both, loss=... and the number of outputs=... of the head "
+                f"that it is for (at least 1), not loss={loss!r} and outputs={outputs}."
+            )
+        if loss is not None and not callable(loss):
+            raise ValueError(f"{name}: loss must be a function of (outputs, context), not {loss!r}.")
+        if loss is not None and (losses or weights or classes):
+            raise ValueError(f"{name}: a loss of your own leaves nothing for losses, weights and classes to say.")
+        check_match(match)
+        for kind in (losses or {}).values():
+            check_kind(kind)
+        InputScale(normalize)  # says so now if there is no such normalization
+        self.options = HeadOptions(hidden, layers, normalize, rank, samples, conv_layers, conv_width, pooled_side)
         self.hidden = hidden
         self.layers = layers
         self.objective = objective
         self.gradient_weight = gradient_weight
-        self.scale = InputScale(normalize)
+        self.match = match
         self.classes = classes
-        self.kind = ""
-        self.ignore_index = -100
+        self.own_loss = loss
+        self.own_outputs = outputs
+        self.losses = dict(losses or {})
+        self.weights = dict(weights or {})
+        self.tasks: list[str] = []
+        self.heads = nn.ModuleList()
+
+    @property
+    def head(self) -> nn.Sequential:
+        """The layers of the first task's head."""
+        return self._head(0).net
+
+    @property
+    def kind(self) -> str:
+        """The loss of the first task's head."""
+        return str(getattr(self._head(0).criterion, "kind", ""))
 
     def build(self, activations: Gradients, context: Any, loss: LossInfo | None) -> None:
-        """Makes the head: K outputs for labels of K classes, else the context's features."""
-        if not isinstance(context, Tensor):
+        """Makes the heads: K outputs for labels of K classes, else as many as a row has goals."""
+        if self.own_loss is not None and self.own_outputs is not None:
+            self.tasks = [""]
+            head = make_own_head(self.options, activations, context, self.own_loss, self.own_outputs)
+            self.heads = nn.ModuleList([head])
+            self._sample_losses(activations, context)  # a loss that does not do says so now
+            return
+        tasks = tasks_of(context, self.losses)
+        unknown = sorted({*self.weights, *(self.classes if isinstance(self.classes, dict) else ())} - set(tasks))
+        if unknown:
             raise ValueError(
-                "LossModelPredictor needs the labels (or regression targets) as a tensor context, but got "
-                f"{type(context).__name__}. Batches that are not (x, y) pairs need SyntheticGradients(context=...), "
-                "a key, an index or a function of the batch; or use MLPPredictor, which can do without."
+                f"weights or classes are given for {unknown}, but the context has "
+                f"{'no dict of tasks' if isinstance(context, Tensor) else sorted(tasks)}."
             )
-        features = self._features(activations, context)
-        self.scale.update(features)
-        if is_label(context) and not (loss is not None and loss.kind == "binary_cross_entropy"):
-            self.kind, outputs = "cross_entropy", self.classes or count_classes(context, loss)
-            self.ignore_index = loss.ignore_index if loss is not None else -100
-        else:
-            self.kind = "binary_cross_entropy" if loss is not None and loss.kind == "binary_cross_entropy" else "mse"
-            outputs = self._goal(features, context).shape[-1]
-        self.head = zero_ended(features.shape[-1], self.hidden, self.layers, outputs)
+        self.tasks = list(tasks)
+        self.heads = nn.ModuleList(
+            make_head(
+                self.options,
+                activations,
+                goal,
+                loss_of_task(name, tasks, loss),
+                kind=self.losses.get(name),
+                classes=self.classes.get(name) if isinstance(self.classes, dict) else self.classes,
+                task=name,
+            )
+            for name, goal in tasks.items()
+        )
 
     def forward(self, activations: Gradients, context: Any) -> Gradients:
         """See :meth:`GradientPredictor.forward`."""
         return self._value_and_gradient(activations, context, create_graph=False)[1]
 
     def loss(self, activations: Gradients, context: Any, targets: Gradients) -> Tensor:
-        """The head's mean loss, the relative error of its gradient, or their weighted sum."""
-        self.scale.update(self._features(activations, context))
+        """The head's mean loss, the error of its gradient, or their weighted sum."""
+        for place in range(len(self.heads)):
+            self._head(place).update(activations)
         if self.objective == "loss":
-            return self._sample_losses(activations, context).sum() / activations[0].shape[0]
+            return self._sample_losses(activations, context).mean()
         value, gradients = self._value_and_gradient(activations, context, create_graph=True)
-        error = relative_error(gradients, targets, self.target_rms)
+        error = gradient_error(self.match, gradients, targets, self.target_rms)
         if self.objective == "gradient":
             return error
         return value / activations[0].shape[0] + self.gradient_weight * error
+
+    def value_of(self, outputs: Sequence[Tensor], context: Any) -> Tensor:
+        """The loss of each sample for given outputs of the heads.
+
+        Args:
+            outputs: One tensor for each task, ``(N, K)``, ``(N, T, K)`` or ``(N, H, W, K)``.
+            context: As in :meth:`build`.
+
+        Returns:
+            ``(N,)``.
+        """
+        tasks = tasks_of(context, self.tasks)
+        return self._weighted(
+            self._head(place).criterion(outputs[place], tasks[name]) for place, name in enumerate(self.tasks)
+        )
+
+    def describe(self) -> str:
+        """The heads and what they are trained on, in words; after :meth:`build`."""
+        heads = [self._head(place).describe() for place in range(len(self.heads))]
+        named = [f"{name}: {head}" if name else head for name, head in zip(self.tasks, heads)]
+        trained = {
+            "loss": "its own loss",
+            "gradient": f"the target gradient ({self.match})",
+            "both": f"its own loss and {self.gradient_weight:g} × the target gradient ({self.match})",
+        }
+        return f"{'; '.join(named)}; trained on {trained[self.objective]}"
 
     def _value_and_gradient(self, activations: Gradients, context: Any, create_graph: bool) -> tuple[Tensor, Gradients]:
         with torch.enable_grad():
@@ -102,46 +221,22 @@ class LossModelPredictor(GradientPredictor):
             gradients = torch.autograd.grad(value, inputs, create_graph=create_graph)
         return value, gradients
 
-    def _sample_losses(self, activations: Gradients, context: Tensor) -> Tensor:
-        """The loss of each sample, ``(N,)``; positions within a sample are averaged."""
-        features = self._features(activations, context)
-        outputs = self.head(self.scale(features))
-        if self.kind == "cross_entropy":
-            labels = context.reshape(features.shape[:-1]).long()
-            labels = torch.where(labels < 0, self.ignore_index, labels)
-            beyond = (labels >= outputs.shape[-1]) & (labels != self.ignore_index)
-            if labels.device.type == "cpu" and bool(beyond.any()):
-                raise ValueError(
-                    f"label {int(labels[beyond][0])} is beyond the {outputs.shape[-1]} classes that the model's loss "
-                    "or the first batch showed. Say how many there are: LossModelPredictor(classes=...)."
-                )
-            losses = F.cross_entropy(outputs.movedim(-1, 1), labels, ignore_index=self.ignore_index, reduction="none")
-        else:
-            goal = self._goal(features, context)
-            compare = F.mse_loss if self.kind == "mse" else F.binary_cross_entropy_with_logits
-            losses = compare(outputs, goal, reduction="none")
-        return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
+    def _sample_losses(self, activations: Gradients, context: Any) -> Tensor:
+        """The loss of each sample, ``(N,)``; the weighted sum of the tasks'."""
+        if self.own_loss is not None:
+            return self._head(0).sample_losses(activations, context)
+        tasks = tasks_of(context, self.tasks)
+        return self._weighted(
+            self._head(place).sample_losses(activations, tasks[name]) for place, name in enumerate(self.tasks)
+        )
 
-    def _features(self, activations: Gradients, context: Tensor) -> Tensor:
-        """What the head sees: ``(N, T, D)`` where the context has a label for each position, else ``(N, D)``."""
-        pooled = tuple(_pool(activation) for activation in activations)
-        rows = join_rows(pooled)
-        if rows.ndim > 2 and context.shape[: rows.ndim - 1] != rows.shape[:-1]:
-            rows = rows.flatten(1, -2).mean(1)  # one label for the whole sequence: (N, T, D) -> (N, D)
-        return rows
+    def _weighted(self, losses: Iterable[Tensor]) -> Tensor:
+        return torch.stack([self.weights.get(name, 1.0) * loss for name, loss in zip(self.tasks, losses)]).sum(0)
 
-    @staticmethod
-    def _goal(features: Tensor, context: Tensor) -> Tensor:
-        """Float context as the head's regression goal: one row for each row of ``features``."""
-        return context.float().reshape(*features.shape[:-1], -1)
+    def _head(self, place: int) -> Head:
+        head = self.heads[place]
+        assert isinstance(head, Head)
+        return head
 
 
-def _pool(activation: Tensor) -> Tensor:
-    """``(N, C, H, W)`` -> ``(N, C * h * w)`` with h, w at most 4; everything else as it is."""
-    if activation.ndim != 4:
-        return activation
-    height, width = (min(side, _POOLED_SIDE) for side in activation.shape[2:])
-    return F.adaptive_avg_pool2d(activation, (height, width)).flatten(1)
-
-
-__all__ = ["LossModelPredictor"]
+__all__ = ["LossModelPredictor", "Objective"]

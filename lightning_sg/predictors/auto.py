@@ -1,0 +1,113 @@
+"""Chooses a predictor for a boundary by what crosses it and what there is to predict from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
+from lightning_sg.predictors.direct import MLPPredictor
+from lightning_sg.predictors.loss_model import LossModelPredictor
+from lightning_sg.predictors.tasks import tasks_of
+from lightning_sg.predictors.view import place_of
+
+#: What suits which form of task, by :func:`form_of`. Measured: a linear head that also matches the gradient was best
+#: on a character transformer, and a head with a hidden layer trained on its own loss alone on images of digits.
+FITTING: dict[str, dict[str, Any]] = {
+    "vectors": {"hidden": 128, "layers": 1, "objective": "loss"},
+    "a sequence with a label for each position": {"layers": 0, "objective": "both", "gradient_weight": 5.0},
+    "a sequence with one label": {"hidden": 128, "layers": 1, "objective": "loss"},
+    "feature maps": {"hidden": 128, "layers": 1, "objective": "loss", "pooled_side": 4},
+    "feature maps with dense labels": {"hidden": 128, "layers": 1, "objective": "loss"},
+}
+
+
+def form_of(activations: Gradients, context: Any) -> str:
+    """The form of a task, one of the keys of :data:`FITTING`.
+
+    Args:
+        activations: What crosses, each ``(N, ...)``.
+        context: Labels or goals: a tensor, or a dict with a tensor in it, of which the finest counts.
+    """
+    places = {place_of(activations, goal) for goal in tasks_of(context).values()}
+    if "cell" in places:
+        return "feature maps with dense labels"
+    if "position" in places:
+        return "a sequence with a label for each position"
+    if any(activation.ndim > 3 for activation in activations):
+        return "feature maps"
+    return "a sequence with one label" if any(activation.ndim == 3 for activation in activations) else "vectors"
+
+
+class AutoPredictor(GradientPredictor):
+    """Chooses a predictor when the first batch is there, and is that predictor from then on.
+
+    With labels or goals as context it is a :class:`~lightning_sg.LossModelPredictor` with the options of
+    :data:`FITTING`; without, or where they fit no activation, a :class:`~lightning_sg.MLPPredictor` of the activations
+    alone. :attr:`choice` says which, and why.
+
+    Args:
+        classes: The number of classes, where the model's own loss does not tell; for several tasks by name.
+    """
+
+    def __init__(self, classes: int | dict[str, int] | None = None) -> None:
+        super().__init__()
+        self.classes = classes
+        self.chosen: GradientPredictor | None = None
+        self._choice = "not chosen yet: the first batch decides"
+
+    @property
+    def choice(self) -> str:
+        """What was chosen, and why, in words."""
+        return self._choice
+
+    def build(self, activations: Gradients, context: Any, loss: LossInfo | None) -> None:
+        """Chooses, and builds what was chosen."""
+        self.chosen, self._choice = self._choose(activations, context, loss)
+        self.exact, self.needs_target = self.chosen.exact, self.chosen.needs_target
+        self.correction = self.chosen.correction
+
+    def forward(self, activations: Gradients, context: Any) -> Gradients | None:
+        """See :meth:`GradientPredictor.forward`."""
+        predicted: Gradients | None = self._delegate()(activations, context)
+        return predicted
+
+    def loss(self, activations: Gradients, context: Any, targets: Gradients) -> Tensor:
+        """See :meth:`GradientPredictor.loss`."""
+        return self._delegate().loss(activations, context, targets)
+
+    def _choose(self, activations: Gradients, context: Any, loss: LossInfo | None) -> tuple[GradientPredictor, str]:
+        if _has_goals(context):
+            form = form_of(activations, context)
+            predictor = LossModelPredictor(classes=self.classes, **FITTING[form])
+            try:
+                predictor.build(activations, context, loss)
+            except ValueError as error:
+                if self.classes is not None:
+                    raise
+                reason = f"the context does not fit the activations: {error}"
+            else:
+                return predictor, f"LossModelPredictor: {predictor.describe()}; for {form}"
+        else:
+            kind = "empty" if context is None else type(context).__name__
+            reason = f"the context ({kind}) has no labels or goals to predict a loss from"
+        direct = MLPPredictor(conditional=False)
+        direct.build(activations, context, loss)
+        return direct, f"MLPPredictor: the gradient directly, from the activations alone; {reason}"
+
+    def _delegate(self) -> GradientPredictor:
+        if self.chosen is None:
+            raise RuntimeError("AutoPredictor has nothing to predict with before build.")
+        self.chosen.target_rms = self.target_rms
+        return self.chosen
+
+
+def _has_goals(context: Any) -> bool:
+    if isinstance(context, Mapping):
+        return any(isinstance(entry, Tensor) for entry in context.values())
+    return isinstance(context, Tensor)
+
+
+__all__ = ["FITTING", "AutoPredictor", "form_of"]

@@ -1,0 +1,95 @@
+"""Direct feedback alignment, with the output error estimated where it is used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
+from lightning_sg.predictors.heads import Head
+from lightning_sg.predictors.loss_model import LossModelPredictor
+from lightning_sg.predictors.normalize import Normalization
+
+
+class FeedbackAlignment(GradientPredictor):
+    r"""Predicts :math:`ĝ = e B` for an estimate e of the output error and a fixed random matrix B.
+
+    Direct feedback alignment (Nøkland 2016, arXiv 1609.01596; after Lillicrap et al. 2016, arXiv 1411.0247)
+    brings the error of the network's output, softmax(output) - label, to every layer by a fixed random matrix in
+    place of the transposed weights. Waiting for the network's output would lock the stages, so here the error is that
+    of a readout A on this boundary's own activations, :math:`e = ∂ℓ(A(h), c)/∂A(h)`, which for
+    cross-entropy is softmax(A(h)) - label. The readout learns from its own loss, and no target is asked for.
+
+    B is drawn once, at the boundary's own seed, with independent entries of mean 0 and standard deviation
+    ``scale / sqrt(D)`` for D features: ĝ is about ``scale`` times as long as e. Where the readout sees averages
+    (see the table of :class:`~lightning_sg.LossModelPredictor`), each position or cell has its share of e B.
+
+    The one predictor that does not start at zero: its feedback is random from the first step on.
+
+    Args:
+        scale: The length of ĝ over that of e.
+        hidden: Width of the readout's hidden layers.
+        layers: Number of hidden layers; 0 makes the readout linear.
+        normalize: How the readout's input is scaled.
+        classes: The number of classes, where the model's own loss does not tell.
+
+    Raises:
+        ValueError: If an option is out of range.
+    """
+
+    needs_target = False
+
+    def __init__(
+        self,
+        scale: float = 1.0,
+        hidden: int = 128,
+        layers: int = 0,
+        normalize: Normalization = "layer",
+        classes: int | dict[str, int] | None = None,
+    ) -> None:
+        super().__init__()
+        if scale <= 0:
+            raise ValueError(f"FeedbackAlignment needs scale > 0, not {scale}.")
+        if hidden < 1 or layers < 0:
+            raise ValueError(f"FeedbackAlignment needs hidden >= 1 and layers >= 0, not {hidden} and {layers}.")
+        self.feedback_scale = scale
+        # The error of all classes is fed back, so all are computed.
+        self.readout = LossModelPredictor(hidden, layers, normalize=normalize, classes=classes, samples=0)
+        self.feedback = nn.ParameterList()
+
+    def build(self, activations: Gradients, context: Any, loss: LossInfo | None) -> None:
+        """Makes the readout and draws B."""
+        self.readout.build(activations, context, loss)
+        matrices = []
+        for head in self._heads():
+            outputs, features = head.outputs(activations).shape[-1], head.view.rows(activations).shape[-1]
+            matrix = torch.randn(outputs, features) * (self.feedback_scale / features**0.5)
+            matrices.append(nn.Parameter(matrix.to(activations[0].device), requires_grad=False))
+        self.feedback = nn.ParameterList(matrices)
+
+    def forward(self, activations: Gradients, context: Any) -> Gradients:
+        """See :meth:`GradientPredictor.forward`."""
+        with torch.enable_grad():
+            inputs = tuple(activation.detach().requires_grad_() for activation in activations)
+            rows = [head.view.rows(inputs) for head in self._heads()]
+            fed_back = [error @ matrix for error, matrix in zip(self.errors(activations, context), self.feedback)]
+            return torch.autograd.grad(rows, inputs, fed_back)
+
+    def loss(self, activations: Gradients, context: Any, targets: Gradients) -> Tensor:
+        """The readout's own loss."""
+        return self.readout.loss(activations, context, targets)
+
+    def errors(self, activations: Gradients, context: Any) -> list[Tensor]:
+        """The error at the readout's outputs, per sample: for each task a tensor of the outputs' shape."""
+        with torch.enable_grad():
+            outputs = [head.outputs(activations).detach().requires_grad_() for head in self._heads()]
+            value = self.readout.value_of(outputs, context)
+            return list(torch.autograd.grad(value.sum(), outputs))
+
+    def _heads(self) -> list[Head]:
+        return [head for head in self.readout.heads if isinstance(head, Head)]
+
+
+__all__ = ["FeedbackAlignment"]

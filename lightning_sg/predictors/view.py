@@ -1,0 +1,149 @@
+"""What a head sees of the activations at a boundary: rows of features.
+
+Legend: N samples, T positions, C channels, H W height and width, D features.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_sg.predictors.base import Gradients
+from lightning_sg.predictors.features import join_rows
+from lightning_sg.predictors.layers import convolutions
+from lightning_sg.predictors.normalize import InputScale, Normalization
+from lightning_sg.predictors.resize import at_most, resize
+
+Place = Literal["sample", "position", "cell"]
+
+# Where labels are dense, maps are averaged to at most this many cells a side.
+_CELLS = 64
+
+
+def place_of(activations: Gradients, context: Any) -> Place:
+    """What has an output of its own: every sample, every position of a sequence, or every cell of a feature map.
+
+    Args:
+        activations: What crosses, each ``(N, ...)``.
+        context: The labels or goals.
+
+    Returns:
+        ``"cell"`` for feature maps ``(N, C, H, W)`` with ``(N, H', W')`` or ``(N, K, H', W')`` of about the same
+        proportions; ``"position"`` for sequences ``(N, T, D)`` with ``(N, T, ...)``; else ``"sample"``.
+    """
+    if not isinstance(context, Tensor):
+        return "sample"
+    maps = [activation for activation in activations if activation.ndim == 4]
+    if maps:
+        return "cell" if context.ndim in (3, 4) and _same_proportions(maps[0], context) else "sample"
+    rows = join_rows(activations)
+    return "position" if rows.ndim > 2 and context.shape[: rows.ndim - 1] == rows.shape[:-1] else "sample"
+
+
+def _same_proportions(maps: Tensor, context: Tensor) -> bool:
+    """Whether ``context`` may be an image: boxes ``(N, 10, 4)`` are not one beside maps of 8 × 8."""
+    (height, width), (tall, wide) = maps.shape[2:], context.shape[-2:]
+    return bool(0.7 < (tall / height) / max(wide / width, 1e-9) < 1.4)
+
+
+class View(nn.Module):
+    """Turns activations into rows of features, normalised, and for feature maps perhaps convolved.
+
+    Args:
+        place: What has a row of its own, see :func:`place_of`.
+        normalize: See :class:`~lightning_sg.predictors.normalize.InputScale`.
+        pooled_side: With one row for each sample, feature maps are averaged to at most so many cells a side.
+        conv_layers: Convolutions of feature maps before that. With one row for each sample every one halves the
+            resolution, and the first sees at most ``pooled_side * 2**conv_layers`` cells a side: so they cost the same
+            at any resolution.
+        conv_width: Channels of the convolutions.
+    """
+
+    def __init__(
+        self, place: Place, normalize: Normalization, pooled_side: int, conv_layers: int, conv_width: int
+    ) -> None:
+        super().__init__()
+        self.place = place
+        self.scale = InputScale(normalize)
+        self.pooled_side = pooled_side
+        self.conv_layers = conv_layers
+        self.conv_width = conv_width
+        self.convolutions: nn.Sequential | None = None
+
+    def build(self, activations: Gradients) -> int:
+        """Makes the convolutions.
+
+        Returns:
+            The number of features of a row.
+        """
+        if self.conv_layers and any(activation.ndim == 4 for activation in activations):
+            if self.place == "cell":
+                channels, stride = self.rows(activations).shape[-1], 1
+            else:
+                channels, stride = self._joined_maps(activations)[0].shape[1], 2
+            self.convolutions = convolutions(channels, self.conv_width, self.conv_layers, stride)
+        self.update(activations)
+        with torch.no_grad():
+            return int(self(activations).shape[-1])
+
+    def forward(self, activations: Gradients) -> Tensor:
+        """One row for each place: ``(N, D)``, ``(N, T, D)`` or ``(N, H, W, D)``."""
+        if self.convolutions is not None and self.place == "sample":
+            return self._convolved(self.convolutions, activations)
+        rows: Tensor = self.scale(self.rows(activations))
+        if self.convolutions is None:
+            return rows
+        cells: Tensor = self.convolutions(rows.movedim(-1, 1))
+        return cells.movedim(1, -1)
+
+    def _convolved(self, convolutions: nn.Sequential, activations: Gradients) -> Tensor:
+        maps, rest = self._joined_maps(activations)
+        rows = self.scale(maps.flatten(1) if rest is None else torch.cat([maps.flatten(1), rest], dim=1))
+        seen, beside = rows.split([maps[0].numel(), rows.shape[1] - maps[0].numel()], dim=1)
+        pooled = at_most(convolutions(seen.reshape(maps.shape)), self.pooled_side).flatten(1)
+        return pooled if rest is None else torch.cat([pooled, beside], dim=1)
+
+    def update(self, activations: Gradients) -> None:
+        """Takes one batch into the running scale of the input."""
+        if self.scale.kind == "scale":  # nothing else needs it, and averaging maps is not free
+            self.scale.update(self.rows(activations))
+
+    def rows(self, activations: Gradients) -> Tensor:
+        """The rows before they are scaled; maps that will be convolved are rows of all their numbers."""
+        if self.place == "cell":
+            maps, rest = self._joined_maps(activations)
+            if rest is not None:
+                maps = torch.cat([maps, rest[..., None, None].expand(-1, -1, *maps.shape[2:])], dim=1)
+            return maps.movedim(1, -1)
+        if self.convolutions is not None:
+            maps, rest = self._joined_maps(activations)
+            return maps.flatten(1) if rest is None else torch.cat([maps.flatten(1), rest], dim=1)
+        rows = join_rows(tuple(self._pooled(activation) for activation in activations))
+        return rows.flatten(1, -2).mean(1) if rows.ndim > 2 and self.place == "sample" else rows
+
+    def _joined_maps(self, activations: Gradients) -> tuple[Tensor, Tensor | None]:
+        """All feature maps as one ``(N, C_1 + C_2 + ..., H, W)``, and one row a sample of everything else."""
+        side = _CELLS if self.place == "cell" else self.pooled_side * 2**self.conv_layers
+        maps = [at_most(activation, side) for activation in activations if activation.ndim == 4]
+        size = (max(one.shape[2] for one in maps), max(one.shape[3] for one in maps))
+        joined = torch.cat([resize(one, size) for one in maps], dim=1)
+        others = tuple(self._pooled(activation) for activation in activations if activation.ndim != 4)
+        if not others:
+            return joined, None
+        rows = join_rows((joined.flatten(1), *others))[:, joined[0].numel() :]
+        return joined, rows
+
+    def _pooled(self, activation: Tensor) -> Tensor:
+        """Feature maps and volumes as one row a sample, of at most ``pooled_side`` cells a side; others as they are."""
+        if activation.ndim == 4:
+            return at_most(activation, self.pooled_side).flatten(1)
+        if activation.ndim == 5:
+            samples, channels, depth = activation.shape[:3]
+            slices = at_most(activation.flatten(1, 2), self.pooled_side).reshape(samples, channels, depth, -1)
+            return resize(slices, (min(depth, self.pooled_side), slices.shape[-1])).flatten(1)
+        return activation
+
+
+__all__ = ["Place", "View", "place_of"]
