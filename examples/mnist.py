@@ -1,4 +1,4 @@
-"""MNIST from its four IDX files, and a deep MLP for it with a boundary after each hidden layer."""
+"""MNIST from its four IDX files, and a deep MLP for it, cut after each hidden layer or into fewer stages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -25,6 +25,7 @@ FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3
 _MEAN, _STD = 0.1307, 0.3081
 
 Batch = tuple[Tensor, Tensor]
+Cuts = Literal["every", "middle", "four", "none"]
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
@@ -182,38 +183,35 @@ class Mnist(pl.LightningDataModule):
         return DataLoader(self.test_set, 1000, collate_fn=_as_is)
 
 
-class MnistMLP(pl.LightningModule):
-    """Hidden layers of Linear, BatchNorm and ReLU, as in the first experiments with synthetic gradients.
+def places_to_cut(layers: int, cuts: Cuts) -> set[int]:
+    """After which hidden layers, counted from one, the boundaries are.
 
     Args:
-        hidden_layers: Number of hidden layers.
-        width: Width of each.
-        learning_rate: Adam's at the start; it falls to zero along a cosine.
-        cuts: Where the boundaries are: after ``"every"`` hidden layer, in the ``"middle"``, or at ``"none"``.
+        layers: How many hidden layers there are.
+        cuts: After ``"every"`` one, in the ``"middle"``, into ``"four"`` stages of about as many layers each, or
+            ``"none"``.
+
+    Raises:
+        ValueError: If ``cuts`` is something else, or there are too few layers for four stages.
+    """
+    if cuts not in get_args(Cuts):
+        raise ValueError(f"cuts must be one of {', '.join(map(repr, get_args(Cuts)))}, not {cuts!r}.")
+    if cuts == "four" and layers < 3:
+        raise ValueError(f"cuts='four' needs three boundaries, but there are only {layers} hidden layers to cut after.")
+    if cuts == "every":
+        return set(range(1, layers + 1))
+    stages = {"middle": 2, "four": 4, "none": 1}[cuts]
+    return {math.ceil(layers * stage / stages) for stage in range(1, stages)}
+
+
+class ImageClassifier(pl.LightningModule):
+    """Training and testing of a network that tells digits: what the models for MNIST have in common.
+
+    A subclass makes ``net`` and sets ``learning_rate``, which falls to zero along a cosine.
     """
 
-    def __init__(
-        self,
-        hidden_layers: int = 6,
-        width: int = 256,
-        learning_rate: float = 1e-3,
-        cuts: Literal["every", "middle", "none"] = "every",
-    ) -> None:
-        super().__init__()
-        if hidden_layers < 1:
-            raise ValueError(f"MnistMLP needs at least one hidden layer, not {hidden_layers}.")
-        if cuts not in ("every", "middle", "none"):
-            raise ValueError(f"cuts must be 'every', 'middle' or 'none', not '{cuts}'.")
-        self.save_hyperparameters()
-        self.learning_rate = learning_rate
-        middle = math.ceil(hidden_layers / 2)
-        layers: list[nn.Module] = []
-        for number in range(1, hidden_layers + 1):
-            inputs = PIXELS if number == 1 else width
-            layers += [nn.Linear(inputs, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
-            if cuts == "every" or (cuts == "middle" and number == middle):
-                layers.append(Boundary())
-        self.net = nn.Sequential(*layers, nn.Linear(width, CLASSES))
+    net: nn.Module
+    learning_rate: float
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``(N, 784)`` to logits ``(N, 10)``."""
@@ -244,6 +242,39 @@ class MnistMLP(pl.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class MnistMLP(ImageClassifier):
+    """Hidden layers of Linear, BatchNorm and ReLU, as in the first experiments with synthetic gradients.
+
+    Args:
+        hidden_layers: Number of hidden layers.
+        width: Width of each.
+        learning_rate: Adam's at the start; it falls to zero along a cosine.
+        cuts: Where the boundaries are: after ``"every"`` hidden layer, in the ``"middle"``, between ``"four"`` stages
+            of about as many layers each, or at ``"none"``.
+    """
+
+    def __init__(
+        self,
+        hidden_layers: int = 6,
+        width: int = 256,
+        learning_rate: float = 1e-3,
+        cuts: Cuts = "every",
+    ) -> None:
+        super().__init__()
+        if hidden_layers < 1:
+            raise ValueError(f"MnistMLP needs at least one hidden layer, not {hidden_layers}.")
+        places = places_to_cut(hidden_layers, cuts)
+        self.save_hyperparameters()
+        self.learning_rate = learning_rate
+        layers: list[nn.Module] = []
+        for number in range(1, hidden_layers + 1):
+            inputs = PIXELS if number == 1 else width
+            layers += [nn.Linear(inputs, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
+            if number in places:
+                layers.append(Boundary())
+        self.net = nn.Sequential(*layers, nn.Linear(width, CLASSES))
 
 
 def error_percent(logits: Tensor, labels: Tensor) -> Tensor:

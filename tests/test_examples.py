@@ -10,11 +10,16 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from torch import nn
 
 from examples.digits import Digits, DigitsClassifier
+from examples.hard_mnist import HardMnist, distort
 from examples.mnist import FILES, PIXELS, Mnist, MnistMLP, read_idx
+from examples.mnist_cnn import MnistCNN
+from examples.regression import DIABETES_FEATURES, FEATURES, Housing, RegressionMLP
+from examples.shakespeare import CHARACTERS, FILE, CharTransformer, Shakespeare
 from lightning_sg import Boundary, SyntheticGradients
-from tests.models import make_trainer
+from tests.models import make_trainer, state_of
 
 SAMPLES = 40
 
@@ -35,6 +40,10 @@ def write_mnist(folder: Path, samples: int = SAMPLES, compressed: bool = False) 
             (folder / f"{name}.gz").write_bytes(gzip.compress(content))
         else:
             (folder / name).write_bytes(content)
+
+
+def count_boundaries(model: nn.Module) -> int:
+    return sum(isinstance(child, Boundary) for child in model.modules())
 
 
 @pytest.fixture
@@ -138,11 +147,22 @@ def test_mnist_validation_must_fit(tmp_path, validation):
         Mnist(str(tmp_path), validation=validation).setup("fit")
 
 
-@pytest.mark.parametrize(("cuts", "count"), [("every", 3), ("middle", 1), ("none", 0)])
-def test_mnist_model_trains(tmp_path, cuts, count):
+@pytest.mark.parametrize(
+    ("make", "cuts", "count"),
+    [
+        (lambda cuts: MnistMLP(hidden_layers=5, width=8, cuts=cuts), "every", 5),
+        (lambda cuts: MnistMLP(hidden_layers=5, width=8, cuts=cuts), "four", 3),
+        (lambda cuts: MnistMLP(hidden_layers=5, width=8, cuts=cuts), "middle", 1),
+        (lambda cuts: MnistMLP(hidden_layers=5, width=8, cuts=cuts), "none", 0),
+        (lambda cuts: MnistCNN(channels=(2, 3), width=8, cuts=cuts), "every", 3),
+        (lambda cuts: MnistCNN(channels=(2, 3), width=8, cuts=cuts), "none", 0),
+    ],
+    ids=["mlp-every", "mlp-four", "mlp-middle", "mlp-none", "cnn-every", "cnn-none"],
+)
+def test_mnist_model_trains(tmp_path, make, cuts, count):
     write_mnist(tmp_path)
-    model = MnistMLP(hidden_layers=3, width=8, cuts=cuts)
-    assert sum(isinstance(child, Boundary) for child in model.modules()) == count
+    model = make(cuts)
+    assert count_boundaries(model) == count
     trainer = make_trainer(fast_dev_run=True, callbacks=[SyntheticGradients()] if count else [])
     data = Mnist(str(tmp_path), batch_size=16, validation=0 if count else 8)
     trainer.fit(model, data)
@@ -153,8 +173,198 @@ def test_mnist_model_trains(tmp_path, cuts, count):
 def test_mnist_model_refuses_nonsense():
     with pytest.raises(ValueError, match="at least one"):
         MnistMLP(hidden_layers=0)
-    with pytest.raises(ValueError, match="cuts"):
-        MnistMLP(cuts="all")
+    for model in (MnistMLP, MnistCNN):
+        with pytest.raises(ValueError, match="cuts must be one of"):
+            model(cuts="all")
+    with pytest.raises(ValueError, match="only 2 hidden layers"):
+        MnistMLP(hidden_layers=2, cuts="four")
+
+
+@pytest.mark.parametrize(("layers", "after"), [(3, [1, 2, 3]), (4, [1, 2, 3]), (6, [2, 3, 5]), (12, [3, 6, 9])])
+def test_mnist_model_in_four_stages(layers, after):
+    net = MnistMLP(hidden_layers=layers, width=8, cuts="four").net
+    hidden = 0
+    found = []
+    for child in net:
+        hidden += isinstance(child, nn.ReLU)
+        if isinstance(child, Boundary):
+            found.append(hidden)
+    assert found == after
+
+
+def test_hard_images_are_the_same_every_time_and_not_the_originals(tmp_path):
+    write_mnist(tmp_path)
+    made = []
+    for _ in range(2):
+        torch.rand(3)  # the distortions do not depend on torch's own random numbers
+        data = HardMnist(str(tmp_path), validation=8)
+        data.setup("fit")
+        made.append(data)
+    first, second = made
+    for name in ("train_set", "val_set", "test_set"):
+        assert torch.equal(getattr(first, name).images, getattr(second, name).images)
+    plain = Mnist(str(tmp_path), validation=8)
+    plain.setup("fit")
+    assert first.train_set.images.shape == plain.train_set.images.shape
+    assert not (first.train_set.images == plain.train_set.images).flatten(1).all(1).any()
+    assert torch.equal(first.train_set.labels, plain.train_set.labels)
+    images = first.train_set.images
+    first.setup("test")
+    assert first.train_set.images is images  # made once
+    other = HardMnist(str(tmp_path), validation=8, seed=1)
+    other.setup("fit")
+    assert not torch.equal(other.train_set.images, images)
+
+
+def test_hard_images_take_part_of_the_training_set(tmp_path):
+    write_mnist(tmp_path)
+    data, whole = (HardMnist(str(tmp_path), validation=8, train_images=count) for count in (5, None))
+    for each in (data, whole):
+        each.setup("fit")
+    assert (len(data.train_set), len(whole.train_set)) == (5, SAMPLES - 8)
+    assert torch.equal(data.test_set.images, whole.test_set.images)
+    with pytest.raises(ValueError, match="train_images must be 1 to 32"):
+        HardMnist(str(tmp_path), validation=8, train_images=33).setup("fit")
+    with pytest.raises(ValueError, match="difficulty >= 0"):
+        HardMnist(difficulty=-1)
+
+
+def test_hard_images_of_no_difficulty_are_the_originals():
+    images = torch.randint(0, 256, (3, 28, 28), dtype=torch.uint8)
+    difference = distort(images, 0.0, seed=0).int() - images.int()
+    assert difference.abs().max() <= 1
+
+
+def write_text(folder: Path, text: str | None = None) -> None:
+    (folder / FILE).write_text(text or "To be, or not to be: that is the question.\n" * 20)
+
+
+def test_shakespeare_batches(tmp_path):
+    write_text(tmp_path)
+    data = Shakespeare(str(tmp_path), batch_size=4, context=16, steps=3, seed=1)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    epochs = [list(loader), list(loader)]
+    assert [len(epoch) for epoch in epochs] == [3, 3]
+    x, y = epochs[0][0]
+    assert x.shape == y.shape == (4, 16)
+    assert x.dtype == torch.int64
+    assert torch.equal(x[:, 1:], y[:, :-1])
+    assert not torch.equal(x, epochs[1][0][0])
+    torch.rand(3)
+    assert torch.equal(x, next(iter(data.train_dataloader()))[0])
+    seen = torch.cat([y.flatten() for _, y in data.val_dataloader()])
+    assert len(seen) == (86 - 1) // 16 * 16  # each character of the last tenth once, but for the rest
+    assert torch.equal(seen[:16], next(iter(data.val_dataloader()))[1][0])
+
+
+def test_shakespeare_missing_or_wrong_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="tinyshakespeare") as caught:
+        Shakespeare(str(tmp_path)).setup("fit")
+    assert str(tmp_path) in str(caught.value)
+    assert "--data.root" in str(caught.value)
+    write_text(tmp_path, "".join(map(chr, range(200, 300))))
+    with pytest.raises(ValueError, match="100 different characters"):
+        Shakespeare(str(tmp_path)).setup("fit")
+    write_text(tmp_path, "To be")
+    with pytest.raises(ValueError, match="no window of 64"):
+        Shakespeare(str(tmp_path)).setup("fit")
+
+
+def test_char_transformer_with_boundaries_is_itself_undivided():
+    outputs, gradients = [], []
+    x = torch.randint(0, CHARACTERS, (2, 8))
+    for stages in (1, 2, 4):
+        pl.seed_everything(0, verbose=False)
+        model = CharTransformer(width=16, heads=2, context=8, stages=stages)
+        assert count_boundaries(model) == stages - 1
+        logits = model(x)
+        logits.square().mean().backward()
+        outputs.append(logits)
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for output, gradient in zip(outputs[1:], gradients[1:]):
+        assert torch.equal(output, outputs[0])
+        assert all(torch.equal(left, right) for left, right in zip(gradient, gradients[0]))
+
+
+def test_char_transformer_sees_no_later_character():
+    model = CharTransformer(width=16, heads=2, context=8)
+    x = torch.randint(0, CHARACTERS, (1, 8))
+    changed = x.clone()
+    changed[0, 5:] = (x[0, 5:] + 1) % CHARACTERS
+    assert torch.equal(model(x)[:, :5], model(changed)[:, :5])
+
+
+def test_char_transformer_trains(tmp_path):
+    write_text(tmp_path)
+    # Two stages: with more, the first is told of no gradient in so few steps.
+    model = CharTransformer(width=16, heads=2, context=8, stages=2)
+    before = state_of(model)
+    trainer = make_trainer(max_steps=3, max_epochs=-1, callbacks=[SyntheticGradients()])
+    trainer.fit(model, Shakespeare(str(tmp_path), batch_size=4, context=8, steps=3))
+    assert trainer.global_step == 3
+    assert all(not torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert torch.isfinite(trainer.callback_metrics["val_loss"])
+
+
+def test_char_transformer_refuses_nonsense():
+    with pytest.raises(ValueError, match="do not make 3 stages"):
+        CharTransformer(stages=3)
+    with pytest.raises(ValueError, match="128 cannot be divided among 3"):
+        CharTransformer(heads=3)
+
+
+@pytest.mark.parametrize(("source", "features"), [("generated", FEATURES), ("diabetes", DIABETES_FEATURES)])
+def test_regression_trains(source, features):
+    model = RegressionMLP(features=features, width=8)
+    assert count_boundaries(model) == 2
+    data = Housing(source, samples=300, batch_size=32)
+    trainer = make_trainer(fast_dev_run=True, callbacks=[SyntheticGradients()])
+    trainer.fit(model, data)
+    [tested] = trainer.test(model, data, verbose=False)
+    assert 0 < tested["test_loss"] < 10
+
+
+def test_regression_targets_may_be_a_column():
+    model = RegressionMLP(width=8)
+    x, y = torch.randn(6, FEATURES), torch.randn(6)
+    model.eval()
+    assert torch.equal(model._squared_error((x, y)), model._squared_error((x, y.unsqueeze(1))))
+
+
+def test_regression_data_are_the_same_every_time_and_standardised():
+    first, second = Housing(samples=500), Housing(samples=500)
+    first.setup("fit")
+    torch.rand(3)
+    second.setup("fit")
+    for part in ("train", "validation", "test"):
+        for left, right in zip(getattr(first, part).tensors, getattr(second, part).tensors):
+            assert torch.equal(left, right)
+    x, y = first.train.tensors
+    assert (len(first.train), len(first.validation), len(first.test)) == (350, 50, 100)
+    torch.testing.assert_close(x.mean(0), torch.zeros(FEATURES), atol=1e-5, rtol=0)
+    torch.testing.assert_close(y.std(), torch.ones(()))
+
+
+def test_regression_refuses_nonsense():
+    with pytest.raises(ValueError, match="not 5"):
+        RegressionMLP(stages=5)
+    with pytest.raises(ValueError, match="source must be"):
+        Housing("california")
+    with pytest.raises(ValueError, match="at least 10"):
+        Housing(samples=3)
+
+
+@pytest.mark.parametrize(("stages", "places"), [(1, []), (2, [2]), (3, [1, 2]), (4, [1, 2, 3])])
+def test_regression_boundaries(stages, places):
+    net = RegressionMLP(width=8, stages=stages).net
+    hidden = 0
+    found = []
+    for child in net:
+        hidden += isinstance(child, nn.ReLU)
+        if isinstance(child, Boundary):
+            found.append(hidden)
+    assert found == places
 
 
 def test_digits_split_is_the_same_every_time():

@@ -1,0 +1,211 @@
+"""What the comparisons with plain backpropagation train: tasks, with how they are cut, and methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+
+import lightning_sg
+from examples.hard_mnist import HardMnist
+from examples.mnist import Mnist, MnistMLP
+from examples.mnist_cnn import MnistCNN
+from examples.regression import Housing, RegressionMLP
+from examples.shakespeare import CharTransformer, Shakespeare
+
+BACKPROPAGATION = "backpropagation"
+WHOLE = "whole"  # the split of plain backpropagation, which has no boundary
+
+# How hard HardMnist is made: plain backpropagation then errs 5 to 10 % with the MLP, and about 5 % with the CNN.
+MLP_DIFFICULTY, CNN_DIFFICULTY = 1.0, 1.3
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How good a trained network is.
+
+    Attributes:
+        key: What the model logs when it has been trained, in the test if it has one.
+        watched: What it logs in validation: for the curve, and to choose a learning rate by.
+        title: What the table calls it.
+        decimals: How many to print.
+        better: Which values are.
+        relative: Whether bars are percent of what backpropagation reaches, and not differences.
+    """
+
+    key: str
+    watched: str
+    title: str
+    decimals: int
+    better: Literal["lower", "higher"] = "lower"
+    relative: bool = False
+
+    def behind(self, value: float, base: float) -> float:
+        """How much worse ``value`` is than ``base``, positive if worse."""
+        worse = value - base if self.better == "lower" else base - value
+        return 100 * worse / abs(base) if self.relative else worse
+
+
+@dataclass(frozen=True)
+class Split:
+    """One way to cut a task's model.
+
+    Attributes:
+        model: Arguments of the model that cut it so.
+        bar: How far decoupled training may be behind backpropagation; ``None`` if that is not asked.
+    """
+
+    model: dict[str, Any]
+    bar: float | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model, its data, and for how long it is trained.
+
+    Attributes:
+        model: Makes the model from ``learning_rate`` and a split's arguments.
+        data: Makes the data from the folder that holds them and a seed.
+        epochs: How long.
+        splits: By name; :data:`WHOLE` has no boundary.
+        halves: The name of the split into two stages, for two processes.
+        metric: What counts.
+        folder: Which data it needs: the name of a command line option, or ``None`` if it makes its own.
+        learning_rate: The rate that the model is made for.
+    """
+
+    model: Callable[..., pl.LightningModule]
+    data: Callable[[Path | None, int], pl.LightningDataModule]
+    epochs: int
+    splits: dict[str, Split]
+    halves: str
+    metric: Metric
+    folder: Literal["mnist", "shakespeare"] | None
+    learning_rate: float = 1e-3
+
+    @property
+    def judged(self) -> list[str]:
+        """The names of the splits that have a bar."""
+        return [name for name, split in self.splits.items() if split.bar is not None]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train.
+
+    Attributes:
+        predictor: The name of the predictor's class in ``lightning_sg``, or ``None`` for the package's default.
+        arguments: The predictor's.
+    """
+
+    predictor: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def callback(self) -> lightning_sg.SyntheticGradients:
+        """Makes the callback.
+
+        Raises:
+            ValueError: If this version of the package has no such predictor.
+        """
+        if self.predictor is None:
+            return lightning_sg.SyntheticGradients()
+        if not self.exists:
+            raise ValueError(f"lightning_sg {lightning_sg.__version__} has no {self.predictor}: leave this method out.")
+        return lightning_sg.SyntheticGradients(predictor=getattr(lightning_sg, self.predictor)(**self.arguments))
+
+    @property
+    def exists(self) -> bool:
+        """Whether this version of the package has it."""
+        return self.predictor is None or hasattr(lightning_sg, self.predictor)
+
+
+METHODS: dict[str, Method | None] = {
+    BACKPROPAGATION: None,
+    "synthetic gradients": Method(),
+    "DNI linear": Method("LinearPredictor", {"conditional": False}),
+    "DNI MLP": Method("MLPPredictor", {"conditional": False}),
+    "cDNI linear": Method("LinearPredictor"),
+    "cDNI MLP": Method("MLPPredictor"),
+    "detach": Method("ZeroPredictor"),
+    "local loss": Method("LocalLoss"),
+    "delayed gradient": Method("DelayedGradient"),
+    "feedback alignment": Method("FeedbackAlignment"),
+}
+
+
+def available_methods() -> list[str]:
+    """The names of the methods that this version of the package has."""
+    return [name for name, method in METHODS.items() if method is None or method.exists]
+
+
+_ERROR = Metric("test_error", "val_error", "test error, %", 2)
+_NATS = Metric("val_loss", "val_loss", "nats a character", 4)
+_SQUARED_ERROR = Metric("test_loss", "val_loss", "squared error", 4, relative=True)
+
+
+def _cuts(**bars: float) -> dict[str, Split]:
+    return {
+        WHOLE: Split({"cuts": "none"}),
+        **{cuts: Split({"cuts": cuts}, bars.get(cuts)) for cuts in ("every", "four", "middle")},
+    }
+
+
+def _stages(bars: dict[int, float | None]) -> dict[str, Split]:
+    return {
+        WHOLE: Split({"stages": 1}),
+        **{f"{count} stages": Split({"stages": count}, bar) for count, bar in bars.items()},
+    }
+
+
+def _mlp(hidden_layers: int) -> Callable[..., pl.LightningModule]:
+    return lambda **arguments: MnistMLP(hidden_layers=hidden_layers, **arguments)
+
+
+def _mnist(model: Callable[..., pl.LightningModule]) -> Task:
+    return Task(model, lambda root, seed: Mnist(str(root)), 3, _cuts(every=0.1), "middle", _ERROR, "mnist")
+
+
+def _hard_mnist(model: Callable[..., pl.LightningModule], difficulty: float, **bars: float) -> Task:
+    return Task(
+        model,
+        lambda root, seed: HardMnist(str(root), difficulty=difficulty),
+        3,
+        _cuts(**bars),
+        "middle",
+        _ERROR,
+        "mnist",
+    )
+
+
+def _characters(steps: int) -> Task:
+    return Task(
+        CharTransformer,
+        lambda root, seed: Shakespeare(str(root), steps=steps, seed=seed),
+        1,
+        _stages({2: 0.02, 4: 0.04}),
+        "2 stages",
+        _NATS,
+        "shakespeare",
+    )
+
+
+TASKS: dict[str, Task] = {
+    **{f"mnist-mlp-{layers}": _mnist(_mlp(layers)) for layers in (3, 4, 5, 6, 12)},
+    "mnist-cnn": _mnist(MnistCNN),
+    "hard-mlp-6": _hard_mnist(_mlp(6), MLP_DIFFICULTY, every=0.3, four=0.3),
+    "hard-cnn": _hard_mnist(MnistCNN, CNN_DIFFICULTY, every=0.3),  # after every layer makes four stages
+    "char-800": _characters(800),
+    "char-2400": _characters(2400),
+    "regression": Task(
+        RegressionMLP,
+        lambda root, seed: Housing(),
+        20,
+        _stages({2: None, 3: 1.0}),
+        "2 stages",
+        _SQUARED_ERROR,
+        None,
+    ),
+}
