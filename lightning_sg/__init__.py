@@ -26,10 +26,12 @@ from lightning_sg.predictors import (
     ZeroPredictor,
 )
 from lightning_sg.strategy import SyntheticGradientStrategy
+from lightning_sg.training import AlignmentGuard
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AlignmentGuard",
     "AutoPredictor",
     "BatchMismatchError",
     "Boundary",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -22,7 +22,7 @@ from lightning_sg.exact import ExactPass, Parameters
 from lightning_sg.exchange import Exchange
 from lightning_sg.partition.checks import check_cuts, check_trainable
 from lightning_sg.partition.trace import Trace, copy_of, trace_step
-from lightning_sg.predictors import GradientPredictor, LossModelPredictor
+from lightning_sg.predictors import AutoPredictor, GradientPredictor
 from lightning_sg.step import Step
 from lightning_sg.training import AlignmentGuard, PredictorTrainer
 
@@ -61,7 +61,7 @@ class SyntheticGradients(Callback):
     def __init__(
         self,
         boundaries: Sequence[str] | None = None,
-        predictor: GradientPredictor | Mapping[str, GradientPredictor] = LossModelPredictor(),  # noqa: B008 (a template, copied before use)
+        predictor: Literal["auto"] | GradientPredictor | Mapping[str, GradientPredictor] = "auto",
         optimizer: OptimizerCallable | None = None,
         delay: int = 1,
         train_every: int = 1,
@@ -89,7 +89,11 @@ class SyntheticGradients(Callback):
         if isinstance(boundaries, str):
             raise ValueError(f"boundaries takes a list of names: boundaries=['{boundaries}'].")
         self.names = None if boundaries is None else list(boundaries)
-        self.predictor = predictor
+        if isinstance(predictor, str) and predictor != "auto":
+            raise ValueError(f"predictor must be 'auto', a predictor, or one by boundary name, not '{predictor}'.")
+        self.predictor: GradientPredictor | Mapping[str, GradientPredictor] = (
+            AutoPredictor() if isinstance(predictor, str) else predictor
+        )
         self.optimizer = optimizer
         self.delay = delay
         self.train_every = train_every

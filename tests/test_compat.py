@@ -41,6 +41,7 @@ SYMBOLS = [
     (None, "torch._subclasses.fake_tensor", "DynamicOutputShapeException"),
     ("FakeTensor", "torch._subclasses.fake_tensor", "FakeTensor"),
     ("FakeTensorMode", "torch._subclasses.fake_tensor", "FakeTensorMode"),
+    ("TorchDispatchMode", "torch.utils._python_dispatch", "TorchDispatchMode"),
     *((name, "torch.utils._pytree", name) for name in ("tree_flatten", "tree_leaves", "tree_map_only")),
     ("tree_unflatten", "torch.utils._pytree", "tree_unflatten"),
 ]
@@ -232,3 +233,14 @@ def test_trees_are_mapped_leaf_by_leaf_or_by_type(compat: Any) -> None:
 def test_a_structures_text_tells_structures_apart(compat: Any) -> None:
     texts = {str(compat.tree_flatten(tree)[1]) for tree in [(1, 2), [1, 2], {"a": 1, "b": 2}, {"a": 1, "c": 2}, (1,)]}
     assert len(texts) == 5, "the text of a tree's structure no longer tells structures apart"
+
+
+def test_the_operation_counter_counts_what_a_matrix_product_and_its_gradient_take() -> None:
+    from lightning_sg.training.cost import OperationCounter
+
+    x, w = torch.randn(5, 3), torch.randn(3, 4, requires_grad=True)
+    with OperationCounter() as forward:
+        y = x @ w
+    with OperationCounter() as backward:
+        torch.autograd.grad(y.sum(), w)
+    assert forward.flops == backward.flops == 2 * 5 * 3 * 4

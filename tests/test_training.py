@@ -363,8 +363,23 @@ def test_compare_of_multiples(factor: float) -> None:
 
 
 def test_compare_with_a_zero_prediction_is_zero() -> None:
-    assert compare((torch.zeros(3),), (torch.ones(3),)) == {"cosine": 0.0, "norm_ratio": 0.0}
+    expected = {"cosine": 0.0, "norm_ratio": 0.0, "bias": 1.0, "variance": 0.0}
+    assert compare((torch.zeros(3),), (torch.ones(3),)) == expected
     assert compare((torch.ones(3),), (torch.zeros(3),))["cosine"] == 0.0
+
+
+def test_bias_and_variance_share_the_relative_squared_error() -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(500, 4, generator=generator)
+    noise = torch.randn(500, 4, generator=generator)
+    noise = noise - noise.mean(0)
+    relative = noise.square().sum() / target.square().sum()
+    noisy = compare((target + noise,), (target,))
+    assert noisy["bias"].item() == pytest.approx(0.0, abs=1e-5)
+    assert noisy["variance"].item() == pytest.approx(relative.item(), rel=1e-4)
+    biased = compare((target + 0.5,), (target,))
+    assert biased["variance"].item() == pytest.approx(0.0, abs=1e-5)
+    assert biased["bias"].item() == pytest.approx((4 * 0.25 * 500 / target.square().sum()).item(), rel=1e-4)
 
 
 def test_a_zero_target_does_not_stop_an_adaptive_optimizer_for_good() -> None:
