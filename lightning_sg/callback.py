@@ -68,8 +68,8 @@ class SyntheticGradients(Callback):
         context: ContextSource = "auto",
         bound: float = 1.0,
         seed: int | None = None,
-        exact_every: int = 8,
-        bootstrap: bool = True,
+        exact_every: int = 4,
+        bootstrap: bool = False,
         exact_weight: float = 1.0,
         correction: float = 0.0,
         warm_up: int = 0,
@@ -207,9 +207,8 @@ class SyntheticGradients(Callback):
             self._check(trainer, pl_module, batch, batch_idx)
         self._pass, self._first_backward = None, True
         true_share = 1.0 if self.batches < self.warm_up else self.mix
-        self.step.begin(
-            trainer, context_of(batch, self.context), exact=self._exact(self.batches), true_share=true_share
-        )
+        context = context_of(batch, self.context)
+        self.step.begin(trainer, context, exact=self._exact(self.batches, context), true_share=true_share)
         if not self.exchange.split:
             for site in self.boundaries.sites:
                 site.open(LocalCrossing(self.trainers[site.name], self.step), without_gradient=False)
@@ -261,14 +260,14 @@ class SyntheticGradients(Callback):
         """What the current batch's exact pass found, if it had one."""
         return self._pass
 
-    def _exact(self, number: int) -> bool:
+    def _exact(self, number: int, context: Any) -> bool:
         """Whether the exact gradient of batch ``number`` travels up."""
         trainers = self.trainers.values()
         if number < self.warm_up or self.mix == 1:
             return False
         if any(trained.predictor.correction > 0 for trained in trainers):
             return True
-        useful = any(trained.learns_from_exact for trained in trainers) and len(self.trainers) > 1
+        useful = any(trained.wants_exact(context) for trained in trainers) and len(self.trainers) > 1
         return (
             (useful or self.correction > 0) and self.exact_every > 0 and (number - self.warm_up) % self.exact_every == 0
         )

@@ -74,7 +74,8 @@ class LocalCrossing:
     def _synthetic(self, gradients: Optional) -> Optional:
         """Keeps the target, and passes the prediction on."""
         record = self.record
-        if record.wants_target:
+        # As between processes: where no gradient arrives at all, there is no target.
+        if record.wants_target and any(gradient is not None for gradient in gradients):
             record.add_target(None if gradient is None else gradient / self._scale for gradient in gradients)
         if record.true_share == 1:
             return gradients

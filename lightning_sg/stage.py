@@ -344,9 +344,8 @@ class StageRuntime(Exchange):
         if record.true_share:
             record.collect()
         nothing = record.prediction is None if not record.true_share else record.targets is None
-        if nothing:
-            return torch.zeros((), device=self.device, requires_grad=True)
-        surrogate: Tensor = _Inject.apply(record.used, record.samples, *carriers)
+        # Even then goes backward: boundaries on the way, between this process's stages, have predictions of their own.
+        surrogate: Tensor = _Inject.apply(None if nothing else record.used, record.samples, *carriers)
         return surrogate
 
     @property
@@ -558,10 +557,10 @@ def _number_of_exact(number: int) -> int:
 
 
 class _Inject(torch.autograd.Function):
-    """A scalar whose gradient with respect to the activations is the given one: d⟨h, ĝ⟩/dh = ĝ."""
+    """A scalar whose gradient with respect to the activations is the given one, or none: d⟨h, ĝ⟩/dh = ĝ."""
 
     @staticmethod
-    def forward(ctx: Any, gradients: tuple[Tensor, ...], samples: int, *activations: Tensor) -> Tensor:
+    def forward(ctx: Any, gradients: tuple[Tensor, ...] | None, samples: int, *activations: Tensor) -> Tensor:
         ctx.sg_gradients = gradients
         ctx.sg_samples = samples
         ctx.sg_dtypes = [activation.dtype for activation in activations]
@@ -569,6 +568,8 @@ class _Inject(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.sg_gradients is None:
+            return (None, None, *(None for _ in ctx.sg_dtypes))
         factor = factor / ctx.sg_samples
         return (None, None, *((part * factor).to(dtype) for part, dtype in zip(ctx.sg_gradients, ctx.sg_dtypes)))
 

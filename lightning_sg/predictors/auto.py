@@ -67,7 +67,14 @@ class AutoPredictor(GradientPredictor):
         """Chooses, and builds what was chosen."""
         self.chosen, self._choice = self._choose(activations, context, loss)
         self.exact, self.needs_target = self.chosen.exact, self.chosen.needs_target
-        self.correction = self.chosen.correction
+        self.correction, self.uses_target = self.chosen.correction, self.chosen.uses_target
+
+    def wants_exact(self, context: Any) -> bool:
+        """Only heads of a label for each position match gradients, see :data:`FITTING`; or with nothing to go by."""
+        if not _has_goals(context):
+            return True
+        goals = tasks_of(context).values()
+        return any(goal.ndim == 2 and not goal.is_floating_point() for goal in goals)
 
     def forward(self, activations: Gradients, context: Any) -> Gradients | None:
         """See :meth:`GradientPredictor.forward`."""

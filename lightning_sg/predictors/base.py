@@ -64,6 +64,10 @@ class GradientPredictor(nn.Module, ABC):
     #: stage is asked for no target, and ``loss`` is called with ``targets=()``.
     needs_target: bool = True
 
+    #: False for a predictor whose ``loss`` leaves the target aside, though it is asked for, to bound and to measure the
+    #: prediction: it then learns from every batch, and no exact target is sent for.
+    uses_target: bool = True
+
     #: How much of what the prediction got wrong, the target minus the prediction, the stage applies when the target
     #: arrives late, through the activations that it kept; 0 for none, 1 for all of it.
     correction: float = 0.0
@@ -85,6 +89,13 @@ class GradientPredictor(nn.Module, ABC):
         Raises:
             ValueError: If the predictor cannot work with these shapes or this context.
         """
+
+    def wants_exact(self, context: Any) -> bool:
+        """Whether exact targets are of use, as far as an unbuilt predictor can tell from the context of a batch.
+
+        All processes must come to the same answer, though only one of them has activations to build with.
+        """
+        return self.needs_target and self.uses_target and not self.exact
 
     @abstractmethod
     def forward(self, activations: Gradients, context: Any) -> Gradients | None:

@@ -123,6 +123,7 @@ class LossModelPredictor(GradientPredictor):
         self.hidden = hidden
         self.layers = layers
         self.objective = objective
+        self.uses_target = objective != "loss"
         self.gradient_weight = gradient_weight
         self.match = match
         self.classes = classes

@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 from lightning_sg._compat import tree_map_only
 from lightning_sg.errors import NonFinitePredictionError, SyntheticGradientsError
 from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
-from lightning_sg.predictors.fixed import ZeroPredictor
 from lightning_sg.training.bound import TargetScale
 from lightning_sg.training.cost import OperationCounter
 from lightning_sg.training.figures import all_finite, compare, cosine
@@ -78,6 +77,7 @@ class PredictorTrainer:
         #: FLOPs of one prediction and of one step of learning, once both were seen.
         self.flops: int | None = None
         self._factor = scale
+        self._template = template
         self._bootstrap = bootstrap
         self._exact_weight = exact_weight
         seed = seed ^ zlib.crc32(name.encode())
@@ -108,10 +108,9 @@ class PredictorTrainer:
         """Whether the boundary passes the true gradient on."""
         return self.predictor.exact
 
-    @property
-    def learns_from_exact(self) -> bool:
-        """Whether an exact target is of use to the predictor."""
-        return self.predictor.needs_target and not self.exact and not isinstance(self.predictor, ZeroPredictor)
+    def wants_exact(self, context: Any) -> bool:
+        """Whether an exact target is of use to the predictor; the same in every process, built or not."""
+        return self._template.wants_exact(context)
 
     @property
     def guarded(self) -> bool:
@@ -156,6 +155,7 @@ class PredictorTrainer:
             true_share = 1.0
         learns = self._learner.learns and (self.step % self.train_every == 0 or exact)
         biased = self.distance > 1 and not exact and true_share < 1
+        biased = biased and self.predictor.uses_target
         wants = learns and self.predictor.needs_target and (self._bootstrap or not biased)
         record = Record(
             self.step,
