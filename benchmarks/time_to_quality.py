@@ -75,6 +75,8 @@ def table(records: Iterable[Record]) -> str:
                 ]
                 if chosen:
                     rows.append(_row(f"{method}, two processes", chosen, base, task.metric))
+            if not rows:
+                continue  # nothing to compare with yet
             share = "" if budget == 1 else f", {budget:g} × the steps"
             head = (
                 f"| {task.halves} | {task.metric.title}, validation, at the end | seconds to the baseline's quality | "

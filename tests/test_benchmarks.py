@@ -288,6 +288,7 @@ def test_time_table():
     row = line(time_to_quality.table(pair(0, 1.9)), DEFAULT)
     assert row[1:] == ["1.9000", "6.0", "0.60", "60.0", "0.60", "1 of 1"]
     assert line(time_to_quality.table(pair(0, 1.9)), BACKPROPAGATION)[2:4] == ["10.0", "1.00"]
+    assert time_to_quality.table(pair(0, 1.9)[1:]) == ""  # nothing to compare with
     assert line(time_to_quality.table(pair(0, 2.1)), DEFAULT)[2:4] == ["not reached", "-"]
     both = line(time_to_quality.table([*pair(0, 1.9), *pair(1, 2.1)]), DEFAULT)
     assert both[2:4] == ["6.0", "-"]
