@@ -99,10 +99,12 @@ class Method:
     Attributes:
         predictor: The name of the predictor's class in ``lightning_sg``, or ``None`` for the package's default.
         arguments: The predictor's.
+        callback_arguments: Those of ``SyntheticGradients``.
     """
 
     predictor: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
+    callback_arguments: dict[str, Any] = field(default_factory=dict)
 
     def callback(self) -> lightning_sg.SyntheticGradients:
         """Makes the callback.
@@ -111,10 +113,11 @@ class Method:
             ValueError: If this version of the package has no such predictor.
         """
         if self.predictor is None:
-            return lightning_sg.SyntheticGradients()
+            return lightning_sg.SyntheticGradients(**self.callback_arguments)
         if not self.exists:
             raise ValueError(f"lightning_sg {lightning_sg.__version__} has no {self.predictor}: leave this method out.")
-        return lightning_sg.SyntheticGradients(predictor=getattr(lightning_sg, self.predictor)(**self.arguments))
+        predictor = getattr(lightning_sg, self.predictor)(**self.arguments)
+        return lightning_sg.SyntheticGradients(predictor=predictor, **self.callback_arguments)
 
     @property
     def exists(self) -> bool:
@@ -122,13 +125,17 @@ class Method:
         return self.predictor is None or hasattr(lightning_sg, self.predictor)
 
 
+_BOOTSTRAPPED = {"exact_every": 0, "bootstrap": True}
+
 METHODS: dict[str, Method | None] = {
     BACKPROPAGATION: None,
     "synthetic gradients": Method(),
-    "DNI linear": Method("LinearPredictor", {"conditional": False}),
-    "DNI MLP": Method("MLPPredictor", {"conditional": False}),
-    "cDNI linear": Method("LinearPredictor"),
-    "cDNI MLP": Method("MLPPredictor"),
+    "synthetic gradients, corrected": Method(callback_arguments={"exact_every": 1, "correction": 1.0}),
+    # As in Jaderberg et al. 2017: from bootstrapped targets.
+    "DNI linear": Method("LinearPredictor", {"conditional": False}, _BOOTSTRAPPED),
+    "DNI MLP": Method("MLPPredictor", {"conditional": False}, _BOOTSTRAPPED),
+    "cDNI linear": Method("LinearPredictor", {}, _BOOTSTRAPPED),
+    "cDNI MLP": Method("MLPPredictor", {}, _BOOTSTRAPPED),
     "detach": Method("ZeroPredictor"),
     "local loss": Method("LocalLoss"),
     "delayed gradient": Method("DelayedGradient"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -26,6 +27,9 @@ from lightning_sg.predictors import AutoPredictor, GradientPredictor
 from lightning_sg.step import Step
 from lightning_sg.training import AlignmentGuard, PredictorTrainer
 
+# Lightning's own, which its users see; each boundary speaks in the one process that has its predictor.
+_log = logging.getLogger("lightning.pytorch")
+
 
 class SyntheticGradients(Callback):
     """Trains the stages of a network decoupled, with synthetic gradients at its boundaries.
@@ -38,12 +42,16 @@ class SyntheticGradients(Callback):
     run on several processes and compute the same. Validation, test and prediction use the network as it is.
 
     Logged for each boundary, about the last batch that its predictor learned from: ``sg/<boundary>/loss`` (of the
-    predictor), ``sg/<boundary>/cosine`` and ``sg/<boundary>/norm_ratio`` (of prediction to target).
+    predictor), ``cosine`` and ``norm_ratio`` (of prediction to target), ``bias`` and ``variance`` (of its error, see
+    :func:`~lightning_sg.training.compare`), ``bootstrapped_cosine`` (of the next stage's target with the exact one, on
+    batches that have both), ``guarded`` (when the guard changes its mind, and while it has taken over) and ``cost``
+    (the predictor's operations as a share of the model's).
 
     Args:
         boundaries: Names of submodules, as in ``model.named_modules()``, to cut after. By default every
             :class:`~lightning_sg.Boundary` in the model.
-        predictor: The predictor at each boundary (each gets its own copy), or one by boundary name.
+        predictor: The predictor at each boundary (each gets its own copy), or one by boundary name. ``"auto"`` chooses
+            by what crosses and what there is to predict from, see :class:`~lightning_sg.AutoPredictor`, and says so.
         optimizer: Makes a predictor's optimizer from its parameters; by default Adam with a learning rate of 1e-3.
         delay: How many steps later than at once a predictor learns from a target. With the stages on several
             processes, a stage may be so many batches ahead of the next; 0 leaves it least time to wait for, larger
@@ -53,6 +61,24 @@ class SyntheticGradients(Callback):
             pair, or of a dict under the usual names), a key, an index, a function of the batch, or ``None``.
         bound: The largest ratio of a prediction's size to that of recent targets.
         seed: Seeds the predictors' initial weights; by default torch's current seed.
+        exact_every: On every how many-th batch the exact gradient travels up to all boundaries, late, without
+            stopping a stage; 0 for never. It costs one more backward pass, and the stages before the last process keep
+            that batch's activations and weights until it arrives: ``delay + 1`` batches for each boundary on its
+            way. Done only for predictors that learn from targets (see :attr:`GradientPredictor.uses_target`).
+        bootstrap: Whether predictors also learn from targets that are themselves predictions in part, on the batches
+            between. The last boundary's are always exact.
+        exact_weight: The share of the exact gradient in the target of such a batch; the rest is the next stage's.
+        correction: How much of what a prediction got wrong, g - ĝ, its stage applies on such a batch when the exact
+            gradient arrives: at 1, what the stage applies of that batch in total is the exact gradient, a part of it
+            late. Costs the rest of a backward pass.
+        warm_up: For how many batches the true gradient is used, which every stage waits for, while predictors learn.
+        mix: The share of the true gradient in what a stage uses, 0 to 1. Above 0 every stage waits for it.
+        scale: Predictions are multiplied by this.
+        guard: Watches the predictions and falls back where they do harm, see :class:`~lightning_sg.AlignmentGuard`.
+            ``None`` for no guard: then a prediction that is not finite is an error.
+        lr_scheduler: Makes a learning-rate schedule from a predictor's optimizer, stepped with it.
+        updates: Optimizer steps of a predictor for each batch that it learns from.
+        ema: Decay of an exponential moving average of a predictor's parameters, which then predicts; 0 for none.
 
     Raises:
         BoundaryError: At the start of training, if a boundary is unknown, not reached, or gone around.
@@ -86,6 +112,18 @@ class SyntheticGradients(Callback):
                 "SyntheticGradients needs delay >= 0, train_every >= 1 and bound > 0, "
                 f"not {delay}, {train_every} and {bound}."
             )
+        if exact_every < 0 or warm_up < 0 or updates < 1 or scale <= 0 or correction < 0:
+            raise ValueError(
+                "SyntheticGradients needs exact_every, warm_up and correction >= 0, updates >= 1 and scale > 0, not "
+                f"{exact_every}, {warm_up}, {correction}, {updates} and {scale}."
+            )
+        if not (0 <= mix <= 1 and 0 <= exact_weight <= 1 and 0 <= ema < 1):
+            raise ValueError(
+                "SyntheticGradients needs mix and exact_weight from 0 to 1 and ema from 0 to below 1, not "
+                f"{mix}, {exact_weight} and {ema}."
+            )
+        if correction and not exact_every:
+            raise ValueError("SyntheticGradients(correction=...) needs exact gradients: exact_every must be 1 or more.")
         if isinstance(boundaries, str):
             raise ValueError(f"boundaries takes a list of names: boundaries=['{boundaries}'].")
         self.names = None if boundaries is None else list(boundaries)
@@ -123,6 +161,7 @@ class SyntheticGradients(Callback):
         self._restored: dict[str, Any] = {}
         self._pass: ExactPass | None = None
         self._first_backward = True
+        self._announced: set[str] = set()
 
     # ------------------------------------------------------------------ set-up
 
@@ -241,10 +280,24 @@ class SyntheticGradients(Callback):
         if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
             for trained in self.trainers.values():
                 trained.check_finite()
+        self._announce(pl_module)
         figures = {name: self._figures_of(trained) for name, trained in self.trainers.items()}
         for name, values in self.exchange.route(figures).items():
             for key, value in values.items():
                 pl_module.log(f"sg/{name}/{key}", value, on_step=True, on_epoch=False, batch_size=1)
+
+    def _announce(self, module: pl.LightningModule) -> None:
+        """Says, once, what was chosen for each boundary and what it costs."""
+        size = sum(parameter.numel() for parameter in module.parameters())
+        for name, trained in self.trainers.items():
+            if name in self._announced or trained.flops is None or not isinstance(trained.predictor, AutoPredictor):
+                continue
+            self._announced.add(name)
+            own = sum(parameter.numel() for parameter in trained.predictor.parameters())
+            share = f"{own / size:.1%} of the model's parameters" if size else ""
+            if share and self.trace is not None and sum(self.trace.flops):
+                share += f" and {trained.flops / (3 * sum(self.trace.flops)):.1%} of its operations"
+            _log.info(f"Boundary '{name}': {trained.predictor.choice}; {share}.")
 
     def _figures_of(self, trained: PredictorTrainer) -> dict[str, Tensor]:
         figures = trained.take_figures()

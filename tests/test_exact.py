@@ -265,3 +265,58 @@ def test_a_predictor_may_differ_from_boundary_to_boundary() -> None:
     (expected,) = train(1, predictor=predictors)
     for state in train(4, predictor=predictors):
         assert_same_state(expected, state)
+
+
+def test_own_loss_heads_send_for_no_exact_gradient_and_learn_from_every_batch() -> None:
+    class Count(Callback):
+        exact = 0
+
+        def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
+            callback = next(c for c in trainer.callbacks if isinstance(c, SyntheticGradients))
+            self.exact += callback.step.exact
+
+    for predictor, expected in (("auto", 0), (LossModelPredictor(objective="both"), 5)):
+        count, watch = Count(), Watch()
+        callback = SyntheticGradients(predictor=predictor, exact_every=2)  # type: ignore[arg-type]
+        make_trainer(callbacks=[callback, count, watch]).fit(Sgd(stages=3), loader())
+        assert count.exact == expected
+        assert len(watch.learned["net.1"]) == (8 if expected == 0 else 3)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"exact_every": -1},
+        {"warm_up": -1},
+        {"updates": 0},
+        {"scale": 0.0},
+        {"correction": -0.1},
+        {"mix": 1.1},
+        {"exact_weight": -0.1},
+        {"ema": 1.0},
+        {"correction": 1.0, "exact_every": 0},
+        {"predictor": "best"},
+    ],
+)
+def test_bad_settings_are_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(arguments)) if len(arguments) == 1 else "exact_every must be"):
+        SyntheticGradients(**arguments)
+
+
+def test_the_choice_and_its_cost_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        make_trainer(callbacks=[SyntheticGradients()]).fit(Sgd(stages=3), loader())
+    told = [record.message for record in caplog.records if record.message.startswith("Boundary ")]
+    assert len(told) == 2
+    assert "LossModelPredictor" in told[0]
+    assert "% of the model's parameters and" in told[0]
+
+
+def test_corrections_need_to_know_the_stages() -> None:
+    class Reads(Sgd):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.net[0](x)
+            return self.net[1:](h if h.max() > -1e9 else -h)
+
+    with pytest.raises(Exception, match="which stage a parameter belongs to"):
+        make_trainer(callbacks=[SyntheticGradients(correction=1.0, exact_every=1)]).fit(Reads(stages=3), loader())
