@@ -64,7 +64,8 @@ class SyntheticGradients(Callback):
         exact_every: On every how many-th batch the exact gradient travels up to all boundaries, late, without
             stopping a stage; 0 for never. It costs one more backward pass, and the stages before the last process keep
             that batch's activations and weights until it arrives: ``delay + 1`` batches for each boundary on its
-            way. Done only for predictors that learn from targets (see :attr:`GradientPredictor.uses_target`).
+            way. Done only for predictors that learn from targets (see :attr:`GradientPredictor.uses_target`) and
+            for corrections; :class:`~lightning_sg.DelayedGradient` needs it on every batch, whatever this says.
         bootstrap: Whether predictors also learn from targets that are themselves predictions in part, on the batches
             between. The last boundary's are always exact.
         exact_weight: The share of the exact gradient in the target of such a batch; the rest is the next stage's.
@@ -179,6 +180,8 @@ class SyntheticGradients(Callback):
         self.trace = None
         names = [site.name for site in self.boundaries.sites]
         if self._module is not pl_module or list(self.trainers) != names:
+            if self._module is not None and not self._restored:
+                self.batches, self.corrections = 0, Corrections()
             self._module = pl_module
             self.trainers = self._new_trainers(trainer, names)
 
@@ -247,7 +250,13 @@ class SyntheticGradients(Callback):
         self._pass, self._first_backward = None, True
         true_share = 1.0 if self.batches < self.warm_up else self.mix
         context = context_of(batch, self.context)
-        self.step.begin(trainer, context, exact=self._exact(self.batches, context), true_share=true_share)
+        self.step.begin(
+            trainer,
+            context,
+            exact=self._exact(self.batches, context),
+            bootstrap=not self._sends_exact(context),
+            true_share=true_share,
+        )
         if not self.exchange.split:
             for site in self.boundaries.sites:
                 site.open(LocalCrossing(self.trainers[site.name], self.step), without_gradient=False)
@@ -275,6 +284,7 @@ class SyntheticGradients(Callback):
         """Logs the figures of the targets that were learned from in this step."""
         assert self.boundaries is not None
         self.batches += 1
+        self._pass = None
         self.step.end()
         self.boundaries.close()
         if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
@@ -288,6 +298,8 @@ class SyntheticGradients(Callback):
 
     def _announce(self, module: pl.LightningModule) -> None:
         """Says, once, what was chosen for each boundary and what it costs."""
+        if len(self._announced) == len(self.trainers):
+            return
         size = sum(parameter.numel() for parameter in module.parameters())
         for name, trained in self.trainers.items():
             if name in self._announced or trained.flops is None or not isinstance(trained.predictor, AutoPredictor):
@@ -315,15 +327,19 @@ class SyntheticGradients(Callback):
 
     def _exact(self, number: int, context: Any) -> bool:
         """Whether the exact gradient of batch ``number`` travels up."""
-        trainers = self.trainers.values()
         if number < self.warm_up or self.mix == 1:
             return False
-        if any(trained.predictor.correction > 0 for trained in trainers):
+        if any(trained.correction > 0 for trained in self.trainers.values()):
             return True
-        useful = any(trained.wants_exact(context) for trained in trainers) and len(self.trainers) > 1
-        return (
-            (useful or self.correction > 0) and self.exact_every > 0 and (number - self.warm_up) % self.exact_every == 0
-        )
+        return self._sends_exact(context) and (number - self.warm_up) % self.exact_every == 0
+
+    def _sends_exact(self, context: Any) -> bool:
+        """Whether exact gradients travel up at all, on whichever batches."""
+        trainers = self.trainers.values()
+        if any(trained.correction > 0 for trained in trainers):
+            return True
+        useful = len(trainers) > 1 and any(trained.wants_exact(context) for trained in trainers)
+        return self.exact_every > 0 and (useful or self.correction > 0)
 
     def corrected(self) -> Parameters:
         """The parameters of this process's stages to which corrections are due, by name."""
@@ -365,7 +381,7 @@ class SyntheticGradients(Callback):
 
     def _weight_of(self, boundary: str) -> float:
         trained = self.trainers[boundary]
-        own = trained.predictor.correction
+        own = trained.correction
         return float(own**trained.distance) if own else self.correction
 
     def _check(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
@@ -383,7 +399,7 @@ class SyntheticGradients(Callback):
             trace = trace_step(module, self.boundaries.sites, run, trainer.strategy.root_device, without_gradient=False)
         except PartitionError as error:
             rank_zero_warn(f"The boundaries could not be checked before training, which goes on. {error}")
-            self.trace = Trace()
+            self.accept(Trace())
             return
         if trace.cut_short is not None:
             rank_zero_warn(

@@ -49,7 +49,7 @@ class LocalCrossing:
         carriers = [tensors[place] for place in places]
         step = self._step
         self.record = self.trainer.prepare(
-            carriers, step.context, step.loss, exact=step.exact, true_share=step.true_share
+            carriers, step.context, step.loss, exact=step.exact, true_share=step.true_share, bootstrap=step.bootstrap
         )
         self.trainer.predict(self.record)
         self._scale = step.gradient_scale()
@@ -91,9 +91,11 @@ class LocalCrossing:
         parts = [(part * factor).to(dtype) for part, dtype in zip(record.prediction, self._dtypes)]
         return tuple(part if more is None else part + more for part, more in zip(parts, true))
 
-    @staticmethod
-    def exact(gradients: Optional) -> Optional:
-        """Passes the true gradient on, as if there were no boundary."""
+    def exact(self, gradients: Optional) -> Optional:
+        """Takes the true gradient as the exact target and passes it on, as if there were no boundary."""
+        self.record.exact_targets = self.record.per_sample(
+            None if gradient is None else gradient / self._scale for gradient in gradients
+        )
         return gradients
 
     def excess(self, gradients: Optional) -> Optional:

@@ -51,12 +51,13 @@ class ExactPass:
         inputs = [*carriers, *leaves, *parameters.values()]
         if not inputs or not loss.requires_grad:
             return cls()
+        for crossing in crossings:  # one that the loss does not depend on is not reached
+            crossing.record.exact_targets = crossing.record.per_sample([None for _ in crossing.carriers])
+        # The carriers are asked for only so that the boundaries are reached: what arrives there is the exact target,
+        # but the gradient of a carrier also has in it what comes by way of others that depend on it.
         with _passing(crossings, "exact"):
             gradients = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
-        unscaled = iter([None if gradient is None else gradient / scale for gradient in gradients])
-        for crossing in crossings:
-            record = crossing.record
-            record.exact_targets = record.per_sample([next(unscaled) for _ in crossing.carriers])
+        unscaled = iter([None if gradient is None else gradient / scale for gradient in gradients][len(carriers) :])
         before = {name: None if p.grad is None else p.grad.clone() for name, p in parameters.items()}
         return cls([next(unscaled) for _ in leaves], {name: next(unscaled) for name in parameters}, before)
 
@@ -70,6 +71,9 @@ class ExactPass:
                 corrections[name] = (exact - given).detach()
             elif exact is not None or given is not None:
                 corrections[name] = exact.detach() if exact is not None else -given.detach()  # type: ignore[union-attr]
+            if name in corrections:  # an overflow under mixed precision, which the gradient scaler skips
+                found = corrections[name]
+                corrections[name] = torch.where(found.isfinite(), found, torch.zeros_like(found))
         return corrections
 
 
@@ -148,7 +152,8 @@ def keeping_weights(module: nn.Module) -> AbstractContextManager[Any]:
 
     def pack(tensor: Tensor) -> Tensor:
         shares = not _without_data(tensor) and tensor.untyped_storage().data_ptr() in storages
-        return tensor.detach().clone() if shares else tensor
+        # Detached: an operation that saves its own output would else keep itself alive, in a cycle unseen by Python.
+        return tensor.detach().clone() if shares else tensor.detach()
 
     return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
 

@@ -95,6 +95,7 @@ class StageRuntime(Exchange):
         self._answered = True
         self._unconfirmed: deque[int] = deque()
         self._surrogate: Tensor | None = None
+        self._keeps = False  # this batch's graph until its exact gradient arrives
         self._figures: dict[str, dict[str, float]] = {}
         self._unlogged: set[str] = set()
         self._shared_versions: dict[str, int] = {}
@@ -156,7 +157,7 @@ class StageRuntime(Exchange):
         self._prepare(lambda: step(*copy_of(args), **copy_of(kwargs)), training)
         assert self.placement is not None
         self._number += 1
-        self._received, self._leaves, self._surrogate = None, [], None
+        self._received, self._leaves, self._surrogate, self._keeps = None, [], None, False
         self._answered = self.position == 0
         manual = training and not self.module.automatic_optimization
         result: Any = None
@@ -285,8 +286,10 @@ class StageRuntime(Exchange):
             found = self.callback.exact_pass
             leaves = found.leaves if found is not None else []
             sent: Sequence[Tensor | float] = targets or [0.0] * len(leaves)
-            excess = [None if leaf is None else leaf - target for leaf, target in zip(leaves, sent)]
+            excess = [None if leaf is None else leaf.float() - target for leaf, target in zip(leaves, sent)]
             self._send_excess(self._number, self._leaves, excess)
+        elif self.callback.step.exact and not self._keeps:
+            self._send_excess(self._number, self._leaves, [])  # nothing of this process carries a gradient on
         self._leaves = []
 
     def _send_excess(self, number: int, leaves: list[Tensor], excess: Sequence[Tensor | None]) -> None:
@@ -326,10 +329,18 @@ class StageRuntime(Exchange):
         else:
             trainer = self.callback.trainers[boundary]
             step = self.callback.step
-            record = trainer.prepare(carriers, step.context, step.loss, exact=step.exact, true_share=step.true_share)
+            record = trainer.prepare(
+                carriers,
+                step.context,
+                step.loss,
+                exact=step.exact,
+                true_share=step.true_share,
+                bootstrap=step.bootstrap,
+            )
             number = self._number
             record.fetch = lambda: self._answer(number)
             if step.exact:
+                self._keeps = True
                 kept = KeptGraph(number, carriers, record, step.crossings, self._leaves)
                 batch = self.callback.batches
                 record.fetch_exact = lambda: self._take_exact(kept, batch, trainer.distance)
@@ -351,7 +362,15 @@ class StageRuntime(Exchange):
     @property
     def keeps_graph(self) -> bool:
         """Whether this process needs the graph of the current batch until its exact gradient arrives."""
-        return self.callback.step.exact and not self.is_last
+        step = self.callback.step
+        # The first process hands nothing on: only its corrections, and boundaries within it, need the graph.
+        needed = self.position > 0 or bool(self.callback.corrected()) or self._has_boundaries_within()
+        return step.exact and not self.is_last and needed
+
+    def _has_boundaries_within(self) -> bool:
+        assert self.placement is not None
+        own = [name for name in self.placement.order if self.owns(name)]
+        return len(own) > 1  # besides the one at its end
 
     def _take_exact(self, kept: KeptGraph, batch: int, distance: int) -> None:
         """The exact gradient of an earlier batch is due here: takes it through this process's stages, and on."""
@@ -498,7 +517,7 @@ class StageRuntime(Exchange):
             return arrived | {name: values for name, values in figures.items() if values}
         trainer: Any = self.module.trainer
         self._figures |= received
-        if self.device.type == "cpu" or trainer.global_step % trainer.log_every_n_steps == 0:
+        if self.device.type == "cpu" or trainer.global_step % max(1, trainer.log_every_n_steps) == 0:
             own = {name: {k: float(v) for k, v in values.items()} for name, values in figures.items() if values}
             self._figures |= own
         return {}

@@ -21,6 +21,7 @@ class Step:
         context: What the callback took from the batch, for the predictors.
         loss: What one traced step told about the model's loss, or ``None``.
         exact: Whether the exact gradient of this batch travels all the way up.
+        bootstrap: Whether no exact gradients are sent for, so that biased targets have to do.
         true_share: How much of the gradient that the boundaries use is the true one, which they then wait for.
         crossings: The boundaries within this process that were crossed, in order, if ``exact``.
     """
@@ -29,15 +30,17 @@ class Step:
         self.context: Any = None
         self.loss: LossInfo | None = None
         self.exact = False
+        self.bootstrap = False
         self.true_share = 0.0
         self.crossings: list[LocalCrossing] = []
         self._trainer: pl.Trainer | None = None
 
-    def begin(self, trainer: pl.Trainer, context: Any, *, exact: bool, true_share: float) -> None:
+    def begin(self, trainer: pl.Trainer, context: Any, *, exact: bool, bootstrap: bool, true_share: float) -> None:
         """A training batch begins."""
         self._trainer = trainer
         self.context = context
         self.exact = exact
+        self.bootstrap = bootstrap
         self.true_share = true_share
         self.crossings = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import numbers
 import os
 import zlib
@@ -279,11 +280,23 @@ class SyntheticGradientStrategy(ParallelStrategy):
             return super().backward(closure_loss, optimizer, *args, **kwargs)
         if self._runtime.keeps_graph:
             kwargs["retain_graph"] = True
+            self._check_backward()
         loss = super().backward(self._runtime.backward_loss(closure_loss), optimizer, *args, **kwargs)
         assert self.lightning_module is not None
         if self.lightning_module.automatic_optimization:
             self._runtime.return_targets()
         return loss
+
+    def _check_backward(self) -> None:
+        """Refuses a module's own ``backward`` that cannot be told to keep the graph."""
+        assert self.lightning_module is not None
+        parameters = inspect.signature(self.lightning_module.backward).parameters
+        if "retain_graph" not in parameters and not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
+            raise SyntheticGradientsError(
+                f"{type(self.lightning_module).__name__}.backward does not take `retain_graph`, which a batch whose "
+                "exact gradient travels up needs. Give it `*args, **kwargs` and hand them to `loss.backward`, or use "
+                "SyntheticGradients(exact_every=0)."
+            )
 
     # ------------------------------------------------------------------ collectives
 

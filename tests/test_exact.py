@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_sg import GradientPredictor, LossModelPredictor, SyntheticGradients, TrueGradient, ZeroPredictor
+from lightning_sg import (
+    Boundary,
+    GradientPredictor,
+    LossModelPredictor,
+    MLPPredictor,
+    SyntheticGradients,
+    TrueGradient,
+    ZeroPredictor,
+)
+from lightning_sg.exact import keeping_weights
 from lightning_sg.predictors.base import Gradients
 from tests.models import Classifier, assert_same_state, loader, make_trainer, state_of
 from tests.ranks import run_ranks
@@ -98,7 +109,7 @@ def test_exact_targets_are_the_gradients_of_the_undivided_model() -> None:
     data = loader(shuffle=False)
     # Without learning rate the weights stay, so that every batch's gradients can be had afterwards.
     module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.0)  # type: ignore[method-assign]
-    callback = SyntheticGradients(exact_every=2, bootstrap=False, delay=1)
+    callback = SyntheticGradients(predictor=MLPPredictor(), exact_every=2, bootstrap=False, delay=1)
     make_trainer(max_epochs=3, callbacks=[callback, watch]).fit(module, data)
     batches = [batch for _ in range(3) for batch in data]
     module.train()
@@ -320,3 +331,123 @@ def test_corrections_need_to_know_the_stages() -> None:
 
     with pytest.raises(Exception, match="which stage a parameter belongs to"):
         make_trainer(callbacks=[SyntheticGradients(correction=1.0, exact_every=1)]).fit(Reads(stages=3), loader())
+
+
+class Twice(Sgd):
+    """Two tensors cross together, one of which is made from the other."""
+
+    def __init__(self, stages: int = 3) -> None:
+        super().__init__(stages=1)
+        self.first, self.middle = nn.Linear(12, 16), nn.Linear(16, 16)
+        self.last, self.cuts = nn.Linear(16, 5), nn.ModuleList([Boundary(), Boundary()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        h, skipped = self.cuts[0](h, h.tanh())
+        h = (self.middle(h) + skipped).relu()
+        return self.last(self.cuts[1](h))
+
+
+def test_of_two_tensors_that_depend_on_each_other_each_has_its_own_exact_gradient() -> None:
+    arguments: dict[str, Any] = {
+        "module": Twice,
+        "predictor": MLPPredictor(),
+        "exact_every": 2,
+        "correction": 1.0,
+        "delay": 0,
+    }
+    (expected,) = train(1, **arguments)
+    for devices in (2, 3):
+        for state in train(devices, **arguments):
+            assert_same_state(expected, state)
+
+
+class Quantized(Sgd):
+    """On some batches no gradient can leave the middle stage."""
+
+    def __init__(self, stages: int = 3) -> None:
+        super().__init__(stages=3)
+        self.seen = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.net[:3](x)
+        self.seen += self.training
+        return self.net[3:](h.detach() if self.seen % 2 else h)
+
+
+def test_no_stage_waits_for_an_exact_gradient_that_cannot_come() -> None:
+    for state in train(3, module=Quantized, predictor=MLPPredictor(), exact_every=1):
+        assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+class Mark(torch.autograd.Function):
+    """Identity with something in its graph whose end can be seen."""
+
+    @staticmethod
+    def forward(ctx: Any, token: Any, x: Tensor) -> Tensor:
+        ctx.token = token
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+        return None, gradient
+
+
+def test_kept_graphs_are_let_go() -> None:
+    class Token:
+        pass
+
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Tanh())
+    token = Token()
+    watched = weakref.ref(token)
+    with keeping_weights(module):
+        output = module(Mark.apply(token, torch.randn(2, 4, requires_grad=True)))
+    del token
+    output.sum().backward(retain_graph=True)
+    assert watched() is not None
+    del output
+    gc.collect()
+    assert watched() is None
+
+
+def test_without_exact_gradients_predictors_learn_from_bootstrapped_targets() -> None:
+    callback = SyntheticGradients(predictor=MLPPredictor(), exact_every=0)
+    watch = Watch()
+    make_trainer(callbacks=[callback, watch]).fit(Sgd(stages=4), loader())
+    assert all(len(learned) == 8 for learned in watch.learned.values())
+
+
+def test_a_sequence_regression_learns_at_every_boundary() -> None:
+    class Sequences(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(3, 8), Boundary(), nn.Linear(8, 8), Boundary(), nn.Linear(8, 2))
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return F.mse_loss(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    x = torch.randn(64, 5, 3)
+    watch = Watch()
+    data = DataLoader(TensorDataset(x, x[..., :2].cumsum(1)), batch_size=8)
+    make_trainer(callbacks=[SyntheticGradients(exact_every=2), watch]).fit(Sequences(), data)
+    assert len(watch.learned["net.1"]) >= 5
+
+
+def test_a_backward_of_the_users_that_cannot_keep_the_graph_is_refused() -> None:
+    class Own(Sgd):
+        def backward(self, loss: Tensor) -> None:  # type: ignore[override]
+            loss.backward()
+
+    def work() -> Any:
+        trainer = make_trainer(
+            strategy="synthetic_gradients",
+            devices=2,
+            callbacks=[SyntheticGradients(predictor=MLPPredictor(), exact_every=1)],
+        )
+        trainer.fit(Own(stages=4), loader())
+
+    failures = run_ranks(2, work, may_fail=True)
+    assert any("does not take `retain_graph`" in failure.message for failure in failures)

@@ -70,11 +70,13 @@ class AutoPredictor(GradientPredictor):
         self.correction, self.uses_target = self.chosen.correction, self.chosen.uses_target
 
     def wants_exact(self, context: Any) -> bool:
-        """Only heads of a label for each position match gradients, see :data:`FITTING`; or with nothing to go by."""
+        """Whether a choice is possible that learns from targets: only with one label or goal for each sample is none.
+
+        Should the choice be a direct predictor all the same, it learns from bootstrapped targets.
+        """
         if not _has_goals(context):
             return True
-        goals = tasks_of(context).values()
-        return any(goal.ndim == 2 and not goal.is_floating_point() for goal in goals)
+        return any(goal.ndim > 1 and goal[0].numel() > 1 for goal in tasks_of(context).values())
 
     def forward(self, activations: Gradients, context: Any) -> Gradients | None:
         """See :meth:`GradientPredictor.forward`."""

@@ -50,8 +50,8 @@ class GradientPredictor(nn.Module, ABC):
     * An untrained predictor predicts zero: the output layer starts at zero (Jaderberg et al. 2017,
       arXiv 1608.05343, supplement). Then the first steps are those of a detached network, not noise.
 
-    Three attributes tell the callback what else to do: ``exact``, ``needs_target`` and ``correction``. They are
-    settled at the latest when ``build`` returns.
+    Attributes tell the callback what else to do. ``correction`` and :meth:`wants_exact` must not depend on ``build``,
+    which only one process calls; ``exact``, ``needs_target`` and ``uses_target`` are settled when it returns.
 
     The callback bounds predictions by the size of the targets seen (:class:`~lightning_sg.training.TargetScale`);
     ``forward`` need not.

@@ -108,6 +108,11 @@ class PredictorTrainer:
         """Whether the boundary passes the true gradient on."""
         return self.predictor.exact
 
+    @property
+    def correction(self) -> float:
+        """The predictor's own share of corrections; the same in every process, built or not."""
+        return self._template.correction
+
     def wants_exact(self, context: Any) -> bool:
         """Whether an exact target is of use to the predictor; the same in every process, built or not."""
         return self._template.wants_exact(context)
@@ -125,6 +130,7 @@ class PredictorTrainer:
         *,
         exact: bool = False,
         true_share: float = 0.0,
+        bootstrap: bool = False,
     ) -> Record:
         """Takes in the next batch, without waiting for anything.
 
@@ -134,6 +140,7 @@ class PredictorTrainer:
             loss: What is known about the model's own loss.
             exact: Whether the exact gradient of this batch travels up.
             true_share: How much of the gradient to use is the true one, 0 to 1.
+            bootstrap: Whether there are no exact gradients at all, and biased targets have to do.
 
         Returns:
             The batch's record, for :meth:`predict`.
@@ -151,17 +158,18 @@ class PredictorTrainer:
             self._loss = loss
             with torch.autocast(inputs[0].device.type, enabled=False), self._explaining(inputs, context):
                 self._build(inputs, context)
+        share_of_all = true_share
         if self.exact or (self.guarded and self._watch is not None and self._watch.guard.fallback == "couple"):
             true_share = 1.0
         learns = self._learner.learns and (self.step % self.train_every == 0 or exact)
-        biased = self.distance > 1 and not exact and true_share < 1
-        biased = biased and self.predictor.uses_target
-        wants = learns and self.predictor.needs_target and (self._bootstrap or not biased)
+        # Of this boundary alone the true gradient may be used: the next stages' is then still biased.
+        biased = self.distance > 1 and not exact and share_of_all < 1 and self.predictor.uses_target
+        wants = learns and self.predictor.needs_target and (bootstrap or self._bootstrap or not biased)
         record = Record(
             self.step,
             inputs,
             context,
-            wants_target=wants or exact or true_share > 0 or self.predictor.correction > 0,
+            wants_target=wants or exact or true_share > 0 or self.predictor.correction > 0 or self.guarded,
             due=self.step + 1 + self.delay,
             true_share=true_share,
         )
@@ -376,7 +384,7 @@ class PredictorTrainer:
                 if self._learner.learns:
                     with self._counting("learning"):
                         self._figures["loss"] = self._learner.learn(record.activations, record.context, targets)
-                if self.guarded and self._fallback is not None and self._fallback.learns:
+                if self.guarded and targets and self._fallback is not None and self._fallback.learns:
                     self._fallback.tell_scale(self.scale.rms)
                     self._fallback.learn(record.activations, record.context, targets)
 
