@@ -16,7 +16,8 @@ class AlignmentGuard:
     The rule: over the last batches learned from, the running mean of the cosine similarity of prediction and target
     falls below ``threshold``: the boundary falls back. The predictor goes on learning and being measured; when the
     running mean is above ``threshold + margin`` again, its predictions are used again. A predictor that gives NaN or
-    infinity falls back at once and starts afresh. Both changes are reported as warnings.
+    infinity falls back and starts afresh, at once on a CPU and at the next logging step on a device, which is not
+    asked before; until then the prediction is zero. Both changes are reported as warnings.
 
     The running mean is looked at after every tenth batch learned from, so that a device is hardly ever asked for it.
 
@@ -93,7 +94,10 @@ class Watch:
         """The predictor was not finite; returns what to tell the user."""
         self.guarded = True
         self._mean, self._weight, self._seen = None, 0.0, 0
-        return f"the prediction was not finite: the predictor starts afresh, and until it is good the boundary falls back to {self._fallback()}"  # noqa: E501
+        return (
+            "the prediction was not finite: the predictor starts afresh, and until it is good the boundary falls back "
+            f"to {self._fallback()}"
+        )
 
     def _fallback(self) -> str:
         names = {"zero": "no gradient", "couple": "the true gradient, for which it waits"}

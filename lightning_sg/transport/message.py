@@ -58,11 +58,11 @@ def dense(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
 
 @dataclass
 class Message:
-    """One message from a stage to its neighbour: in each direction, one for every batch.
+    """One message from a stage to its neighbour: one for every batch, and upwards some exact gradients.
 
     Attributes:
         kind: ``"batch"``; ``"end"`` after the last one; or ``"failed"`` when the sender stops with an error.
-        number: Counts the batches of a run, of training and evaluation together.
+        number: Counts the batches of a run, of training and evaluation together; negative for an exact gradient.
         step: The sender's words for what it is doing, for error messages: "training batch 17".
         fingerprint: Of the batch that the sender was given, to tell different batches.
         wants_target: Downwards: whether the sender's predictor learns from this batch.
