@@ -79,7 +79,8 @@ def test_nested_predictor_is_made(at_root, monkeypatch):
 def test_printed_configuration_documents_everything_and_can_be_read_back(at_root, capsys, tmp_path):
     digits = ("--model=examples.digits.DigitsClassifier", "--data=examples.digits.Digits")
     callback = ("--trainer.callbacks=lightning_sg.SyntheticGradients", "--trainer.strategy=synthetic_gradients")
-    text = printed(capsys, "fit", *digits, *callback, "--print_config=comments")
+    predictor = "--trainer.callbacks.predictor=lightning_sg.LossModelPredictor"
+    text = printed(capsys, "fit", *digits, callback[0], predictor, callback[1], "--print_config=comments")
     assert "How many steps later than at once a predictor learns" in text
     assert "Width of the head's hidden layers" in text
     assert "Unable to serialize" not in text

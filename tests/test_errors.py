@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_sg import (
     Boundary,
     BoundaryError,
+    LossModelPredictor,
     PartitionError,
     SyntheticGradients,
     SyntheticGradientsError,
@@ -282,7 +283,7 @@ def test_predictor_that_needs_labels_says_so() -> None:
         SyntheticGradientsError,
         match=r"LossModelPredictor at boundary 'cut' cannot work with .* LossModelPredictor needs the labels",
     ):
-        fit_one(Unlabelled(), data)
+        fit_one(Unlabelled(), data, predictor=LossModelPredictor())
 
 
 def test_context_that_the_batch_does_not_have() -> None:
