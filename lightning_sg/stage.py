@@ -279,9 +279,7 @@ class StageRuntime(Exchange):
             scale = self.callback.step.gradient_scale()
             gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in self._leaves]
             targets = gradients if isinstance(scale, float) and scale == 1.0 else [g / scale for g in gradients]
-        self._upstream.outbox.send(
-            Message(number=self._number, step=self.doing, stop=self.stop_wanted, tensors=targets)
-        )
+        self._upstream.send(Message(number=self._number, step=self.doing, stop=self.stop_wanted, tensors=targets))
         if self.is_last and self.callback.step.exact:
             found = self.callback.exact_pass
             leaves = found.leaves if found is not None else []
@@ -304,7 +302,7 @@ class StageRuntime(Exchange):
         tensors: Sequence[Tensor] = ()
         if any(part is not None for part in excess):
             tensors = [torch.zeros_like(leaf) if part is None else part for part, leaf in zip(excess, leaves)]
-        self._upstream.outbox.send(Message(number=_number_of_exact(number), step=self.doing, tensors=tensors))
+        self._upstream.send(Message(number=_number_of_exact(number), step=self.doing, tensors=tensors))
 
     # ------------------------------------------------------------------ the boundary at the end
 
@@ -397,7 +395,7 @@ class StageRuntime(Exchange):
 
     def _send(self, tensors: list[Tensor], wants_target: bool = False, training: bool = True) -> None:
         assert self._downstream is not None
-        self._downstream.outbox.send(
+        self._downstream.send(
             Message(
                 number=self._number,
                 step=self.doing,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lightning_sg.errors import StageLostError
 from lightning_sg.transport.message import Message
 from lightning_sg.transport.wire import Inbox, Outbox, Wire
 
@@ -25,6 +26,20 @@ class Link:
     inbox: Inbox
     neighbour: str
     wires: tuple[Wire, Wire]
+
+    def send(self, message: Message) -> None:
+        """Sends a message.
+
+        Raises:
+            StageLostError: If the neighbour is gone; with its own words, if it had time for any.
+        """
+        try:
+            self.outbox.send(message)
+        except StageLostError as error:
+            reason = self.inbox.last_words()
+            if reason is None:
+                raise
+            raise StageLostError(f"{reason} {message.step or message.kind} could not be sent to it.") from error
 
     def close(self, timeout: float) -> None:
         """Ends the conversation in good order: both sides have heard everything."""

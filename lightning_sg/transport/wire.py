@@ -157,6 +157,11 @@ class Inbox:
                 tensor.record_stream(torch.cuda.current_stream(self._wire.device))
         return message
 
+    def last_words(self, patience: float = 5.0) -> str | None:
+        """Why the sender is lost, in its own words if it had any; waits a moment for them."""
+        self._thread.join(patience)
+        return self._lost
+
     def join(self, timeout: float) -> bool:
         """Waits for the sender's last message; returns whether it came."""
         self._thread.join(timeout)
