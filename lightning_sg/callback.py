@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -52,7 +52,8 @@ class SyntheticGradients(Callback):
             :class:`~lightning_sg.Boundary` in the model.
         predictor: The predictor at each boundary (each gets its own copy), or one by boundary name. ``"auto"`` chooses
             by what crosses and what there is to predict from, see :class:`~lightning_sg.AutoPredictor`, and says so.
-        optimizer: Makes a predictor's optimizer from its parameters; by default Adam with a learning rate of 1e-3.
+        optimizer: Makes a predictor's optimizer from its parameters; by default the predictor's own choice, see
+            :meth:`GradientPredictor.default_optimizer`.
         delay: How many steps later than at once a predictor learns from a target. With the stages on several
             processes, a stage may be so many batches ahead of the next; 0 leaves it least time to wait for, larger
             values ride out longer hiccups.
@@ -200,7 +201,7 @@ class SyntheticGradients(Callback):
             name: PredictorTrainer(
                 name,
                 templates[name],
-                self.optimizer or _adam,
+                self.optimizer,
                 delay=self.delay,
                 train_every=self.train_every,
                 bound=self.bound,
@@ -237,6 +238,7 @@ class SyntheticGradients(Callback):
         order = trace.order or list(self.trainers)
         for place, name in enumerate(order):
             self.trainers[name].distance = len(order) - place
+            self.trainers[name].shapes = trace.shapes.get(name, [])
 
     # ------------------------------------------------------------------ steps
 
@@ -440,10 +442,6 @@ class SyntheticGradients(Callback):
             trainers[name].load_state_dict(state)
         else:
             rank_zero_warn(f"The checkpoint has a predictor for boundary '{name}', which this model does not have.")
-
-
-def _adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=1e-3)
 
 
 __all__ = ["SyntheticGradients"]

@@ -68,12 +68,20 @@ DIRECT: dict[str, Callable[[], GradientPredictor]] = {
 }
 LOSS_MODELS: dict[str, Callable[[], GradientPredictor]] = {
     f"loss model, {objective}, {normalize}": functools.partial(
-        LossModelPredictor, hidden=32, objective=objective, normalize=normalize
+        LossModelPredictor, hidden=32, objective=objective, normalize=normalize, hidden_norm="none"
     )
     for objective in ("loss", "gradient", "both")
     for normalize in ("scale", "layer", "none")
 }
-LEARNING = DIRECT | LOSS_MODELS
+ALONE = DIRECT | LOSS_MODELS
+# BatchNorm in the head: what is predicted for a sample depends on the others.
+TOGETHER: dict[str, Callable[[], GradientPredictor]] = {
+    f"loss model, {objective}, hidden {norm}": functools.partial(
+        LossModelPredictor, hidden=32, objective=objective, hidden_norm=norm
+    )
+    for objective, norm in (("loss", "batch"), ("both", "batch"), ("both", "layer"))
+}
+LEARNING = ALONE | TOGETHER
 ALL: dict[str, Callable[[], GradientPredictor]] = {**LEARNING, "zero": ZeroPredictor}
 
 forms = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
@@ -220,7 +228,7 @@ def test_a_trained_predictor_predicts_finite_numbers_that_are_not_zero(
 
 
 @forms
-@learning
+@pytest.mark.parametrize("make", ALONE.values(), ids=ALONE.keys())
 def test_a_sample_is_predicted_alone_as_in_its_batch(make: Callable[[], GradientPredictor], form: Form) -> None:
     predictor = trained_a_little(make, form)
     activations, labels = Task(form).batch(99)
@@ -228,6 +236,24 @@ def test_a_sample_is_predicted_alone_as_in_its_batch(make: Callable[[], Gradient
     for few in (slice(2, 3), slice(2, 7)):
         alone = predict(predictor, form.take(activations, few), labels[few])
         torch.testing.assert_close(alone, form.take(prediction, few), rtol=1e-4, atol=1e-7)
+
+
+def test_with_batch_norm_in_the_head_gradients_sum_to_zero_over_the_batch_as_before_batch_norm_in_a_model() -> None:
+    predictor = trained_a_little(TOGETHER["loss model, loss, hidden batch"], FORMS["vectors"])
+    activations, labels = Task(FORMS["vectors"]).batch(99)
+    (prediction,) = predict(predictor, activations, labels)
+    assert prediction.abs().sum(0).min() > 0
+    torch.testing.assert_close(prediction.sum(0), torch.zeros(prediction.shape[1]), rtol=0, atol=1e-5)
+
+
+def test_a_lone_sample_is_normalised_by_the_running_statistics() -> None:
+    predictor = trained_a_little(TOGETHER["loss model, loss, hidden batch"], FORMS["vectors"])
+    activations, labels = Task(FORMS["vectors"]).batch(99)
+    alone = tuple(part[:1] for part in activations)
+    (prediction,) = predict(predictor, alone, labels[:1])
+    (expected,) = predict(predictor.eval(), alone, labels[:1])
+    assert prediction.abs().sum() > 0
+    torch.testing.assert_close(prediction, expected)
 
 
 @forms
@@ -376,6 +402,25 @@ def test_a_loss_model_has_no_gradient_for_the_label_that_the_models_loss_ignores
     torch.nn.init.normal_(predictor.head[-1].weight)
     (prediction,) = predict(predictor, activations, labels)
     assert torch.equal(prediction.abs().sum(1) == 0, labels == ignored)
+
+
+def test_rows_without_a_label_have_no_say_in_the_heads_batch_norm() -> None:
+    (sequence,), labels = Task(FORMS["sequences with a label for each position"]).batch(0)
+    whole = built(LossModelPredictor, (sequence,), labels, LossInfo("cross_entropy", CLASSES))
+    torch.nn.init.normal_(whole.head[-1].weight)
+    short, padded = copy.deepcopy(whole), labels.clone()
+    padded[:, -2:] = -100
+    (kept,) = predict(short, (sequence[:, :-2],), labels[:, :-2])
+    (prediction,) = predict(whole, (sequence,), padded)
+    torch.testing.assert_close(prediction[:, :-2], kept)
+    assert torch.count_nonzero(prediction[:, -2:]) == 0
+    for (name, left), right in zip(whole.named_buffers(), short.buffers()):
+        if "running" in name:
+            torch.testing.assert_close(left, right, msg=name)
+    padded[:] = -100
+    padded[0, 0] = 1  # one row has no spread
+    (prediction,) = predict(whole, (sequence,), padded)
+    assert prediction.isfinite().all()
 
 
 # ---------------------------------------------------------------------- direct predictors

@@ -117,10 +117,10 @@ def test_feedback_is_the_readouts_error_times_a_fixed_matrix(trained: bool) -> N
 
 
 def test_feedback_to_a_map_is_spread_over_the_cells_that_were_averaged() -> None:
-    activations, labels = batch(2, 8, 8)
+    activations, labels = batch(2, 14, 14)
     predictor = made(FeedbackAlignment(), activations, labels)
     (error,) = predictor.errors(activations, labels)
-    rows = (error @ predictor.feedback[0]).reshape(SAMPLES, 2, 4, 4)
+    rows = (error @ predictor.feedback[0]).reshape(SAMPLES, 2, 7, 7)
     spread = rows.repeat_interleave(2, 2).repeat_interleave(2, 3) / 4
     torch.testing.assert_close(predictor(activations, labels)[0], spread)
 

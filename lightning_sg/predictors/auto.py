@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
 from lightning_sg.predictors.direct import MLPPredictor
@@ -16,11 +17,16 @@ from lightning_sg.predictors.view import place_of
 #: What suits which form of task, by :func:`form_of`. Measured: a linear head that also matches the gradient was best
 #: on a character transformer, and a head with a hidden layer trained on its own loss alone on images of digits.
 FITTING: dict[str, dict[str, Any]] = {
-    "vectors": {"hidden": 128, "layers": 1, "objective": "loss"},
-    "a sequence with a label for each position": {"layers": 0, "objective": "both", "gradient_weight": 5.0},
-    "a sequence with one label": {"hidden": 128, "layers": 1, "objective": "loss"},
-    "feature maps": {"hidden": 128, "layers": 1, "objective": "loss", "pooled_side": 4},
-    "feature maps with dense labels": {"hidden": 128, "layers": 1, "objective": "loss"},
+    "vectors": {"objective": "both"},
+    "a sequence with a label for each position": {
+        "hidden": 128,
+        "objective": "both",
+        "gradient_weight": 5.0,
+        "between": False,
+    },
+    "a sequence with one label": {"objective": "both"},
+    "feature maps": {"objective": "both"},
+    "feature maps with dense labels": {"objective": "both"},
 }
 
 
@@ -67,16 +73,22 @@ class AutoPredictor(GradientPredictor):
         """Chooses, and builds what was chosen."""
         self.chosen, self._choice = self._choose(activations, context, loss)
         self.exact, self.needs_target = self.chosen.exact, self.chosen.needs_target
+        self.learns_without_target = self.chosen.learns_without_target
         self.correction, self.uses_target = self.chosen.correction, self.chosen.uses_target
 
-    def wants_exact(self, context: Any) -> bool:
-        """Whether a choice is possible that learns from targets: only with one label or goal for each sample is none.
+    def wants_exact(self, shapes: Sequence[tuple[int, ...]], context: Any) -> bool:
+        """Whether what fits learns from targets: for feature maps, and for sequences with labels of their own.
 
-        Should the choice be a direct predictor all the same, it learns from bootstrapped targets.
+        Should the choice be a direct predictor where this says no, it learns from bootstrapped targets.
         """
-        if not _has_goals(context):
+        if not _has_goals(context) or not shapes or any(len(shape) > 3 for shape in shapes):
             return True
-        return any(goal.ndim > 1 and goal[0].numel() > 1 for goal in tasks_of(context).values())
+        sequences = any(len(shape) == 3 for shape in shapes)
+        return sequences and any(goal.ndim > 1 and goal[0].numel() > 1 for goal in tasks_of(context).values())
+
+    def default_optimizer(self, parameters: Iterable[Tensor]) -> Optimizer:
+        """The one of what was chosen."""
+        return self._delegate().default_optimizer(parameters)
 
     def forward(self, activations: Gradients, context: Any) -> Gradients | None:
         """See :meth:`GradientPredictor.forward`."""

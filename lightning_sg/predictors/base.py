@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 Gradients = tuple[Tensor, ...]
 
@@ -68,6 +69,10 @@ class GradientPredictor(nn.Module, ABC):
     #: prediction: it then learns from every batch, and no exact target is sent for.
     uses_target: bool = True
 
+    #: True for a predictor whose ``loss`` also has something to learn without a target: it is then called with
+    #: ``targets=()`` on batches whose target is a prediction in part, and is not to be learned from.
+    learns_without_target: bool = False
+
     #: How much of what the prediction got wrong, the target minus the prediction, the stage applies when the target
     #: arrives late, through the activations that it kept; 0 for none, 1 for all of it.
     correction: float = 0.0
@@ -90,12 +95,25 @@ class GradientPredictor(nn.Module, ABC):
             ValueError: If the predictor cannot work with these shapes or this context.
         """
 
-    def wants_exact(self, context: Any) -> bool:
-        """Whether exact targets are of use, as far as an unbuilt predictor can tell from the context of a batch.
+    def wants_exact(self, shapes: Sequence[tuple[int, ...]], context: Any) -> bool:
+        """Whether exact targets are of use, as far as an unbuilt predictor can tell.
 
         All processes must come to the same answer, though only one of them has activations to build with.
+
+        Args:
+            shapes: Of what crosses the boundary, in the batch that training began with; empty if the step could not
+                be followed without data.
+            context: What the callback took from this batch.
         """
         return self.needs_target and self.uses_target and not self.exact
+
+    def default_optimizer(self, parameters: Iterable[Tensor]) -> Optimizer:
+        """Makes the optimizer where ``SyntheticGradients(optimizer=...)`` names none: Adam, learning rate 1e-3.
+
+        Args:
+            parameters: The predictor's, all of them, after :meth:`build`.
+        """
+        return torch.optim.Adam(parameters, lr=1e-3)
 
     @abstractmethod
     def forward(self, activations: Gradients, context: Any) -> Gradients | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from lightning_sg.predictors.base import Gradients, LossInfo
 from lightning_sg.predictors.criteria import Criterion, Kind, LabelLoss, NumberLoss, OwnLoss, UserLoss, kind_of
 from lightning_sg.predictors.features import count_classes
-from lightning_sg.predictors.layers import zero_ended
+from lightning_sg.predictors.layers import HiddenNorm, RowBatchNorm, zero_ended
 from lightning_sg.predictors.normalize import Normalization
 from lightning_sg.predictors.sampled import SampledSoftmax
 from lightning_sg.predictors.view import Place, View, place_of
@@ -28,14 +30,15 @@ _SAMPLES = 1024
 class HeadOptions:
     """The options that a head shares with :class:`~lightning_sg.LossModelPredictor`, where they are described."""
 
-    hidden: int = 128
+    hidden: int = 64
     layers: int = 1
-    normalize: Normalization = "layer"
+    normalize: Normalization = "none"
     rank: int | None = None
     samples: int | None = None
     conv_layers: int = 0
     conv_width: int = 64
-    pooled_side: int = 4
+    pooled_side: int = 7
+    hidden_norm: HiddenNorm = "batch"
 
 
 class Head(nn.Module):
@@ -63,17 +66,36 @@ class Head(nn.Module):
 
     def sample_losses(self, activations: Gradients, context: Any) -> Tensor:
         """The loss of each sample, ``(N,)``; positions and cells within a sample are averaged."""
-        if self.sampled is None:
-            return self.criterion(self.outputs(activations), context)
+        rows = self.view(activations)
+        with self._counting(rows.shape[:-1], context):
+            if self.sampled is None:
+                return self.criterion(self.net(rows), context)
+            rows = self.net[:-1](rows)
         assert isinstance(self.criterion, LabelLoss)
         last = self.net[-1]
         assert isinstance(last, nn.Linear)
-        rows = self.net[:-1](self.view(activations))
         labels = self.criterion.labels(rows.shape[:-1], context)
         counted = labels != self.criterion.ignore_index
         known = labels.where(counted, 0).flatten()
         losses = self.sampled(rows.flatten(0, -2), known, last, self.criterion.smoothing).reshape(labels.shape)
         return self.criterion.average(losses.where(counted, 0.0), labels)
+
+    @contextmanager
+    def _counting(self, places: torch.Size, context: Any) -> Iterator[None]:
+        """Tells BatchNorm which rows have a label: the others have no loss, and no say in the others' gradients."""
+        norms = [layer for layer in self.net if isinstance(layer, RowBatchNorm)]
+        if norms and isinstance(self.criterion, LabelLoss) and not self.criterion.soft:
+            labels = self.criterion.labels(places, context)
+            counted = labels != self.criterion.ignore_index
+            # The labels of images may be finer than the cells. Asking another device would stop it.
+            if counted.shape == places and not (counted.device.type == "cpu" and bool(counted.all())):
+                for norm in norms:
+                    norm.counted = counted
+        try:
+            yield
+        finally:
+            for norm in norms:
+                norm.counted = None
 
     def outputs(self, activations: Gradients) -> Tensor:
         """What the head guesses: ``(N, K)``, ``(N, T, K)`` or ``(N, H, W, K)``."""
@@ -173,7 +195,14 @@ def make_own_head(options: HeadOptions, activations: Gradients, context: Any, fu
 
 
 def _view(options: HeadOptions, place: Place) -> View:
-    return View(place, options.normalize, options.pooled_side, options.conv_layers, options.conv_width)
+    return View(
+        place,
+        options.normalize,
+        options.pooled_side,
+        options.conv_layers,
+        options.conv_width,
+        options.hidden_norm,
+    )
 
 
 def _net(options: HeadOptions, features: int, outputs: int) -> nn.Sequential:
@@ -183,7 +212,7 @@ def _net(options: HeadOptions, features: int, outputs: int) -> nn.Sequential:
         rank = _RANK
     # Two layers are cheaper than one only if they are thin.
     thin = rank is not None and 0 < rank * (before + outputs) < before * outputs
-    return zero_ended(features, options.hidden, options.layers, outputs, rank if thin else None)
+    return zero_ended(features, options.hidden, options.layers, outputs, rank if thin else None, options.hidden_norm)
 
 
 def _samples(wanted: int | None, classes: int) -> int | None:

@@ -7,10 +7,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
 from lightning_sg.predictors.criteria import Kind, check_kind
 from lightning_sg.predictors.heads import Head, HeadOptions, make_head, make_own_head
+from lightning_sg.predictors.layers import HiddenNorm, check_hidden_norm
 from lightning_sg.predictors.matching import Match, check_match, gradient_error
 from lightning_sg.predictors.normalize import InputScale, Normalization
 from lightning_sg.predictors.tasks import loss_of_task, tasks_of
@@ -49,6 +51,8 @@ class LossModelPredictor(GradientPredictor):
         normalize: How the head's input is scaled, see :class:`~lightning_sg.predictors.normalize.InputScale`.
         classes: The number of classes, where the model's own loss is not one that tells: then they would be counted in
             the first batch. For several tasks by name.
+        between: With ``"both"``, whether to learn from the own loss alone on batches that have no exact target.
+            Otherwise they are left out.
         match: How the gradient error is measured: ``"normalized"`` by the size of the batch's targets, ``"l2"`` by
             the running size, ``"cosine"`` by the angle alone; see
             :func:`~lightning_sg.predictors.matching.gradient_error`.
@@ -60,6 +64,8 @@ class LossModelPredictor(GradientPredictor):
         conv_layers: Number of 3 × 3 convolutions before the head's other layers; for feature maps only.
         conv_width: Channels of these.
         pooled_side: With one label for each sample, feature maps are averaged to at most so many cells a side.
+        hidden_norm: What normalises each hidden layer before its ReLU: ``"batch"`` over the samples of the batch, as
+            in the networks that have BatchNorm, ``"layer"`` each row by itself, or ``"none"``.
         loss: A loss of your own, ``loss(outputs, context)``, of the head's outputs and the context as it is. It
             returns either the losses of the samples, ``(N,)``, or one number, which is taken for their mean. Outputs
             are ``(N, outputs)``, ``(N, T, outputs)`` for context with positions, or ``(N, outputs, H', W')`` for
@@ -76,18 +82,20 @@ class LossModelPredictor(GradientPredictor):
 
     def __init__(
         self,
-        hidden: int = 128,
+        hidden: int = 64,
         layers: int = 1,
         objective: Objective = "loss",
-        gradient_weight: float = 5.0,
-        normalize: Normalization = "layer",
+        gradient_weight: float = 0.5,
+        between: bool = True,
+        normalize: Normalization = "none",
         classes: int | dict[str, int] | None = None,
         match: Match = "normalized",
         rank: int | None = None,
         samples: int | None = None,
         conv_layers: int = 0,
         conv_width: int = 64,
-        pooled_side: int = 4,
+        pooled_side: int = 7,
+        hidden_norm: HiddenNorm = "batch",
         loss: Callable[[Tensor, Any], Any] | None = None,  # jsonargparse takes `Tensor` for a class to make
         outputs: int | None = None,
         losses: dict[str, Kind] | None = None,
@@ -116,15 +124,19 @@ class LossModelPredictor(GradientPredictor):
         if loss is not None and (losses or weights or classes):
             raise ValueError(f"{name}: a loss of your own leaves nothing for losses, weights and classes to say.")
         check_match(match)
+        check_hidden_norm(hidden_norm)
         for kind in (losses or {}).values():
             check_kind(kind)
         InputScale(normalize)  # says so now if there is no such normalization
-        self.options = HeadOptions(hidden, layers, normalize, rank, samples, conv_layers, conv_width, pooled_side)
+        self.options = HeadOptions(
+            hidden, layers, normalize, rank, samples, conv_layers, conv_width, pooled_side, hidden_norm
+        )
         self.hidden = hidden
         self.layers = layers
         self.objective = objective
         self.uses_target = objective != "loss"
         self.gradient_weight = gradient_weight
+        self.learns_without_target = between and objective == "both"
         self.match = match
         self.classes = classes
         self.own_loss = loss
@@ -173,6 +185,10 @@ class LossModelPredictor(GradientPredictor):
             for name, goal in tasks.items()
         )
 
+    def default_optimizer(self, parameters: Iterable[Tensor]) -> Optimizer:
+        """AdamW, learning rate 3e-3, weight decay 0.3: a head that fits its batches too well has little to say."""
+        return torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.3)
+
     def forward(self, activations: Gradients, context: Any) -> Gradients:
         """See :meth:`GradientPredictor.forward`."""
         return self._value_and_gradient(activations, context, create_graph=False)[1]
@@ -181,7 +197,7 @@ class LossModelPredictor(GradientPredictor):
         """The head's mean loss, the error of its gradient, or their weighted sum."""
         for place in range(len(self.heads)):
             self._head(place).update(activations)
-        if self.objective == "loss":
+        if self.objective == "loss" or not targets:
             return self._sample_losses(activations, context).mean()
         value, gradients = self._value_and_gradient(activations, context, create_graph=True)
         error = gradient_error(self.match, gradients, targets, self.target_rms)

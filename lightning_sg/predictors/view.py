@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_sg.predictors.base import Gradients
 from lightning_sg.predictors.features import join_rows
-from lightning_sg.predictors.layers import convolutions
+from lightning_sg.predictors.layers import HiddenNorm, convolutions
 from lightning_sg.predictors.normalize import InputScale, Normalization
 from lightning_sg.predictors.resize import at_most, resize
 
@@ -59,10 +59,17 @@ class View(nn.Module):
             resolution, and the first sees at most ``pooled_side * 2**conv_layers`` cells a side: so they cost the same
             at any resolution.
         conv_width: Channels of the convolutions.
+        conv_norm: What normalises them.
     """
 
     def __init__(
-        self, place: Place, normalize: Normalization, pooled_side: int, conv_layers: int, conv_width: int
+        self,
+        place: Place,
+        normalize: Normalization,
+        pooled_side: int,
+        conv_layers: int,
+        conv_width: int,
+        conv_norm: HiddenNorm = "none",
     ) -> None:
         super().__init__()
         self.place = place
@@ -70,6 +77,7 @@ class View(nn.Module):
         self.pooled_side = pooled_side
         self.conv_layers = conv_layers
         self.conv_width = conv_width
+        self.conv_norm = conv_norm
         self.convolutions: nn.Sequential | None = None
 
     def build(self, activations: Gradients) -> int:
@@ -83,7 +91,7 @@ class View(nn.Module):
                 channels, stride = self.rows(activations).shape[-1], 1
             else:
                 channels, stride = self._joined_maps(activations)[0].shape[1], 2
-            self.convolutions = convolutions(channels, self.conv_width, self.conv_layers, stride)
+            self.convolutions = convolutions(channels, self.conv_width, self.conv_layers, stride, self.conv_norm)
         self.update(activations)
         with torch.no_grad():
             return int(self(activations).shape[-1])

@@ -22,7 +22,7 @@ class Learner:
 
     Args:
         template: An unbuilt predictor; it is copied.
-        make_optimizer: Makes the optimizer from the predictor's parameters.
+        make_optimizer: Makes the optimizer from the predictor's parameters; ``None`` for the predictor's own choice.
         make_scheduler: Makes a learning-rate schedule, stepped after every batch learned from; ``None`` for none.
         updates: Optimizer steps for each batch.
         ema: Decay of an exponential moving average of the parameters, which then predicts; 0 for none.
@@ -32,7 +32,7 @@ class Learner:
     def __init__(
         self,
         template: GradientPredictor,
-        make_optimizer: OptimizerFactory,
+        make_optimizer: OptimizerFactory | None,
         make_scheduler: SchedulerFactory | None = None,
         *,
         updates: int = 1,
@@ -77,7 +77,8 @@ class Learner:
         self.predictor.to(device)
         self.predictor.train()
         parameters = [parameter for parameter in self.predictor.parameters() if parameter.requires_grad]
-        self._optimizer = self._make_optimizer(parameters) if parameters else None
+        make_optimizer = self._make_optimizer or self.predictor.default_optimizer
+        self._optimizer = make_optimizer(parameters) if parameters else None
         if self._optimizer is not None and self._make_scheduler is not None:
             self._scheduler = self._make_scheduler(self._optimizer)
         self._average = copy.deepcopy(self.predictor) if self._ema and parameters else None

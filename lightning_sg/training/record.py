@@ -19,7 +19,8 @@ class Record:
         step: How many training batches crossed the boundary before this one.
         activations: What crossed, detached and in float32, each ``(N, ...)``.
         context: What the callback took from the batch.
-        wants_target: Whether the predictor is trained, and measured, on this batch.
+        wants_target: Whether the predictor is measured on this batch, and trained if the target is good for that.
+        learns_target: Whether the target is good for that: it is exact, or biased ones have to do.
         due: The step before whose prediction this batch is learned from.
         exact_due: The step at which the exact gradient of this batch is known, or ``None`` if it is not asked for.
         true_share: How much of the gradient used is the true one, which is then waited for: 0 to 1.
@@ -35,6 +36,7 @@ class Record:
     activations: Gradients
     context: Any
     wants_target: bool
+    learns_target: bool = True
     due: int = 0
     exact_due: int | None = None
     true_share: float = 0.0

@@ -35,7 +35,7 @@ class PredictorTrainer:
     Args:
         name: The boundary's name, for messages and for the random seed.
         template: An unbuilt predictor; it is copied.
-        make_optimizer: Makes the predictor's optimizer from its parameters.
+        make_optimizer: Makes the predictor's optimizer from its parameters; ``None`` for the predictor's own choice.
         delay: How many steps later than at once the predictor learns from a target.
         train_every: Learn from every how many-th batch.
         bound: See :class:`TargetScale`.
@@ -53,7 +53,7 @@ class PredictorTrainer:
         self,
         name: str,
         template: GradientPredictor,
-        make_optimizer: OptimizerFactory,
+        make_optimizer: OptimizerFactory | None,
         *,
         delay: int,
         train_every: int,
@@ -74,6 +74,8 @@ class PredictorTrainer:
         self.step = 0
         #: Boundaries from this one to the end of the network, this one included.
         self.distance = 1
+        #: Of what crosses the boundary, as a traced step showed them.
+        self.shapes: list[tuple[int, ...]] = []
         #: FLOPs of one prediction and of one step of learning, once both were seen.
         self.flops: int | None = None
         self._factor = scale
@@ -115,7 +117,7 @@ class PredictorTrainer:
 
     def wants_exact(self, context: Any) -> bool:
         """Whether an exact target is of use to the predictor; the same in every process, built or not."""
-        return self._template.wants_exact(context)
+        return self._template.wants_exact(self.shapes, context)
 
     @property
     def guarded(self) -> bool:
@@ -163,12 +165,14 @@ class PredictorTrainer:
             true_share = 1.0
         learns = self._learner.learns and (self.step % self.train_every == 0 or exact)
         # Of this boundary alone the true gradient may be used: the next stages' is then still biased.
-        biased = self.distance > 1 and not exact and share_of_all < 1 and self.predictor.uses_target
-        wants = learns and self.predictor.needs_target and (bootstrap or self._bootstrap or not biased)
+        biased = self.distance > 1 and not exact and share_of_all < 1
+        fit = not biased or not self.predictor.uses_target or self._bootstrap
+        wants = learns and self.predictor.needs_target and (fit or bootstrap)
         record = Record(
             self.step,
             inputs,
             context,
+            learns_target=fit or (bootstrap and not self.predictor.learns_without_target),
             wants_target=wants or exact or true_share > 0 or self.predictor.correction > 0 or self.guarded,
             due=self.step + 1 + self.delay,
             true_share=true_share,
@@ -381,9 +385,10 @@ class PredictorTrainer:
                 self.scale.update(targets)
                 self._learner.tell_scale(self.scale.rms)
             with self._explaining(record.activations, record.context):
-                if self._learner.learns:
+                if self._learner.learns and (record.learns_target or self.predictor.learns_without_target):
+                    goal = targets if record.learns_target else ()
                     with self._counting("learning"):
-                        self._figures["loss"] = self._learner.learn(record.activations, record.context, targets)
+                        self._figures["loss"] = self._learner.learn(record.activations, record.context, goal)
                 if self.guarded and targets and self._fallback is not None and self._fallback.learns:
                     self._fallback.tell_scale(self.scale.rms)
                     self._fallback.learn(record.activations, record.context, targets)
@@ -401,6 +406,8 @@ class PredictorTrainer:
                 targets = tuple(torch.zeros_like(part) for part in exact)
             self._figures["bootstrapped_cosine"] = cosine(targets, exact)
             targets = exact if weight == 1 else tuple(weight * e + (1 - weight) * t for e, t in zip(exact, targets))
+        if not record.wants_target and self.predictor.learns_without_target and record.step % self.train_every == 0:
+            return ()
         if targets is None or not record.wants_target:
             return None  # the step had no backward pass, or this batch is not one to learn from
         finite = all_finite(targets)
