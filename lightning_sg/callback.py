@@ -239,6 +239,7 @@ class SyntheticGradients(Callback):
         for place, name in enumerate(order):
             self.trainers[name].distance = len(order) - place
             self.trainers[name].shapes = trace.shapes.get(name, [])
+        self._ask_for_exact()
 
     # ------------------------------------------------------------------ steps
 
@@ -247,18 +248,12 @@ class SyntheticGradients(Callback):
     ) -> None:
         """Tells the boundaries about the batch; checks the cut on the first one."""
         assert self.boundaries is not None
-        if self.trace is None and len(self.boundaries) and not self.exchange.split:
-            self._check(trainer, pl_module, batch, batch_idx)
         self._pass, self._first_backward = None, True
         true_share = 1.0 if self.batches < self.warm_up else self.mix
-        context = context_of(batch, self.context)
-        self.step.begin(
-            trainer,
-            context,
-            exact=self._exact(self.batches, context),
-            bootstrap=not self._sends_exact(context),
-            true_share=true_share,
-        )
+        self.step.begin(trainer, context_of(batch, self.context), true_share=true_share)
+        if self.trace is None and len(self.boundaries) and not self.exchange.split:
+            self._check(trainer, pl_module, batch, batch_idx)
+        self._ask_for_exact()
         if not self.exchange.split:
             for site in self.boundaries.sites:
                 site.open(LocalCrossing(self.trainers[site.name], self.step), without_gradient=False)
@@ -327,21 +322,29 @@ class SyntheticGradients(Callback):
         """What the current batch's exact pass found, if it had one."""
         return self._pass
 
-    def _exact(self, number: int, context: Any) -> bool:
-        """Whether the exact gradient of batch ``number`` travels up."""
-        if number < self.warm_up or self.mix == 1:
-            return False
-        if any(trained.correction > 0 for trained in self.trainers.values()):
-            return True
-        return self._sends_exact(context) and (number - self.warm_up) % self.exact_every == 0
+    def _ask_for_exact(self) -> None:
+        """Decides what the batch that is going on does for exact gradients.
+
+        Again once the first step was followed: what crosses the boundaries has a say in it.
+        """
+        sent = self._sends_exact(self.step.context)
+        number = self.batches - self.warm_up
+        coupled = number < 0 or self.mix == 1
+        self.step.bootstrap = not sent
+        self.step.exact = sent and not coupled and (self._corrects_late or number % self.exact_every == 0)
 
     def _sends_exact(self, context: Any) -> bool:
         """Whether exact gradients travel up at all, on whichever batches."""
         trainers = self.trainers.values()
-        if any(trained.correction > 0 for trained in trainers):
+        if self._corrects_late:
             return True
         useful = len(trainers) > 1 and any(trained.wants_exact(context) for trained in trainers)
         return self.exact_every > 0 and (useful or self.correction > 0)
+
+    @property
+    def _corrects_late(self) -> bool:
+        """Whether a predictor is one that applies every batch's true gradient when it arrives."""
+        return any(trained.correction > 0 for trained in self.trainers.values())
 
     def corrected(self) -> Parameters:
         """The parameters of this process's stages to which corrections are due, by name."""

@@ -35,12 +35,11 @@ class Step:
         self.crossings: list[LocalCrossing] = []
         self._trainer: pl.Trainer | None = None
 
-    def begin(self, trainer: pl.Trainer, context: Any, *, exact: bool, bootstrap: bool, true_share: float) -> None:
-        """A training batch begins."""
+    def begin(self, trainer: pl.Trainer, context: Any, *, true_share: float) -> None:
+        """A training batch begins; whether it is an exact one is for the callback to say."""
         self._trainer = trainer
         self.context = context
-        self.exact = exact
-        self.bootstrap = bootstrap
+        self.exact = self.bootstrap = False
         self.true_share = true_share
         self.crossings = []
 
