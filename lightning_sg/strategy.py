@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import inspect
 import numbers
@@ -160,7 +161,9 @@ class SyntheticGradientStrategy(ParallelStrategy):
                 )
         assert self.cluster_environment is not None
         backend = self._process_group_backend or default_process_group_backend(self.root_device)
-        init_dist_connection(self.cluster_environment, backend, timeout=timedelta(seconds=self.timeout))
+        if not dist.is_initialized():
+            init_dist_connection(self.cluster_environment, backend, timeout=timedelta(seconds=self.timeout))
+            atexit.register(_leave_process_group)
         if self._host_group is None:
             self._host_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout))
         ranks = list(reversed(range(self.stages_in_parallel)))
@@ -375,6 +378,16 @@ class SyntheticGradientStrategy(ParallelStrategy):
             runtime.close()
             self._gather_weights()
         super().teardown()
+
+
+def _leave_process_group() -> None:
+    """Ends gloo's threads while Python still is there.
+
+    One that holds the last tensors of a transfer would otherwise release them when Python is gone, which aborts a
+    process whose training went well.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def fingerprint(batch: Any) -> int:

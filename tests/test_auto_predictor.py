@@ -71,18 +71,47 @@ def test_the_choice_says_what_was_made() -> None:
     predictor = AutoPredictor()
     predictor.build((numbers(8, 5, 6),), labels(8, 5), LossInfo("cross_entropy", 65))
     assert predictor.choice == (
-        "LossModelPredictor: linear head for each position, 65 classes from the model's cross-entropy; trained on its "
-        "own loss and 5 × the target gradient (normalized); for a sequence with a label for each position"
+        "LossModelPredictor: head with 1 hidden layer of 128 for each position, 65 classes from the model's "
+        "cross-entropy; trained on its own loss and 5 × the target gradient (normalized); for a sequence with a label "
+        "for each position"
     )
 
 
 def test_a_large_vocabulary_has_a_thin_head_and_a_sampled_softmax() -> None:
     predictor = AutoPredictor()
     predictor.build((numbers(2, 4, 64),), labels(2, 4), LossInfo("cross_entropy", 50_000))
-    assert "of rank 64" not in predictor.choice  # 64 features are thin already
-    assert "softmax over 2048 of them" in predictor.choice
-    predictor.build((numbers(2, 4, 128),), labels(2, 4), LossInfo("cross_entropy", 50_000))
     assert "of rank 64" in predictor.choice
+    assert "softmax over 2048 of them" in predictor.choice
+    predictor.build((numbers(2, 4, 64),), labels(2, 4), LossInfo("cross_entropy", 1000))
+    assert "of rank" not in predictor.choice
+    assert "softmax over" not in predictor.choice
+
+
+@pytest.mark.parametrize(
+    ("shapes", "context", "expected"),
+    [
+        ([(8, 6)], labels(8), False),
+        ([(8, 3, 4, 4)], labels(8), True),
+        ([(8, 6), (8, 3, 4, 4)], labels(8), True),
+        ([(8, 5, 6)], labels(8), False),
+        ([(8, 5, 6)], labels(8, 5), True),
+        ([(8, 6)], numbers(8, 3), False),
+        ([(8, 6)], None, True),
+        ([], labels(8), True),  # nothing is known
+    ],
+)
+def test_exact_targets_are_sent_for_where_what_is_chosen_gains_by_them(
+    shapes: Any, context: Any, expected: bool
+) -> None:
+    assert AutoPredictor().wants_exact(shapes, context) is expected
+
+
+def test_its_optimizer_is_that_of_what_it_chose() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    for context, kind in ((labels(8), torch.optim.AdamW), (None, torch.optim.Adam)):
+        predictor = AutoPredictor()
+        predictor.build((numbers(8, 6),), context, None)
+        assert type(predictor.default_optimizer([weight])) is kind
 
 
 def test_too_few_classes_given_are_an_error_and_no_reason_for_another_predictor() -> None:

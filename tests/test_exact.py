@@ -294,6 +294,32 @@ def test_own_loss_heads_send_for_no_exact_gradient_and_learn_from_every_batch() 
         assert len(watch.learned["net.1"]) == (8 if expected == 0 else 3)
 
 
+@pytest.mark.parametrize("between", [True, False])
+def test_between_exact_targets_a_head_learns_its_own_loss_or_nothing(between: bool) -> None:
+    learned: dict[str, list[bool]] = {}
+
+    class Count(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            callback = next(c for c in trainer.callbacks if isinstance(c, SyntheticGradients))
+            for name, trained in callback.trainers.items():
+                seen = learned.setdefault(name, [])
+                learn = trained._learner.learn
+
+                def note(activations: Any, context: Any, targets: Any, learn: Any = learn, seen: Any = seen) -> Any:
+                    seen.append(bool(targets))
+                    return learn(activations, context, targets)
+
+                trained._learner.learn = note  # type: ignore[method-assign]
+
+    predictor = LossModelPredictor(objective="both", between=between)
+    callback = SyntheticGradients(predictor=predictor, exact_every=4, delay=0)
+    make_trainer(callbacks=[callback, Count()]).fit(Sgd(stages=3), loader())
+    # Of ten batches the first, the fifth and the ninth are exact. Their gradients are here two batches later, the other
+    # targets one batch later, and what is due after the last batch is not learned from.
+    assert learned["net.3"] == [True] * 9  # the last boundary's targets always are exact
+    assert learned["net.1"] == ([True, False, False, False] * 2 if between else [True, True])
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
