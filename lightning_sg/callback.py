@@ -304,16 +304,23 @@ class SyntheticGradients(Callback):
             self._announced.add(name)
             own = sum(parameter.numel() for parameter in trained.predictor.parameters())
             share = f"{own / size:.1%} of the model's parameters" if size else ""
-            if share and self.trace is not None and sum(self.trace.flops):
-                share += f" and {trained.flops / (3 * sum(self.trace.flops)):.1%} of its operations"
+            cost = self._cost_of(trained)
+            if share and cost is not None:
+                share += f" and {cost:.1%} of its operations"
             _log.info(f"Boundary '{name}': {trained.predictor.choice}; {share}.")
 
     def _figures_of(self, trained: PredictorTrainer) -> dict[str, Tensor]:
         figures = trained.take_figures()
-        if figures and trained.flops is not None and self.trace is not None and sum(self.trace.flops):
-            # A training step is about three forward passes.
-            figures["cost"] = torch.tensor(trained.flops / (3 * sum(self.trace.flops)))
+        cost = self._cost_of(trained) if figures else None
+        if cost is not None:
+            figures["cost"] = torch.tensor(cost)
         return figures
+
+    def _cost_of(self, trained: PredictorTrainer) -> float | None:
+        """The predictor's operations as a share of the model's, once both were counted."""
+        model = 0 if self.trace is None else sum(self.trace.flops)
+        # A training step is about three forward passes.
+        return trained.flops / (3 * model) if trained.flops is not None and model else None
 
     # ------------------------------------------------------------------ exact gradients
 

@@ -56,11 +56,6 @@ class Learner:
         """Whether there is anything to learn."""
         return self._optimizer is not None
 
-    @property
-    def optimizer(self) -> Optimizer | None:
-        """The predictor's optimizer, if it has parameters."""
-        return self._optimizer
-
     def build(self, inputs: Gradients, context: Any, loss: LossInfo | None) -> None:
         """Makes the parameters, without touching the user's random numbers."""
         device = inputs[0].device

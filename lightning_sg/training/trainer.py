@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from lightning_sg._compat import tree_map_only
 from lightning_sg.errors import NonFinitePredictionError, SyntheticGradientsError
@@ -160,12 +159,11 @@ class PredictorTrainer:
             self._loss = loss
             with torch.autocast(inputs[0].device.type, enabled=False), self._explaining(inputs, context):
                 self._build(inputs, context)
-        share_of_all = true_share
+        # Of this boundary alone the true gradient may be used: the next stages' is then still biased.
+        biased = self.distance > 1 and not exact and true_share < 1
         if self.exact or (self.guarded and self._watch is not None and self._watch.guard.fallback == "couple"):
             true_share = 1.0
         learns = self._learner.learns and (self.step % self.train_every == 0 or exact)
-        # Of this boundary alone the true gradient may be used: the next stages' is then still biased.
-        biased = self.distance > 1 and not exact and share_of_all < 1
         fit = not biased or not self.predictor.uses_target or self._bootstrap
         wants = learns and self.predictor.needs_target and (fit or bootstrap)
         record = Record(
@@ -309,10 +307,6 @@ class PredictorTrainer:
         if self._fallback is not None:
             self._fallback.build(inputs, context, self._loss)
         self._restore(inputs[0].device)
-
-    @property
-    def _optimizer(self) -> Optimizer | None:
-        return self._learner.optimizer
 
     @contextmanager
     def _explaining(self, inputs: Gradients, context: Any) -> Iterator[None]:
