@@ -74,6 +74,7 @@ def test_nested_predictor_is_made(at_root, monkeypatch):
     [callback] = [callback for callback in trainer.callbacks if isinstance(callback, SyntheticGradients)]
     assert isinstance(callback.predictor, LossModelPredictor)
     assert callback.predictor.hidden == 128
+    assert callback.predictor.objective == "both"
 
 
 def test_printed_configuration_documents_everything_and_can_be_read_back(at_root, capsys, tmp_path):

@@ -16,14 +16,14 @@ class LocalLoss(LossModelPredictor):
     after the stage has used it.
 
     Args:
-        options: All arguments of :class:`~lightning_sg.LossModelPredictor` but ``objective``, ``gradient_weight`` and
-            ``match``. The paper's auxiliary networks have convolutions: ``conv_layers=1`` or more.
+        options: All arguments of :class:`~lightning_sg.LossModelPredictor` but ``objective``, ``gradient_weight``,
+            ``between`` and ``match``. The paper's auxiliary networks have convolutions: ``conv_layers=1`` or more.
     """
 
     needs_target = False
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(objective="loss", gradient_weight=0.0, match="normalized", **options)
+        super().__init__(objective="loss", gradient_weight=0.0, between=False, match="normalized", **options)
 
 
 __all__ = ["LocalLoss"]
