@@ -15,6 +15,7 @@ from lightning.fabric.utilities.optimizer import _optimizers_to_device as optimi
 
 # `rank_zero_only` of both packages carries the rank as an attribute that Lightning's strategies set.
 from lightning.fabric.utilities.rank_zero import rank_zero_only as _fabric_rank_zero_only
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies.launchers.multiprocessing import (
     _MultiProcessingLauncher as MultiProcessingLauncher,
@@ -53,6 +54,11 @@ def saves_at_step(checkpoint: ModelCheckpoint, step: int) -> bool:
     return checkpoint._train_time_interval is not None or (every > 0 and step % every == 0)
 
 
+def logs_now(trainer: Trainer) -> bool:
+    """Whether loggers are given what a training batch logs; Lightning's own callbacks ask the same way."""
+    return trainer._logger_connector.should_update_logs
+
+
 # What torch raises when code on data-less tensors asks for a value.
 DATA_DEPENDENT_ERRORS: tuple[type[BaseException], ...] = (
     DataDependentOutputException,
@@ -68,6 +74,7 @@ __all__ = [
     "TorchDispatchMode",
     "default_process_group_backend",
     "init_dist_connection",
+    "logs_now",
     "optimizers_to_device",
     "saves_at_step",
     "set_rank_zero",

@@ -14,13 +14,14 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_sg._compat import logs_now
 from lightning_sg.boundary import Boundaries
 from lightning_sg.context import ContextSource, context_of
 from lightning_sg.corrections import Corrections
 from lightning_sg.crossing import LocalCrossing
 from lightning_sg.errors import PartitionError, SyntheticGradientsError
 from lightning_sg.exact import ExactPass, Parameters
-from lightning_sg.exchange import Exchange
+from lightning_sg.exchange import Exchange, Figures
 from lightning_sg.partition.checks import check_cuts, check_trainable
 from lightning_sg.partition.trace import Trace, copy_of, trace_step
 from lightning_sg.predictors import AutoPredictor, GradientPredictor
@@ -164,6 +165,7 @@ class SyntheticGradients(Callback):
         self._pass: ExactPass | None = None
         self._first_backward = True
         self._announced: set[str] = set()
+        self._unlogged: Figures = {}
 
     # ------------------------------------------------------------------ set-up
 
@@ -284,14 +286,20 @@ class SyntheticGradients(Callback):
         self._pass = None
         self.step.end()
         self.boundaries.close()
-        if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
+        logs = logs_now(trainer) or trainer.is_last_batch or trainer.global_step == trainer.max_steps
+        if logs:
             for trained in self.trainers.values():
                 trained.check_finite()
         self._announce(pl_module)
         figures = {name: self._figures_of(trained) for name, trained in self.trainers.items()}
         for name, values in self.exchange.route(figures).items():
-            for key, value in values.items():
-                pl_module.log(f"sg/{name}/{key}", value, on_step=True, on_epoch=False, batch_size=1)
+            self._unlogged.setdefault(name, {}).update(values)
+        # `log` takes longer than a small predictor: it is called only where its value is seen.
+        if logs:
+            for name, values in self._unlogged.items():
+                for key, value in values.items():
+                    pl_module.log(f"sg/{name}/{key}", value, on_step=True, on_epoch=False, batch_size=1)
+            self._unlogged = {}
 
     def _announce(self, module: pl.LightningModule) -> None:
         """Says, once, what was chosen for each boundary and what it costs."""

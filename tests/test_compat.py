@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import inspect
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +15,13 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only as fabric_rank_zero_only
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
+
+from tests.models import Classifier, loader, make_trainer
 
 # One row for each import in `lightning_sg._compat`: its name there, the module and the name that it comes from.
 SYMBOLS = [
@@ -59,7 +64,12 @@ def test_the_symbol_is_where_it_was(_ours: str | None, module: str, theirs: str)
 def test_every_symbol_of_the_compat_module_has_its_row_here() -> None:
     compat = importlib.import_module("lightning_sg._compat")
     rows = {ours: getattr(importlib.import_module(module), theirs) for ours, module, theirs in SYMBOLS if ours}
-    assert set(compat.__all__) == rows.keys() | {"DATA_DEPENDENT_ERRORS", "saves_at_step", "set_rank_zero"}
+    assert set(compat.__all__) == rows.keys() | {
+        "DATA_DEPENDENT_ERRORS",
+        "logs_now",
+        "saves_at_step",
+        "set_rank_zero",
+    }
     moved = [name for name, value in rows.items() if getattr(compat, name) is not value]
     assert not moved, f"{moved} of lightning_sg._compat are not what this test checks"
 
@@ -142,6 +152,22 @@ def test_a_checkpoint_callback_says_at_which_steps_it_saves(compat: Any, every: 
     except AttributeError as error:
         pytest.fail(f"ModelCheckpoint._every_n_train_steps has moved: {error}")
     assert saves == ([] if every is None else [3, 6]), "ModelCheckpoint._every_n_train_steps has another meaning"
+
+
+def test_what_is_logged_where_loggers_are_updated_reaches_them(compat: Any, tmp_path: Path) -> None:
+    class Logs(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if compat.logs_now(trainer):
+                pl_module.log("seen", float(trainer.global_step))
+
+    logger = CSVLogger(tmp_path)
+    trainer = make_trainer(max_epochs=2, log_every_n_steps=3, accumulate_grad_batches=2, logger=logger)
+    trainer.callbacks.append(Logs())
+    trainer.fit(Classifier(), loader())
+    with open(f"{logger.log_dir}/metrics.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["seen"]]
+    every = [str(step) for step in range(3, trainer.global_step + 1, 3)]
+    assert sorted({row["seen"].split(".")[0] for row in rows}) == every, "should_update_logs has another meaning"
 
 
 # ---------------------------------------------------------------------- tensors without data
