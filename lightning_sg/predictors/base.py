@@ -113,7 +113,7 @@ class GradientPredictor(nn.Module, ABC):
         Args:
             parameters: The predictor's, all of them, after :meth:`build`.
         """
-        return torch.optim.Adam(parameters, lr=1e-3)
+        return torch.optim.Adam(parameters, lr=1e-3, fused=True)
 
     @abstractmethod
     def forward(self, activations: Gradients, context: Any) -> Gradients | None:
