@@ -119,6 +119,28 @@ def test_too_few_classes_given_are_an_error_and_no_reason_for_another_predictor(
         AutoPredictor(classes=2).build((numbers(8, 6),), torch.arange(8), None)
 
 
+def test_options_take_the_place_of_those_that_would_be_chosen() -> None:
+    predictor = AutoPredictor(options={"hidden": 9, "objective": "loss"})
+    predictor.build((numbers(8, 5, 6),), labels(8, 5), None)
+    chosen = predictor.chosen
+    assert isinstance(chosen, LossModelPredictor)
+    assert (chosen.hidden, chosen.objective, chosen.gradient_weight) == (9, "loss", 5.0)
+    assert not predictor.wants_exact([(8, 5, 6)], labels(8, 5))  # such a head has no use for them
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"hiden": 9}, "options are those of LossModelPredictor"), ({"hidden": 0}, "hidden >= 1")]
+)
+def test_options_that_there_are_not_are_refused_at_once(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AutoPredictor(options=options)
+
+
+def test_options_that_do_not_fit_are_an_error_and_no_reason_for_another_predictor() -> None:
+    with pytest.raises(ValueError, match="weights or classes are given for"):
+        AutoPredictor(options={"weights": {"b": 2.0}}).build((numbers(8, 6),), labels(8), None)
+
+
 def test_it_learns_is_saved_copied_and_pickled_as_what_it_chose() -> None:
     activations, context = (numbers(8, 5, 6),), labels(8, 5)
     targets = (0.1 * torch.randn(8, 5, 6, generator=torch.Generator().manual_seed(3)),)

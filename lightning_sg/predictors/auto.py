@@ -57,11 +57,21 @@ class AutoPredictor(GradientPredictor):
 
     Args:
         classes: The number of classes, where the model's own loss does not tell; for several tasks by name.
+        options: Options of :class:`~lightning_sg.LossModelPredictor` in the place of those that would be chosen, for
+            example ``{"hidden": 256}``.
+
+    Raises:
+        ValueError: If there is no such option, or it is out of range.
     """
 
-    def __init__(self, classes: int | dict[str, int] | None = None) -> None:
+    def __init__(self, classes: int | dict[str, int] | None = None, options: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.classes = classes
+        self.options = dict(options or {})
+        try:
+            LossModelPredictor(**self.options)
+        except TypeError as error:
+            raise ValueError(f"AutoPredictor: options are those of LossModelPredictor. {error}") from error
         self.chosen: GradientPredictor | None = None
         self._choice = "not chosen yet: the first batch decides"
 
@@ -84,6 +94,8 @@ class AutoPredictor(GradientPredictor):
         and the others learn their own loss. Should the choice be a direct predictor where this says no, it learns from
         bootstrapped targets.
         """
+        if self.options.get("objective") == "loss" and _has_goals(context):
+            return False
         if not _has_goals(context) or not shapes or any(len(shape) > 3 for shape in shapes):
             return True
         sequences = any(len(shape) == 3 for shape in shapes)
@@ -105,11 +117,11 @@ class AutoPredictor(GradientPredictor):
     def _choose(self, activations: Gradients, context: Any, loss: LossInfo | None) -> tuple[GradientPredictor, str]:
         if _has_goals(context):
             form = form_of(activations, context)
-            predictor = LossModelPredictor(classes=self.classes, **FITTING[form])
+            predictor = LossModelPredictor(**{"classes": self.classes, **FITTING[form], **self.options})
             try:
                 predictor.build(activations, context, loss)
             except ValueError as error:
-                if self.classes is not None:
+                if self.classes is not None or self.options:
                     raise
                 reason = f"the context does not fit the activations: {error}"
             else:
