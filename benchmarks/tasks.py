@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
 import lightning_sg
 from examples.hard_mnist import HardMnist
@@ -110,25 +113,13 @@ class Method:
     callback_arguments: dict[str, Any] = field(default_factory=dict)
 
     def callback(self) -> lightning_sg.SyntheticGradients:
-        """Makes the callback.
-
-        Raises:
-            ValueError: If this version of the package has no such predictor.
-        """
-        if self.predictor is None:
-            return lightning_sg.SyntheticGradients(**self.callback_arguments)
-        if not self.exists:
-            raise ValueError(f"lightning_sg {lightning_sg.__version__} has no {self.predictor}: leave this method out.")
-        predictor = getattr(lightning_sg, self.predictor)(**self.arguments)
+        """Makes the callback."""
+        predictor = "auto" if self.predictor is None else getattr(lightning_sg, self.predictor)(**self.arguments)
         return lightning_sg.SyntheticGradients(predictor=predictor, **self.callback_arguments)
-
-    @property
-    def exists(self) -> bool:
-        """Whether this version of the package has it."""
-        return self.predictor is None or hasattr(lightning_sg, self.predictor)
 
 
 _BOOTSTRAPPED = {"exact_every": 0, "bootstrap": True}
+
 
 METHODS: dict[str, Method | None] = {
     BACKPROPAGATION: None,
@@ -142,14 +133,40 @@ METHODS: dict[str, Method | None] = {
     "detach": Method("ZeroPredictor"),
     "local loss": Method("LocalLoss"),
     "delayed gradient": Method("DelayedGradient"),
+    "delayed gradient, delay 0": Method("DelayedGradient", callback_arguments={"delay": 0}),
     "feedback alignment": Method("FeedbackAlignment"),
 }
 
 
-def available_methods() -> list[str]:
-    """The names of the methods that this version of the package has."""
-    return [name for name, method in METHODS.items() if method is None or method.exists]
+def _changed(**options: Any) -> Method:
+    """The default with other options of the head."""
+    return Method("AutoPredictor", {"options": options})
 
+
+def _adamw(**settings: float) -> Callable[[Iterable[Tensor]], Optimizer]:
+    return lambda parameters: torch.optim.AdamW(parameters, fused=True, **settings)
+
+
+#: The default with one thing changed: what each part of it is worth. Not trained unless asked for.
+ABLATIONS: dict[str, Method] = {
+    "head with LayerNorm": _changed(hidden_norm="layer"),
+    "head without normalisation": _changed(hidden_norm="none"),
+    "linear head": _changed(layers=0),
+    "head of two layers": _changed(layers=2),
+    "head of 256": _changed(hidden=256),
+    "own loss only": _changed(objective="loss"),
+    "gradient only": _changed(objective="gradient"),
+    "own loss between exact targets": _changed(between=True),
+    "nothing between exact targets": _changed(between=False),
+    "no weight decay": Method(callback_arguments={"optimizer": _adamw(lr=3e-3, weight_decay=0.0)}),
+    "learning rate 1e-3": Method(callback_arguments={"optimizer": _adamw(lr=1e-3, weight_decay=0.3)}),
+    "exact targets on every batch": Method(callback_arguments={"exact_every": 1}),
+    "bootstrapped targets on every batch": Method(callback_arguments={"exact_every": 0, "bootstrap": True}),
+    "delay 0": Method(callback_arguments={"delay": 0}),
+    "delay 4": Method(callback_arguments={"delay": 4}),
+}
+
+ALL_METHODS: dict[str, Method | None] = METHODS | ABLATIONS
 
 _ERROR = Metric("test_error", "val_error", "test error, %", 2)
 _NATS = Metric("val_loss", "val_loss", "nats a character", 4)

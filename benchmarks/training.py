@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
 from benchmarks.runs import Run
-from benchmarks.tasks import METHODS, TASKS
+from benchmarks.tasks import ALL_METHODS, TASKS
 from lightning_sg import NonFinitePredictionError
 
 
@@ -113,7 +113,7 @@ def train(run: Run, folders: dict[str, Path | None]) -> dict[str, Any] | None:
     Returns:
         What is to be recorded, in the process that records; ``None`` in the others.
     """
-    task, method = TASKS[run.task], METHODS[run.method]
+    task, method = TASKS[run.task], ALL_METHODS[run.method]
     pl.seed_everything(run.seed, verbose=False)
     data = task.data(folders[task.folder] if task.folder else None, run.seed)
     module = task.model(learning_rate=run.learning_rate, **task.splits[run.split].model)
