@@ -26,6 +26,7 @@ from lightning_sg.predictors import (
     ZeroPredictor,
 )
 from lightning_sg.strategy import SyntheticGradientStrategy
+from lightning_sg.timeline import Timeline
 from lightning_sg.training import AlignmentGuard
 
 __version__ = "0.1.0"
@@ -50,6 +51,7 @@ __all__ = [
     "SyntheticGradientStrategy",
     "SyntheticGradients",
     "SyntheticGradientsError",
+    "Timeline",
     "TrueGradient",
     "ZeroPredictor",
 ]

@@ -187,6 +187,8 @@ class SyntheticGradients(Callback):
                 self.batches, self.corrections = 0, Corrections()
             self._module = pl_module
             self.trainers = self._new_trainers(trainer, names)
+        for trained in self.trainers.values():
+            trained.profile = trainer.profiler.profile  # type: ignore[attr-defined]
 
     def _new_trainers(self, trainer: pl.Trainer, names: list[str]) -> dict[str, PredictorTrainer]:
         seed = trainer.strategy.broadcast(torch.initial_seed()) if self.seed is None else self.seed

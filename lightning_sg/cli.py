@@ -1,4 +1,4 @@
-"""The command line: Lightning's own, with this package imported, and ``report``."""
+"""The command line: Lightning's own, with this package imported, ``report`` and ``timeline``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _JSONARGPARSE = RequirementCache("jsonargparse[signatures]>=4.39")
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs Lightning's command line: ``fit``, ``validate``, ``test`` or ``predict``; or ``report``.
+    """Runs Lightning's command line: ``fit``, ``validate``, ``test`` or ``predict``; or ``report`` or ``timeline``.
 
     Model and data come from the configuration by ``class_path``; classes in the current directory are found.
 
@@ -28,11 +28,16 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: If jsonargparse is not installed, the arguments are wrong, or no report can be made.
     """
     arguments = list(sys.argv[1:] if args is None else args)
+    # Before Lightning's: these train nothing, and need no jsonargparse.
     if arguments[:1] == ["report"]:
-        # Before Lightning's: it trains nothing, and needs no jsonargparse.
         from lightning_sg.report.command import main as report
 
         report(arguments[1:])
+        return
+    if arguments[:1] == ["timeline"]:
+        from lightning_sg.timeline.command import main as timeline
+
+        timeline(arguments[1:])
         return
     if not _JSONARGPARSE:
         raise SystemExit('The command line needs jsonargparse: pip install "lightning-sg[cli]"')
@@ -47,7 +52,8 @@ def main(args: Sequence[str] | None = None) -> None:
         parser_kwargs={
             "prog": "lightning-sg",
             "description": "Trains, validates and tests a LightningModule, with synthetic gradients at its boundaries. "
-            "'lightning-sg report RUN' draws what a run has logged; see 'lightning-sg report --help'.",
+            "'lightning-sg report RUN' draws what a run has logged, 'lightning-sg timeline FOLDER' what each process "
+            "did when; see their --help.",
         },
         # A second run of a logger that reuses its directory (WandbLogger) would stop at the first one's file.
         save_config_kwargs={"overwrite": True},

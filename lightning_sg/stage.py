@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.profilers import Profiler
 from torch import Tensor, nn
 
 from lightning_sg._compat import DATA_DEPENDENT_ERRORS
@@ -32,6 +33,7 @@ from lightning_sg.partition.ghosts import GhostMemory, Ghosts, ghost_like, is_gh
 from lightning_sg.partition.placement import Placement, assign, place
 from lightning_sg.partition.trace import copy_of, quiet, shadowed, trace_step
 from lightning_sg.rng import StepRandomness
+from lightning_sg.timeline import actions
 from lightning_sg.training import Record
 from lightning_sg.transport import Downstream, Message, Upstream, open_links
 
@@ -129,6 +131,12 @@ class StageRuntime(Exchange):
             return f"process {self.position} of {len(self.ranks)} (rank {self.ranks[self.position]})"
         return self.placement.name(self.position, self.ranks[self.position])
 
+    @property
+    def _profiler(self) -> Profiler:
+        """The trainer's: waiting and sending are seen there beside Lightning's own actions."""
+        profiler: Profiler = self.module.trainer.profiler  # type: ignore[attr-defined]
+        return profiler
+
     def owns(self, boundary: str) -> bool:
         """See :meth:`Exchange.owns`."""
         return self.placement is None or self.placement.predictor_process(boundary) == self.position
@@ -155,6 +163,8 @@ class StageRuntime(Exchange):
         """
         self.doing = kind
         self._prepare(lambda: step(*copy_of(args), **copy_of(kwargs)), training)
+        if self.position > 0:
+            self._profiler.start(actions.GHOSTS)  # until the activations are asked for
         assert self.placement is not None
         self._number += 1
         self._received, self._leaves, self._surrogate, self._keeps = None, [], None, False
@@ -240,8 +250,10 @@ class StageRuntime(Exchange):
 
     def _receive(self, ghosts: list[Tensor], training: bool) -> list[Tensor]:
         assert self._upstream is not None
+        self._profiler.stop(actions.GHOSTS)
         self._randomness.diverge()
-        message = self._upstream.inbox.receive(self._number, f"the activations of {self.doing}")
+        with self._profiler.profile(actions.WAIT_ACTIVATIONS):
+            message = self._upstream.inbox.receive(self._number, f"the activations of {self.doing}")
         self._check_same_batch(message, ghosts)
         self._received = message
         self.final = self.final or message.stop
@@ -279,7 +291,8 @@ class StageRuntime(Exchange):
             scale = self.callback.step.gradient_scale()
             gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in self._leaves]
             targets = gradients if isinstance(scale, float) and scale == 1.0 else [g / scale for g in gradients]
-        self._upstream.send(Message(number=self._number, step=self.doing, stop=self.stop_wanted, tensors=targets))
+        with self._profiler.profile(actions.SEND):
+            self._upstream.send(Message(number=self._number, step=self.doing, stop=self.stop_wanted, tensors=targets))
         if self.is_last and self.callback.step.exact:
             found = self.callback.exact_pass
             leaves = found.leaves if found is not None else []
@@ -302,7 +315,8 @@ class StageRuntime(Exchange):
         tensors: Sequence[Tensor] = ()
         if any(part is not None for part in excess):
             tensors = [torch.zeros_like(leaf) if part is None else part for part, leaf in zip(excess, leaves)]
-        self._upstream.send(Message(number=_number_of_exact(number), step=self.doing, tensors=tensors))
+        with self._profiler.profile(actions.SEND):
+            self._upstream.send(Message(number=_number_of_exact(number), step=self.doing, tensors=tensors))
 
     # ------------------------------------------------------------------ the boundary at the end
 
@@ -379,10 +393,11 @@ class StageRuntime(Exchange):
         else:
             assert self._downstream is not None
             number = _number_of_exact(kept.number)
-            message = self._downstream.inbox.receive(number, f"an exact gradient ({self.doing} is going on)")
+            with self._profiler.profile(actions.WAIT_EXACT):
+                message = self._downstream.inbox.receive(number, f"an exact gradient ({self.doing} is going on)")
             if message.tensors:
                 record.add_excess(message.tensors)
-        with torch.autocast(self.device.type, enabled=False):
+        with self._profiler.profile(actions.EXACT), torch.autocast(self.device.type, enabled=False):
             excess, corrections = kept.backward(self.callback.corrected())
         self._send_excess(kept.number, kept.leaves, excess)
         self.callback.hold(batch, corrections)
@@ -395,17 +410,17 @@ class StageRuntime(Exchange):
 
     def _send(self, tensors: list[Tensor], wants_target: bool = False, training: bool = True) -> None:
         assert self._downstream is not None
-        self._downstream.send(
-            Message(
-                number=self._number,
-                step=self.doing,
-                fingerprint=self._fingerprint,
-                wants_target=wants_target,
-                stop=self.final,
-                figures=self._figures if training else {},
-                tensors=tensors,
-            )
+        message = Message(
+            number=self._number,
+            step=self.doing,
+            fingerprint=self._fingerprint,
+            wants_target=wants_target,
+            stop=self.final,
+            figures=self._figures if training else {},
+            tensors=tensors,
         )
+        with self._profiler.profile(actions.SEND):
+            self._downstream.send(message)
         if training:
             self._figures = {}
 
@@ -414,7 +429,8 @@ class StageRuntime(Exchange):
         assert self._downstream is not None
         behind = self._number - number
         ago = "this batch" if behind == 0 else f"{behind} batch{'es' * (behind > 1)} before"
-        message = self._downstream.inbox.receive(number, f"the target of {ago} ({self.doing} is going on)")
+        with self._profiler.profile(actions.WAIT_TARGET):
+            message = self._downstream.inbox.receive(number, f"the target of {ago} ({self.doing} is going on)")
         self.stop_wanted = self.stop_wanted or message.stop
         return tuple(message.tensors) or None
 

@@ -6,8 +6,8 @@ import copy
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_sg._compat import tree_map_only
 from lightning_sg.errors import NonFinitePredictionError, SyntheticGradientsError
 from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
+from lightning_sg.timeline import actions
 from lightning_sg.training.bound import TargetScale
 from lightning_sg.training.cost import OperationCounter
 from lightning_sg.training.figures import all_finite, compare, cosine
@@ -75,6 +76,8 @@ class PredictorTrainer:
         self.distance = 1
         #: Of what crosses the boundary, as a traced step showed them.
         self.shapes: list[tuple[int, ...]] = []
+        #: Makes a context for an action, by the name under which profilers see it.
+        self.profile: Callable[[str], AbstractContextManager[Any]] = nullcontext
         #: FLOPs of one prediction and of one step of learning, once both were seen.
         self.flops: int | None = None
         self._factor = scale
@@ -330,7 +333,8 @@ class PredictorTrainer:
     def _predict(self, record: Record) -> Gradients | None:
         if record.activations[0].numel() == 0:
             return tuple(torch.zeros_like(activation) for activation in record.activations)
-        with self._explaining(record.activations, record.context), self._counting("prediction"):
+        explaining = self._explaining(record.activations, record.context)
+        with self.profile(actions.PREDICT), explaining, self._counting("prediction"):
             prediction = self._learner.predict(record.activations, record.context)
         if prediction is None:
             return None
@@ -378,7 +382,7 @@ class PredictorTrainer:
                 self._measure(record, targets)
                 self.scale.update(targets)
                 self._learner.tell_scale(self.scale.rms)
-            with self._explaining(record.activations, record.context):
+            with self.profile(actions.LEARN), self._explaining(record.activations, record.context):
                 if self._learner.learns and (record.learns_target or self.predictor.learns_without_target):
                     goal = targets if record.learns_target else ()
                     with self._counting("learning"):
