@@ -71,9 +71,8 @@ def test_the_choice_says_what_was_made() -> None:
     predictor = AutoPredictor()
     predictor.build((numbers(8, 5, 6),), labels(8, 5), LossInfo("cross_entropy", 65))
     assert predictor.choice == (
-        "LossModelPredictor: head with 1 hidden layer of 128 for each position, 65 classes from the model's "
-        "cross-entropy; trained on its own loss and 5 × the target gradient (normalized); for a sequence with a label "
-        "for each position"
+        "LossModelPredictor: head with 1 hidden layer of 256 for each position, 65 classes from the model's "
+        "cross-entropy; trained on its own loss; for a sequence with a label for each position"
     )
 
 
@@ -94,7 +93,7 @@ def test_a_large_vocabulary_has_a_thin_head_and_a_sampled_softmax() -> None:
         ([(8, 3, 4, 4)], labels(8), True),
         ([(8, 6), (8, 3, 4, 4)], labels(8), True),
         ([(8, 5, 6)], labels(8), False),
-        ([(8, 5, 6)], labels(8, 5), True),
+        ([(8, 5, 6)], labels(8, 5), False),
         ([(8, 6)], numbers(8, 3), False),
         ([(8, 6)], None, True),
         ([], labels(8), True),  # nothing is known
@@ -121,11 +120,11 @@ def test_too_few_classes_given_are_an_error_and_no_reason_for_another_predictor(
 
 def test_options_take_the_place_of_those_that_would_be_chosen() -> None:
     predictor = AutoPredictor(options={"hidden": 9, "objective": "loss"})
-    predictor.build((numbers(8, 5, 6),), labels(8, 5), None)
+    predictor.build((numbers(8, 3, 4, 4),), labels(8), None)
     chosen = predictor.chosen
     assert isinstance(chosen, LossModelPredictor)
-    assert (chosen.hidden, chosen.objective, chosen.gradient_weight) == (9, "loss", 5.0)
-    assert not predictor.wants_exact([(8, 5, 6)], labels(8, 5))  # such a head has no use for them
+    assert (chosen.hidden, chosen.objective) == (9, "loss")
+    assert not predictor.wants_exact([(8, 3, 4, 4)], labels(8))  # such a head has no use for them
 
 
 @pytest.mark.parametrize(

@@ -14,17 +14,12 @@ from lightning_sg.predictors.loss_model import LossModelPredictor
 from lightning_sg.predictors.tasks import tasks_of
 from lightning_sg.predictors.view import place_of
 
-#: What suits which form of task, by :func:`form_of`; what it rests on is in docs/results.md. On images of digits a head
-#: does best that learns its own loss on every batch and matches the gradient where the target is exact; in a character
-#: transformer one that matches it above all, and learns nothing where the target is biased.
+#: What suits which form of task, by :func:`form_of`; what it rests on is in docs/results.md. A head does best that learns
+#: its own loss on every batch; on images of digits also one that matches the gradient where the target is exact. In a
+#: character transformer that does harm, the more the longer it trains, however well the gradient is matched.
 FITTING: dict[str, dict[str, Any]] = {
     "vectors": {"objective": "both"},
-    "a sequence with a label for each position": {
-        "hidden": 128,
-        "objective": "both",
-        "gradient_weight": 5.0,
-        "between": False,
-    },
+    "a sequence with a label for each position": {"hidden": 256, "objective": "loss"},
     "a sequence with one label": {"objective": "both"},
     "feature maps": {"objective": "both"},
     "feature maps with dense labels": {"objective": "both"},
@@ -88,7 +83,7 @@ class AutoPredictor(GradientPredictor):
         self.correction, self.uses_target = self.chosen.correction, self.chosen.uses_target
 
     def wants_exact(self, shapes: Sequence[tuple[int, ...]], context: Any) -> bool:
-        """Whether what fits gains by exact targets: for feature maps, and for sequences with labels of their own.
+        """Whether what fits gains by exact targets: for feature maps it does.
 
         Vectors do as well without: there the predictor at the last boundary, whose target is always exact, matches it,
         and the others learn their own loss. Should the choice be a direct predictor where this says no, it learns from
@@ -96,10 +91,7 @@ class AutoPredictor(GradientPredictor):
         """
         if self.options.get("objective") == "loss" and _has_goals(context):
             return False
-        if not _has_goals(context) or not shapes or any(len(shape) > 3 for shape in shapes):
-            return True
-        sequences = any(len(shape) == 3 for shape in shapes)
-        return sequences and any(goal.ndim > 1 and goal[0].numel() > 1 for goal in tasks_of(context).values())
+        return not _has_goals(context) or not shapes or any(len(shape) > 3 for shape in shapes)
 
     def default_optimizer(self, parameters: Iterable[Tensor]) -> Optimizer:
         """The one of what was chosen."""
