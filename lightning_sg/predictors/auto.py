@@ -14,9 +14,9 @@ from lightning_sg.predictors.loss_model import LossModelPredictor
 from lightning_sg.predictors.tasks import tasks_of
 from lightning_sg.predictors.view import place_of
 
-#: What suits which form of task, by :func:`form_of`; what it rests on is in docs/results.md. A head does best that learns
-#: its own loss on every batch; on images of digits also one that matches the gradient where the target is exact. In a
-#: character transformer that does harm, the more the longer it trains, however well the gradient is matched.
+#: What suits which form of task, by :func:`form_of`; what it rests on is in docs/results.md. A head does best that
+#: learns its own loss on every batch; on images of digits also one that matches the gradient where the target is exact.
+#: In a character transformer that does harm, the more the longer it trains, however well the gradient is matched.
 FITTING: dict[str, dict[str, Any]] = {
     "vectors": {"objective": "both"},
     "a sequence with a label for each position": {"hidden": 256, "objective": "loss"},
