@@ -1,9 +1,10 @@
-"""The command line: Lightning's own, with this package imported, ``report`` and ``timeline``."""
+"""The command line: Lightning's own, with this package imported; ``plan``, ``report``, ``timeline``."""
 
 from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 import lightning.pytorch as pl
@@ -16,7 +17,7 @@ _JSONARGPARSE = RequirementCache("jsonargparse[signatures]>=4.39")
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs Lightning's command line: ``fit``, ``validate``, ``test`` or ``predict``; or ``report`` or ``timeline``.
+    """Runs Lightning's command line (``fit`` and its kin), or ``plan``, ``report`` or ``timeline``.
 
     Model and data come from the configuration by ``class_path``; classes in the current directory are found.
 
@@ -44,7 +45,13 @@ def main(args: Sequence[str] | None = None) -> None:
     # `python -m` puts the current directory on the path; an installed script does not.
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())
-    LightningCLI(
+    planning = arguments[:1] == ["plan"]
+    if planning:
+        args = arguments[1:]
+        warnings.filterwarnings(
+            "ignore", "LightningCLI's args parameter"
+        )  # nothing is started with those of the process
+    cli = LightningCLI(
         pl.LightningModule,
         pl.LightningDataModule,
         subclass_mode_model=True,
@@ -52,13 +59,19 @@ def main(args: Sequence[str] | None = None) -> None:
         parser_kwargs={
             "prog": "lightning-sg",
             "description": "Trains, validates and tests a LightningModule, with synthetic gradients at its boundaries. "
+            "'lightning-sg plan --config FILE' says what the split of a configuration would be, "
             "'lightning-sg report RUN' draws what a run has logged, 'lightning-sg timeline FOLDER' what each process "
             "did when; see their --help.",
         },
         # A second run of a logger that reuses its directory (WandbLogger) would stop at the first one's file.
         save_config_kwargs={"overwrite": True},
+        run=not planning,
         args=None if args is None else list(args),
     )
+    if planning:
+        from lightning_sg.plan.command import show
+
+        show(cli.model, cli.datamodule, cli.trainer)
 
 
 __all__ = ["main"]

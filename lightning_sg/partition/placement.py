@@ -78,7 +78,7 @@ def place(module: nn.Module, trace: Trace, processes: int) -> Placement:
     stages = trace.stages
     if stages < processes:
         raise too_few_stages(stages, processes)
-    costs = _costs(module, trace)
+    costs = stage_costs(module, trace)
     placement = Placement(list(trace.order), _balance(costs, processes))
     assign(placement, module, trace)
     return placement
@@ -138,7 +138,13 @@ def _balance(costs: list[float], parts: int) -> list[int]:
     return list(best(0, parts)[1])
 
 
-def _costs(module: nn.Module, trace: Trace) -> list[float]:
+def stage_costs(module: nn.Module, trace: Trace) -> list[float]:
+    """What a training step of each stage costs, in floating-point operations, without its predictors.
+
+    Args:
+        module: The model.
+        trace: A traced step.
+    """
     operations = [float(flops) for flops in trace.flops]
     weights = [0.0] * trace.stages
     for name, parameter in module.named_parameters():
@@ -158,4 +164,4 @@ def _aliases(module: nn.Module, name: str) -> str:
     return f" (also named {others})" if others else ""
 
 
-__all__ = ["Placement", "assign", "place", "too_few_stages"]
+__all__ = ["Placement", "assign", "place", "stage_costs", "too_few_stages"]

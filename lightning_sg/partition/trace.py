@@ -49,6 +49,7 @@ class Trace:
         order: The boundaries in the order in which the data reaches them.
         uses: For each parameter and buffer that was used, the stages that used it.
         shapes: For each boundary, the shapes of what crosses it and can carry a gradient.
+        bytes: For each boundary, the size of all that crosses it.
         flops: Floating-point operations of each stage's forward pass, as torch counts them.
         leaks: Activations that go around a boundary.
         loss: The model's own loss, if it is one that predictors know.
@@ -59,6 +60,7 @@ class Trace:
     order: list[str] = field(default_factory=list)
     uses: dict[str, set[int]] = field(default_factory=dict)
     shapes: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
+    bytes: dict[str, int] = field(default_factory=dict)
     flops: list[int] = field(default_factory=list)
     leaks: list[Leak] = field(default_factory=list)
     loss: LossInfo | None = None
@@ -223,6 +225,7 @@ class _Tracer(TorchFunctionMode):
             self._crossing_now = True
             try:
                 self.trace.shapes[site.name] = [tuple(tensor.shape) for tensor in tensors if tensor.is_floating_point()]
+                self.trace.bytes[site.name] = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
                 crossed = [tensor.view_as(tensor) for tensor in tensors]
             finally:
                 self._crossing_now = False
