@@ -13,7 +13,7 @@ from lightning.pytorch.profilers import SimpleProfiler
 from lightning_sg import SyntheticGradients, Timeline
 from lightning_sg.cli import main
 from lightning_sg.timeline import actions
-from lightning_sg.timeline.actions import BATCH, LIGHTNING, kind_of
+from lightning_sg.timeline.actions import BATCH, EPOCH, LIGHTNING, kind_of
 from lightning_sg.timeline.command import read
 from lightning_sg.timeline.spans import Piece, Span, batches_of, pieces_of, shares_of
 from tests.models import Classifier, loader, make_trainer
@@ -42,6 +42,9 @@ def test_of_nested_spans_the_innermost_counts() -> None:
         Span(BATCH, 0.0, 10.0),
         Span(actions.PREDICT, 2.0, 1.0),
         Span("x.backward", 4.0, 2.0),
+        Span(EPOCH, -1.0, 20.0),
+        Span("x.validation_step", 10.0, 1.0),
+        Span("x.train_dataloader_next", 11.5, 0.5),
         Span(BATCH, 12.0, 1.0),
     ]
     assert pieces_of(spans) == [
@@ -49,10 +52,14 @@ def test_of_nested_spans_the_innermost_counts() -> None:
         Piece("compute", 1.0, 2.0),
         Piece("predictor", 2.0, 3.0),
         Piece("compute", 3.0, 6.0),
-        Piece(LIGHTNING, 6.0, 13.0),
+        Piece(LIGHTNING, 6.0, 10.0),
+        Piece("data", 11.5, 12.0),
+        Piece(LIGHTNING, 12.0, 13.0),
     ]
     shares = shares_of(spans)
-    assert shares == pytest.approx({"compute": 4 / 13, "predictor": 1 / 13, LIGHTNING: 8 / 13})
+    assert shares == pytest.approx(
+        {"compute": 4 / 11.5, "predictor": 1 / 11.5, "data": 0.5 / 11.5, LIGHTNING: 6 / 11.5}
+    )
     assert pieces_of([]) == []
     assert shares_of([]) == {}
 

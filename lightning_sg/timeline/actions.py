@@ -15,6 +15,8 @@ WAIT_EXACT = f"{_PREFIX}wait for an exact gradient"
 
 #: Lightning's action for all of one training batch.
 BATCH = "run_training_batch"
+#: Lightning's action around the batches of an epoch, and its validation.
+EPOCH = "run_training_epoch"
 
 #: What kind of work an action is, by its name or the end of its name; the innermost action decides. What is in none
 #: of them is Lightning's own: loops, hooks, logging.
@@ -37,6 +39,7 @@ def kind_of(action: str) -> str:
 
 __all__ = [
     "BATCH",
+    "EPOCH",
     "EXACT",
     "GHOSTS",
     "KINDS",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_sg.errors import SyntheticGradientsError
-from lightning_sg.timeline.actions import BATCH, KINDS, LIGHTNING, kind_of
+from lightning_sg.timeline.actions import BATCH, EPOCH, KINDS, LIGHTNING, kind_of
 
 
 @dataclass(frozen=True)
@@ -47,45 +47,46 @@ class Piece:
 
 
 def pieces_of(spans: Iterable[Span]) -> list[Piece]:
-    """What a process did from moment to moment: of nested spans, the innermost counts.
+    """What a process did from moment to moment in its training batches, loading them included.
 
     Args:
-        spans: Of one process, nested or one after the other, in any order.
+        spans: Of one process, nested or one after the other, in any order. Of nested ones, the innermost counts;
+            validation and what else is between batches does not.
 
     Returns:
-        Pieces in the order of time, none of which overlap; gaps between batches count as Lightning's.
+        Pieces in the order of time, none of which overlap.
     """
-    ordered = sorted(spans, key=lambda span: (span.start, -span.duration))
+    ordered = sorted((span for span in spans if span.name != EPOCH), key=lambda span: (span.start, -span.duration))
     pieces: list[Piece] = []
     inside: list[Span] = []
-    at = ordered[0].start if ordered else 0.0
+    at = 0.0
 
-    def until(time: float, kind: str) -> None:
+    def until(time: float) -> None:
+        """The innermost span goes on until ``time``."""
         nonlocal at
-        if time > at:
-            if pieces and pieces[-1].kind == kind:
+        counts = inside and (inside[0].name == BATCH or kind_of(inside[0].name) == "data")
+        if counts and time > at:
+            kind = kind_of(inside[-1].name)
+            if pieces and pieces[-1].kind == kind and pieces[-1].end == at:
                 pieces[-1] = Piece(kind, pieces[-1].start, time)
             else:
                 pieces.append(Piece(kind, at, time))
-            at = time
-
-    def kind_now() -> str:
-        return kind_of(inside[-1].name) if inside else LIGHTNING
+        at = time
 
     for span in ordered:
         while inside and inside[-1].end <= span.start:
-            until(inside[-1].end, kind_now())
+            until(inside[-1].end)
             inside.pop()
-        until(span.start, kind_now())
+        until(span.start)
         inside.append(span)
     while inside:
-        until(inside[-1].end, kind_now())
+        until(inside[-1].end)
         inside.pop()
     return pieces
 
 
 def shares_of(spans: Sequence[Span]) -> dict[str, float]:
-    """The share of each kind of work in a process's time, those without any left out."""
+    """The share of each kind of work in a process's time, those without any left out; see :func:`pieces_of`."""
     pieces = pieces_of(spans)
     whole = sum(piece.end - piece.start for piece in pieces)
     shares = {kind: sum(p.end - p.start for p in pieces if p.kind == kind) for kind in (*KINDS, LIGHTNING)}
