@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -23,7 +22,7 @@ from lightning_sg.errors import PartitionError, SyntheticGradientsError
 from lightning_sg.exact import ExactPass, Parameters
 from lightning_sg.exchange import Exchange, Figures
 from lightning_sg.partition.checks import check_cuts, check_trainable
-from lightning_sg.partition.trace import Trace, copy_of, trace_step
+from lightning_sg.partition.trace import Trace, call_training_step, trace_step
 from lightning_sg.predictors import AutoPredictor, GradientPredictor
 from lightning_sg.step import Step
 from lightning_sg.training import AlignmentGuard, PredictorTrainer
@@ -190,17 +189,25 @@ class SyntheticGradients(Callback):
         for trained in self.trainers.values():
             trained.profile = trainer.profiler.profile  # type: ignore[attr-defined]
 
+    def templates(self, names: Sequence[str]) -> dict[str, GradientPredictor]:
+        """The unbuilt predictor at each of these boundaries.
+
+        Raises:
+            SyntheticGradientsError: If predictors are given by name, but for other boundaries.
+        """
+        if not isinstance(self.predictor, Mapping):
+            return dict.fromkeys(names, self.predictor)
+        templates = dict(self.predictor)
+        if set(templates) != set(names):
+            raise SyntheticGradientsError(
+                f"SyntheticGradients(predictor=...) names the boundaries {sorted(templates)}, but the model has "
+                f"{sorted(names)}. Give one predictor for each, or one for all."
+            )
+        return templates
+
     def _new_trainers(self, trainer: pl.Trainer, names: list[str]) -> dict[str, PredictorTrainer]:
         seed = trainer.strategy.broadcast(torch.initial_seed()) if self.seed is None else self.seed
-        if isinstance(self.predictor, Mapping):
-            templates = dict(self.predictor)
-            if set(templates) != set(names):
-                raise SyntheticGradientsError(
-                    f"SyntheticGradients(predictor=...) names the boundaries {sorted(templates)}, but the model has "
-                    f"{sorted(names)}. Give one predictor for each, or one for all."
-                )
-        else:
-            templates = dict.fromkeys(names, self.predictor)
+        templates = self.templates(names)
         trainers = {
             name: PredictorTrainer(
                 name,
@@ -409,13 +416,10 @@ class SyntheticGradients(Callback):
     def _check(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Follows one step without data: is every boundary reached, and does nothing go around it?"""
         assert self.boundaries is not None
-        takes_index = len(inspect.signature(module.training_step).parameters) > 1
-
-        copied = copy_of(batch)
 
         def run() -> Any:
             with trainer.precision_plugin.train_step_context():
-                return module.training_step(*((copied, batch_idx) if takes_index else (copied,)))
+                return call_training_step(module, batch, batch_idx)
 
         try:
             trace = trace_step(module, self.boundaries.sites, run, trainer.strategy.root_device, without_gradient=False)

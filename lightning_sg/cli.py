@@ -48,9 +48,8 @@ def main(args: Sequence[str] | None = None) -> None:
     planning = arguments[:1] == ["plan"]
     if planning:
         args = arguments[1:]
-        warnings.filterwarnings(
-            "ignore", "LightningCLI's args parameter"
-        )  # nothing is started with those of the process
+        # No process is started that would take the arguments of this one.
+        warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     cli = LightningCLI(
         pl.LightningModule,
         pl.LightningDataModule,

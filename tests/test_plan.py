@@ -12,7 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_sg import BoundaryError, DelayedGradient, PartitionError, SyntheticGradients, TrueGradient
+from lightning_sg import (
+    BoundaryError,
+    DelayedGradient,
+    LossModelPredictor,
+    PartitionError,
+    SyntheticGradients,
+    SyntheticGradientsError,
+    TrueGradient,
+)
 from lightning_sg.cli import main
 from lightning_sg.plan import BoundaryPlan, Plan, StagePlan, plan
 from lightning_sg.plan.command import table
@@ -85,6 +93,22 @@ def test_what_cannot_be_split_is_refused_as_a_run_would() -> None:
         plan(Classifier(), BATCH, processes=9)
     with pytest.raises(BoundaryError, match="is not a submodule"):
         plan(Classifier(), BATCH, SyntheticGradients(boundaries=["nothing"]))
+
+
+def test_predictors_that_do_not_fit_are_named() -> None:
+    with pytest.raises(SyntheticGradientsError, match=r"names the boundaries \['other'\]"):
+        plan(Classifier(), BATCH, SyntheticGradients(predictor={"other": LossModelPredictor()}))
+    with pytest.raises(
+        SyntheticGradientsError, match=r"LossModelPredictor at boundary 'net.1': .* beyond the 2 classes"
+    ):
+        plan(Unlabelled(), BATCH, SyntheticGradients(predictor=LossModelPredictor(classes=2)))
+
+
+class Unlabelled(Classifier):
+    """Has a loss that does not tell the number of classes, and a step that takes the batch alone."""
+
+    def training_step(self, batch: Any) -> torch.Tensor:
+        return self(batch[0]).square().mean()
 
 
 class Unrunnable(pl.LightningModule):

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -126,6 +127,13 @@ def trace_step(
 def copy_of(arguments: Any) -> Any:
     """The arguments of a step, with tensors that the step may change without its being noticed afterwards."""
     return apply_to_collection(arguments, Tensor, torch.clone)
+
+
+def call_training_step(module: pl.LightningModule, batch: Any, batch_idx: int) -> STEP_OUTPUT:
+    """Calls the user's step as Lightning does, with a copy of the batch."""
+    takes_index = len(inspect.signature(module.training_step).parameters) > 1
+    copied = copy_of(batch)
+    return module.training_step(*((copied, batch_idx) if takes_index else (copied,)))
 
 
 _ABSENT = object()
@@ -365,4 +373,4 @@ def shadowed(shadows: list[tuple[nn.Module, str, Any]]) -> Iterator[None]:
                 object.__setattr__(child, name, value)
 
 
-__all__ = ["Leak", "Trace", "copy_of", "quiet", "shadowed", "trace_step"]
+__all__ = ["Leak", "Trace", "call_training_step", "copy_of", "quiet", "shadowed", "trace_step"]

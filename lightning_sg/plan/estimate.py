@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,9 +13,10 @@ import torch
 from lightning_sg.boundary import Boundaries
 from lightning_sg.callback import SyntheticGradients
 from lightning_sg.context import context_of
+from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.partition.checks import check_cuts, check_trainable
 from lightning_sg.partition.placement import Placement, place, stage_costs
-from lightning_sg.partition.trace import Trace, copy_of, trace_step
+from lightning_sg.partition.trace import Trace, call_training_step, trace_step
 from lightning_sg.training.cost import OperationCounter
 from lightning_sg.training.learner import Learner
 
@@ -108,13 +109,13 @@ def plan(
     Raises:
         BoundaryError: If a boundary is unknown, not reached, or gone around.
         PartitionError: If the step cannot be followed, or there are more processes than stages.
+        SyntheticGradientsError: If a predictor does not fit, or predictors are given for other boundaries.
     """
     callback = callback or SyntheticGradients()
     boundaries = Boundaries(module, callback.names)
     try:
-        trace = trace_step(
-            module, boundaries.sites, lambda: module.training_step(copy_of(batch), 0), torch.device("cpu")
-        )
+        run = partial(call_training_step, module, batch, 0)
+        trace = trace_step(module, boundaries.sites, run, torch.device("cpu"))
     finally:
         boundaries.remove()
     check_cuts(trace, split=processes > 1)
@@ -137,14 +138,17 @@ def plan(
 def _boundary(
     name: str, trace: Trace, placement: Placement, callback: SyntheticGradients, context: Any
 ) -> BoundaryPlan:
-    template = callback.predictor[name] if isinstance(callback.predictor, Mapping) else callback.predictor
+    template = callback.templates(trace.order)[name]
     stage = trace.order.index(name)
     parted = placement.process_of(stage) != placement.process_of(stage + 1)
     if template.exact:
         return BoundaryPlan(name, trace.bytes[name], type(template).__name__, 0.0, parted)
     activations = tuple(torch.randn(shape) for shape in trace.shapes[name])
     learner = Learner(copy.deepcopy(template), None)
-    learner.build(activations, context, trace.loss)
+    try:
+        learner.build(activations, context, trace.loss)
+    except ValueError as error:
+        raise SyntheticGradientsError(f"{type(template).__name__} at boundary '{name}': {error}") from error
     predictor = learner.predictor
     with OperationCounter() as predicting:
         learner.predict(activations, context)
