@@ -120,7 +120,6 @@ class Method:
 
 _BOOTSTRAPPED = {"exact_every": 0, "bootstrap": True}
 
-
 METHODS: dict[str, Method | None] = {
     BACKPROPAGATION: None,
     "synthetic gradients": Method(),
@@ -160,7 +159,7 @@ ABLATIONS: dict[str, Method] = {
     "no weight decay": Method(callback_arguments={"optimizer": _adamw(lr=3e-3, weight_decay=0.0)}),
     "learning rate 1e-3": Method(callback_arguments={"optimizer": _adamw(lr=1e-3, weight_decay=0.3)}),
     "exact targets on every batch": Method(callback_arguments={"exact_every": 1}),
-    "bootstrapped targets on every batch": Method(callback_arguments={"exact_every": 0, "bootstrap": True}),
+    "bootstrapped targets on every batch": Method(callback_arguments=_BOOTSTRAPPED),
     "delay 0": Method(callback_arguments={"delay": 0}),
     "delay 4": Method(callback_arguments={"delay": 4}),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,6 +11,7 @@ from lightning_sg.callback import SyntheticGradients
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.plan.estimate import Plan, plan
 from lightning_sg.strategy import SyntheticGradientStrategy
+from lightning_sg.text import aligned
 
 
 def show(module: pl.LightningModule, data: pl.LightningDataModule, trainer: pl.Trainer) -> None:
@@ -55,7 +55,7 @@ def table(planned: Plan) -> str:
             boundary = planned.boundaries[number]
             row += [boundary.name, f"{boundary.bytes / 2**20:.2f}", f"{boundary.cost / whole:.1%}"]
         rows.append(row + [""] * (len(rows[0]) - len(row)))
-    lines = [_aligned(rows), ""]
+    lines = [*aligned(rows), ""]
     for words in dict.fromkeys(boundary.predictor for boundary in planned.boundaries):
         names = ", ".join(each.name for each in planned.boundaries if each.predictor == words)
         lines.append(f"Predictor at {names}: {words}")
@@ -69,11 +69,6 @@ def table(planned: Plan) -> str:
             f"{planned.processes}; process {planned.bottleneck} is the bottleneck."
         )
     return "\n".join(lines)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
 
 __all__ = ["show", "table"]

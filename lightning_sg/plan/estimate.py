@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.partition.checks import check_cuts, check_trainable
 from lightning_sg.partition.placement import Placement, place, stage_costs
 from lightning_sg.partition.trace import Trace, call_training_step, trace_step
+from lightning_sg.predictors import GradientPredictor
 from lightning_sg.training.cost import OperationCounter
 from lightning_sg.training.learner import Learner
 
@@ -132,19 +132,25 @@ def plan(
         for stage, cost in enumerate(stage_costs(module, trace))
     ]
     context = context_of(batch, callback.context)
-    return Plan(stages, [_boundary(name, trace, placement, callback, context) for name in trace.order], processes)
+    templates = callback.templates(trace.order)
+    cuts = [_boundary(name, templates[name], trace, placement, callback, context) for name in trace.order]
+    return Plan(stages, cuts, processes)
 
 
 def _boundary(
-    name: str, trace: Trace, placement: Placement, callback: SyntheticGradients, context: Any
+    name: str,
+    template: GradientPredictor,
+    trace: Trace,
+    placement: Placement,
+    callback: SyntheticGradients,
+    context: Any,
 ) -> BoundaryPlan:
-    template = callback.templates(trace.order)[name]
     stage = trace.order.index(name)
     parted = placement.process_of(stage) != placement.process_of(stage + 1)
     if template.exact:
         return BoundaryPlan(name, trace.bytes[name], type(template).__name__, 0.0, parted)
     activations = tuple(torch.randn(shape) for shape in trace.shapes[name])
-    learner = Learner(copy.deepcopy(template), None)
+    learner = Learner(template, None)
     try:
         learner.build(activations, context, trace.loss)
     except ValueError as error:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from lightning_sg.report import Report, ReportError, report
 from lightning_sg.report.tables import Table, boundary_table, value_table
+from lightning_sg.text import aligned
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -97,15 +98,9 @@ def _print_rich(made: Report) -> None:
 
 def _print_plain(made: Report) -> None:
     for title, table in _tables(made):
-        lines = [table.headings, *table.rows]
-        widths = [max(len(line[place]) for line in lines) for place in range(len(table.headings))]
         print(f"{title}\n")
-        for line in lines:
-            first, *rest = [
-                cell.rjust(width) if place else cell.ljust(width)
-                for place, (cell, width) in enumerate(zip(line, widths))
-            ]
-            print("  ".join([first, *rest]).rstrip())
+        for line in aligned([table.headings, *table.rows], names_first=True):
+            print(line)
         print()
     if any(row.smoothed for row in made.rows):
         print(_FOOTNOTE)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.text import aligned
 from lightning_sg.timeline.actions import KINDS, LIGHTNING
 from lightning_sg.timeline.spans import Span, batches_of, read_spans, shares_of
 
@@ -89,8 +90,7 @@ def table(stages: dict[str, list[Span]]) -> str:
         gaps = [1000 * (after - before) for before, after in itertools.pairwise(starts)]
         middle = f"{statistics.median(gaps):.1f}" if gaps else "-"
         rows.append([name, middle, *(f"{each.get(kind, 0.0):.1%}" for kind in kinds)])
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return "\n".join(aligned(rows))
 
 
 def _events(stages: dict[str, list[Span]]) -> list[dict[str, object]]:

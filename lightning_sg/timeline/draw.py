@@ -39,16 +39,15 @@ def draw(stages: Mapping[str, Sequence[Span]], batches: int = 8) -> bytes:
     """Draws the last batches of the window.
 
     Args:
-        stages: The spans of each process by its name, from the first stage to the last.
+        stages: The spans of each process by its name, from the first stage to the last; some have a batch.
         batches: How many batches of the slowest process to show.
 
     Returns:
         A PNG image.
     """
     pieces = {name: pieces_of(spans) for name, spans in stages.items()}
-    ends = [batches_of(spans)[-1].end for spans in stages.values() if batches_of(spans)]
-    starts = [batches_of(spans)[-batches:][0].start for spans in stages.values() if batches_of(spans)]
-    first, last = (min(starts), max(ends)) if ends else (0.0, 1.0)
+    seen = [some for spans in stages.values() if (some := batches_of(spans)[-batches:])]
+    first, last = min(some[0].start for some in seen), max(some[-1].end for some in seen)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 1.5 + 0.55 * len(stages)), layout="constrained")
         axes = figure.subplots()
