@@ -127,6 +127,13 @@ def test_options_take_the_place_of_those_that_would_be_chosen() -> None:
     assert not predictor.wants_exact([(8, 3, 4, 4)], labels(8))  # such a head has no use for them
 
 
+@pytest.mark.parametrize("objective", ["loss", "gradient", "both"])
+@pytest.mark.parametrize("shape", [(8, 6), (8, 5, 6), (8, 3, 4, 4)])
+def test_an_objective_of_the_users_has_the_exact_targets_that_it_uses(objective: Any, shape: tuple[int, ...]) -> None:
+    expected = LossModelPredictor(objective=objective).wants_exact([shape], labels(8))
+    assert AutoPredictor(options={"objective": objective}).wants_exact([shape], labels(8)) is expected
+
+
 @pytest.mark.parametrize(
     ("options", "message"), [({"hiden": 9}, "options are those of LossModelPredictor"), ({"hidden": 0}, "hidden >= 1")]
 )

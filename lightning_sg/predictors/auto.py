@@ -87,11 +87,13 @@ class AutoPredictor(GradientPredictor):
 
         Vectors do as well without: there the predictor at the last boundary, whose target is always exact, matches it,
         and the others learn their own loss. Should the choice be a direct predictor where this says no, it learns from
-        bootstrapped targets.
+        bootstrapped targets. An ``objective`` among the options decides as it does for a ``LossModelPredictor``.
         """
-        if self.options.get("objective") == "loss" and _has_goals(context):
-            return False
-        return not _has_goals(context) or not shapes or any(len(shape) > 3 for shape in shapes)
+        if not _has_goals(context):
+            return True
+        if "objective" in self.options:
+            return bool(self.options["objective"] != "loss")
+        return not shapes or any(len(shape) > 3 for shape in shapes)
 
     def default_optimizer(self, parameters: Iterable[Tensor]) -> Optimizer:
         """The one of what was chosen."""
