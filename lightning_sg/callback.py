@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from lightning_sg._compat import logs_now
@@ -21,11 +22,13 @@ from lightning_sg.crossing import LocalCrossing
 from lightning_sg.errors import PartitionError, SyntheticGradientsError
 from lightning_sg.exact import ExactPass, Parameters
 from lightning_sg.exchange import Exchange, Figures
+from lightning_sg.partition.automatic import choose_boundaries
 from lightning_sg.partition.checks import check_cuts, check_trainable
 from lightning_sg.partition.trace import Trace, call_training_step, trace_step
 from lightning_sg.predictors import AutoPredictor, GradientPredictor
 from lightning_sg.step import Step
 from lightning_sg.training import AlignmentGuard, PredictorTrainer
+from lightning_sg.training.cost import PredictorCost, cost_of_predictor
 
 # Lightning's own, which its users see; each boundary speaks in the one process that has its predictor.
 _log = logging.getLogger("lightning.pytorch")
@@ -49,7 +52,9 @@ class SyntheticGradients(Callback):
 
     Args:
         boundaries: Names of submodules, as in ``model.named_modules()``, to cut after. By default every
-            :class:`~lightning_sg.Boundary` in the model.
+            :class:`~lightning_sg.Boundary` in the model. ``"auto"`` cuts it at the first batch into as many stages as
+            ``strategy="synthetic_gradients"`` has processes, of about equal cost, and says where; a resumed run keeps
+            the cuts of its checkpoint.
         predictor: The predictor at each boundary (each gets its own copy), or one by boundary name. ``"auto"`` chooses
             by what crosses and what there is to predict from, see :class:`~lightning_sg.AutoPredictor`, and says so.
         optimizer: Makes a predictor's optimizer from its parameters; by default the predictor's own choice, see
@@ -88,7 +93,7 @@ class SyntheticGradients(Callback):
 
     def __init__(
         self,
-        boundaries: Sequence[str] | None = None,
+        boundaries: Sequence[str] | Literal["auto"] | None = None,
         predictor: Literal["auto"] | GradientPredictor | Mapping[str, GradientPredictor] = "auto",
         optimizer: OptimizerCallable | None = None,
         delay: int = 1,
@@ -126,9 +131,11 @@ class SyntheticGradients(Callback):
             )
         if correction and not exact_every:
             raise ValueError("SyntheticGradients(correction=...) needs exact gradients: exact_every must be 1 or more.")
-        if isinstance(boundaries, str):
+        if isinstance(boundaries, str) and boundaries != "auto":
             raise ValueError(f"boundaries takes a list of names: boundaries=['{boundaries}'].")
-        self.names = None if boundaries is None else list(boundaries)
+        #: Whether :meth:`choose_boundaries` is to say where to cut.
+        self.automatic = boundaries == "auto"
+        self.names = None if boundaries is None else [] if isinstance(boundaries, str) else list(boundaries)
         if isinstance(predictor, str) and predictor != "auto":
             raise ValueError(f"predictor must be 'auto', a predictor, or one by boundary name, not '{predictor}'.")
         self.predictor: GradientPredictor | Mapping[str, GradientPredictor] = (
@@ -172,6 +179,8 @@ class SyntheticGradients(Callback):
         """Cuts the module at its boundaries."""
         # The strategy says where the stages are; any other strategy has them in one process.
         self.exchange = getattr(trainer.strategy, "exchange", None) or Exchange()
+        if self.automatic and self._module is not pl_module:
+            self.names = []
         self.boundaries = Boundaries(pl_module, self.names)
         if not self.exchange.split and trainer.world_size > 1:
             raise SyntheticGradientsError(
@@ -179,7 +188,16 @@ class SyntheticGradients(Callback):
                 f"{type(trainer.strategy).__name__} yet. Use one device, or strategy='synthetic_gradients' "
                 "to put the stages on several."
             )
+        if self.automatic and not self.exchange.split and stage == "fit":
+            rank_zero_warn(
+                "boundaries='auto' cuts the model into as many stages as strategy='synthetic_gradients' has devices, "
+                "here one: it trains undivided. Name the boundaries, or give it more devices."
+            )
         self.trace = None
+        self._set_up_trainers(trainer, pl_module)
+
+    def _set_up_trainers(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert self.boundaries is not None
         names = [site.name for site in self.boundaries.sites]
         if self._module is not pl_module or list(self.trainers) != names:
             if self._module is not None and not self._restored:
@@ -188,6 +206,83 @@ class SyntheticGradients(Callback):
             self.trainers = self._new_trainers(trainer, names)
         for trained in self.trainers.values():
             trained.profile = trainer.profiler.profile  # type: ignore[attr-defined]
+
+    @property
+    def undecided(self) -> bool:
+        """Whether it is still to be chosen where to cut."""
+        return self.automatic and not self.names
+
+    def choose_boundaries(
+        self,
+        module: pl.LightningModule,
+        stages: int,
+        run: Callable[[], STEP_OUTPUT],
+        device: torch.device,
+        batch: Any,
+    ) -> list[str]:
+        """Says, for ``boundaries="auto"``, where to cut: where a checkpoint has it, or by the stages' cost.
+
+        Args:
+            module: The model, without boundaries installed.
+            stages: How many to cut it into.
+            run: Calls the step on ``batch``.
+            device: The device that the step runs on.
+            batch: A batch.
+
+        Raises:
+            PartitionError: If there are too few places for a cut, or the step cannot be followed.
+        """
+        if isinstance(self.predictor, Mapping):
+            raise SyntheticGradientsError("boundaries='auto' takes one predictor for all boundaries, not one by name.")
+        if len(self._restored) == stages - 1:
+            self.names = list(self._restored)
+            return self.names
+        context = context_of(batch, self.context)
+
+        def cost(trace: Trace, names: Sequence[str]) -> dict[str, float]:
+            return {name: costs for name, (_words, costs) in self.costs_of_predictors(trace, context, names).items()}
+
+        self.names = choose_boundaries(module, stages, run, device, cost)
+        _log.info(f"boundaries='auto' cuts after {self.names}. To keep the cuts, write these names in its place.")
+        return self.names
+
+    def cut(self, names: Sequence[str]) -> None:
+        """Cuts the module there, after :meth:`setup`, in the middle of its first step."""
+        assert self._module is not None
+        self.boundaries = Boundaries(self._module, names)
+        self._set_up_trainers(self._module.trainer, self._module)
+
+    def costs_of_predictors(
+        self, trace: Trace, context: Any, names: Sequence[str] | None = None
+    ) -> dict[str, tuple[str, float]]:
+        """What predictors would cost at the boundaries of a traced step.
+
+        Args:
+            trace: The step.
+            context: What the predictors are told of the batch.
+            names: Of which boundaries; by default of all.
+
+        Returns:
+            For each boundary, in words what predicts there, and its floating-point operations for a batch.
+
+        Raises:
+            SyntheticGradientsError: If one cannot be built for its boundary.
+        """
+        templates = self.templates(trace.order)
+        known: dict[Any, PredictorCost] = {}
+        costs = {}
+        for place, name in enumerate(trace.order):
+            if names is not None and name not in names:
+                continue
+            shapes, template = trace.shapes[name], templates[name]
+            key = (id(template), *shapes)
+            if key not in known:
+                known[key] = cost_of_predictor(template, name, shapes, context, trace.loss)
+            exact = self.exact_every > 0 and template.wants_exact(shapes, context)
+            last = place == len(trace.order) - 1
+            targets = 1.0 if last else 1 / self.exact_every if exact else 0.0
+            costs[name] = (known[key].words, known[key].of_batch(self.train_every, targets))
+        return costs
 
     def templates(self, names: Sequence[str]) -> dict[str, GradientPredictor]:
         """The unbuilt predictor at each of these boundaries.

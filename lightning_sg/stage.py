@@ -18,6 +18,7 @@ from lightning_sg._compat import DATA_DEPENDENT_ERRORS
 from lightning_sg.boundary import Crossing, Site, differentiable
 from lightning_sg.callback import SyntheticGradients
 from lightning_sg.checkpoint import gather_union
+from lightning_sg.context import context_of
 from lightning_sg.crossing import LocalCrossing
 from lightning_sg.errors import (
     BatchMismatchError,
@@ -35,7 +36,7 @@ from lightning_sg.partition.trace import copy_of, quiet, shadowed, trace_step
 from lightning_sg.rng import StepRandomness
 from lightning_sg.timeline import actions
 from lightning_sg.training import Record
-from lightning_sg.transport import Downstream, Message, Upstream, open_links
+from lightning_sg.transport import Coding, Downstream, Message, Upstream, open_links
 
 # How many batches of validation, test or prediction a stage may be ahead of the next.
 MAX_BATCHES_IN_EVALUATION = 2
@@ -57,6 +58,7 @@ class StageRuntime(Exchange):
         backend: The backend for tensors between stages.
         timeout: How many seconds an expected message may take.
         host_group: A gloo group of all processes.
+        coding: How activations and targets travel in training.
     """
 
     split = True
@@ -71,6 +73,7 @@ class StageRuntime(Exchange):
         backend: str,
         timeout: float,
         host_group: Any,
+        coding: Coding = "full",
     ) -> None:
         self.host_group = host_group
         self.module = module
@@ -80,6 +83,7 @@ class StageRuntime(Exchange):
         self.device = device
         self.backend = backend
         self.timeout = timeout
+        self.coding = coding
         self.placement: Placement | None = None
         self.final = False  # training ends after the batch that is going on
         self.stop_wanted = False
@@ -162,7 +166,7 @@ class StageRuntime(Exchange):
             ``backward`` passes the synthetic gradient into the stage; elsewhere, in evaluation, ``None``.
         """
         self.doing = kind
-        self._prepare(lambda: step(*copy_of(args), **copy_of(kwargs)), training)
+        self._prepare(lambda: step(*copy_of(args), **copy_of(kwargs)), args[0] if args else None, training)
         if self.position > 0:
             self._profiler.start(actions.GHOSTS)  # until the activations are asked for
         assert self.placement is not None
@@ -292,7 +296,11 @@ class StageRuntime(Exchange):
             gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in self._leaves]
             targets = gradients if isinstance(scale, float) and scale == 1.0 else [g / scale for g in gradients]
         with self._profiler.profile(actions.SEND):
-            self._upstream.send(Message(number=self._number, step=self.doing, stop=self.stop_wanted, tensors=targets))
+            self._upstream.send(
+                Message(
+                    number=self._number, step=self.doing, stop=self.stop_wanted, tensors=targets, coding=self.coding
+                )
+            )
         if self.is_last and self.callback.step.exact:
             found = self.callback.exact_pass
             leaves = found.leaves if found is not None else []
@@ -316,7 +324,9 @@ class StageRuntime(Exchange):
         if any(part is not None for part in excess):
             tensors = [torch.zeros_like(leaf) if part is None else part for part, leaf in zip(excess, leaves)]
         with self._profiler.profile(actions.SEND):
-            self._upstream.send(Message(number=_number_of_exact(number), step=self.doing, tensors=tensors))
+            self._upstream.send(
+                Message(number=_number_of_exact(number), step=self.doing, tensors=tensors, coding=self.coding)
+            )
 
     # ------------------------------------------------------------------ the boundary at the end
 
@@ -418,6 +428,7 @@ class StageRuntime(Exchange):
             stop=self.final,
             figures=self._figures if training else {},
             tensors=tensors,
+            coding=self.coding if training else "full",
         )
         with self._profiler.profile(actions.SEND):
             self._downstream.send(message)
@@ -486,19 +497,26 @@ class StageRuntime(Exchange):
 
     # ------------------------------------------------------------------ the first step
 
-    def _prepare(self, call: Callable[[], Any], training: bool) -> None:
+    def _prepare(self, call: Callable[[], Any], batch: Any, training: bool) -> None:
         """Follows the step without data: on the first one, and again on the first training step."""
         if self.placement is not None and (self._traced_training or not training):
             return
-        assert self.callback.boundaries is not None
-        trace = trace_step(self.module, self.callback.boundaries.sites, call, self.device)
+        callback = self.callback
+        if callback.undecided:
+            callback.cut(callback.choose_boundaries(self.module, len(self.ranks), call, self.device, batch))
+        assert callback.boundaries is not None
+        trace = trace_step(self.module, callback.boundaries.sites, call, self.device)
         check_cuts(trace, split=True)
         if training:
             check_trainable(self.module, trace)
             self._traced_training = True
             self.callback.accept(trace)
         if self.placement is None:
-            self.placement = place(self.module, trace, len(self.ranks))
+            predictors: dict[str, float] = {}
+            if trace.stages > len(self.ranks):  # else there is nothing to balance
+                costs = callback.costs_of_predictors(trace, context_of(batch, callback.context))
+                predictors = {name: cost for name, (_words, cost) in costs.items()}
+            self.placement = place(self.module, trace, len(self.ranks), predictors)
             names = [self.placement.name(place_, rank) for place_, rank in enumerate(self.ranks)]
             self._upstream, self._downstream = open_links(
                 self.position, self.ranks, names, self.device, self.backend, self.timeout

@@ -41,6 +41,7 @@ from lightning_sg.exchange import Exchange
 from lightning_sg.partition.placement import too_few_stages
 from lightning_sg.rng import random_state, set_random_state
 from lightning_sg.stage import StageRuntime
+from lightning_sg.transport import CODINGS, Coding
 
 _SAMPLED = 1024  # numbers of each tensor that go into a batch's fingerprint
 
@@ -60,6 +61,9 @@ class SyntheticGradientStrategy(ParallelStrategy):
         timeout: How many seconds a stage waits for its neighbour before it gives up with an error that names it.
         start_method: How processes are started: ``"popen"`` runs the script again for each, ``"spawn"`` and
             ``"fork"`` do not (``"fork"`` is for notebooks). Under torchrun or SLURM, none are started.
+        wire: How activations and targets travel between processes in training: ``"full"`` as they are, ``"bf16"`` as
+            bfloat16, or ``"int8"`` with a scale for each 256 values, for slow links. The next stage then trains on
+            the rounded activations; validation, test and prediction always send them in full.
         process_group_backend: ``"nccl"`` or ``"gloo"``; by default what the device calls for.
     """
 
@@ -70,12 +74,16 @@ class SyntheticGradientStrategy(ParallelStrategy):
         timeout: float = 600.0,
         start_method: Literal["popen", "spawn", "fork"] = "popen",
         process_group_backend: str | None = None,
+        wire: Coding = "full",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if timeout <= 0:
             raise ValueError(f"timeout is in seconds and must be positive, not {timeout}.")
+        if wire not in CODINGS:
+            raise ValueError(f"wire is one of {CODINGS}, not {wire!r}.")
         self.timeout = timeout
+        self.wire: Coding = wire
         self.start_method = start_method
         self.num_nodes = 1
         self._process_group_backend = process_group_backend
@@ -176,6 +184,7 @@ class SyntheticGradientStrategy(ParallelStrategy):
             backend,
             self.timeout,
             self._host_group,
+            self.wire,
         )
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [other for other in callbacks if not isinstance(other, StageCoordinator)]
@@ -201,7 +210,7 @@ class SyntheticGradientStrategy(ParallelStrategy):
         if self._runtime is not None:
             boundaries = self._runtime.callback.boundaries
             assert boundaries is not None
-            if len(boundaries) + 1 < self.stages_in_parallel:
+            if len(boundaries) + 1 < self.stages_in_parallel and not self._runtime.callback.undecided:
                 raise too_few_stages(len(boundaries) + 1, self.stages_in_parallel)
             if getattr(self.precision_plugin, "scaler", None) is not None:
                 raise SyntheticGradientsError(

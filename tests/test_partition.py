@@ -20,8 +20,9 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_sg import Boundary, BoundaryError, PartitionError
 from lightning_sg.boundary import Boundaries
 from lightning_sg.partition import Trace, trace_step
+from lightning_sg.partition.balance import balance
 from lightning_sg.partition.ghosts import GhostMemory, Ghosts, is_ghost
-from lightning_sg.partition.placement import Placement, _balance, place
+from lightning_sg.partition.placement import Placement, place
 from lightning_sg.predictors.base import LossInfo
 from tests.models import assert_same_state, state_of
 
@@ -558,9 +559,10 @@ def test_a_memory_of_ghosts_forgets_a_result_that_was_changed_in_place() -> None
 # ---------------------------------------------------------------------- placement
 
 
-def slowest(costs: list[float], starts: list[int]) -> float:
-    ends = [*starts[1:], len(costs)]
-    return max(sum(costs[start:end]) for start, end in zip(starts, ends))
+def slowest(costs: list[float], starts: list[int], ends: list[float]) -> float:
+    bounds = [*starts, len(costs)]
+    runs = itertools.pairwise(bounds)
+    return max(sum(costs[start:end]) + (ends[end - 1] if end < len(costs) else 0) for start, end in runs)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 4, 5])
@@ -569,12 +571,14 @@ def test_the_slowest_process_is_as_fast_as_with_any_other_cut(parts: int) -> Non
     for _ in range(60):
         count = draw.randint(parts, 9)
         costs = [draw.choice([0.0, 1.0, draw.random() * 10]) for _ in range(count)]
-        starts = _balance(costs, parts)
-        best = min(slowest(costs, [0, *cut]) for cut in itertools.combinations(range(1, count), parts - 1))
-        assert slowest(costs, starts) == pytest.approx(best)
-        assert starts[0] == 0
-        assert starts == sorted(set(starts))
-        assert len(starts) == parts
+        for ends in (None, [draw.choice([0.0, draw.random() * 5]) for _ in range(count)]):
+            starts = balance(costs, parts, ends)
+            cuts = itertools.combinations(range(1, count), parts - 1)
+            best = min(slowest(costs, [0, *cut], ends or [0.0] * count) for cut in cuts)
+            assert slowest(costs, starts, ends or [0.0] * count) == pytest.approx(best)
+            assert starts[0] == 0
+            assert starts == sorted(set(starts))
+            assert len(starts) == parts
 
 
 def test_a_placement_knows_where_everything_is() -> None:

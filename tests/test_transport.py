@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_sg.errors import StageLostError
-from lightning_sg.transport import Downstream, Message, Upstream, open_links
+from lightning_sg.transport import CODINGS, Coding, Downstream, Message, Upstream, open_links
 from lightning_sg.transport.message import HEAD_BYTES, TensorSpec
 from tests.ranks import run_ranks
 
@@ -74,11 +74,12 @@ def test_the_forms_of_many_tensors_arrive() -> None:
     assert Message.decode(head, rest).specs == [TensorSpec.of(tensor) for tensor in tensors]
 
 
+@pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(), (0, 3), (2, 3)])
-def test_a_tensors_form_arrives(dtype: str, shape: tuple[int, ...]) -> None:
+def test_a_tensors_form_arrives(dtype: str, shape: tuple[int, ...], coding: Coding) -> None:
     tensor = torch.zeros(shape, dtype=getattr(torch, dtype))
-    (spec,) = sent(Message(tensors=[tensor])).specs
+    (spec,) = sent(Message(tensors=[tensor], coding=coding)).specs
     received = spec.arrange(spec.empty(CPU))
     assert (spec.shape, spec.dtype, spec.requires_grad) == (shape, dtype, False)
     assert (received.shape, received.dtype) == (tensor.shape, tensor.dtype)
@@ -87,6 +88,54 @@ def test_a_tensors_form_arrives(dtype: str, shape: tuple[int, ...]) -> None:
 def test_whether_a_tensor_carries_a_gradient_arrives() -> None:
     specs = sent(Message(tensors=[torch.zeros(2, requires_grad=True), torch.zeros(2)])).specs
     assert [spec.requires_grad for spec in specs] == [True, False]
+
+
+def over_the_wire(tensor: Tensor, coding: Coding) -> Tensor:
+    spec = TensorSpec.of(tensor, coding)
+    return spec.arrange(spec.parts(tensor))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3, 5), (2, 3, 7, 11), (256,), (257,), (1000, 3)])
+def test_int8_is_off_by_at_most_half_a_level_of_its_block(shape: tuple[int, ...]) -> None:
+    tensor = 1e-6 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    blocks = torch.nn.functional.pad(tensor.flatten(), (0, -tensor.numel() % 256)).view(-1, 256)
+    half = blocks.abs().amax(dim=1, keepdim=True) / 254
+    difference = torch.nn.functional.pad((over_the_wire(tensor, "int8") - tensor).flatten(), (0, -tensor.numel() % 256))
+    assert (difference.view(-1, 256).abs() <= half * (1 + 1e-5)).all()
+
+
+def test_bf16_is_what_torch_rounds_to() -> None:
+    tensor = torch.randn(7, 9).T
+    received = over_the_wire(tensor, "bf16")
+    assert torch.equal(received, tensor.bfloat16().float())
+    assert received.stride() == tensor.stride()
+
+
+@pytest.mark.parametrize("coding", ["bf16", "int8"])
+def test_zeros_stay_and_what_is_not_finite_is_not_hidden(coding: Coding) -> None:
+    assert not over_the_wire(torch.zeros(300), coding).any()
+    for value in (float("nan"), float("inf"), -float("inf")):
+        tensor = torch.ones(600)
+        tensor[300] = value
+        received = over_the_wire(tensor, coding)
+        assert not received[256:512].isfinite().all()
+        assert torch.equal(received[:256], torch.ones(256))
+        assert torch.equal(received[512:], torch.ones(88))
+
+
+def test_only_what_gets_smaller_is_rounded() -> None:
+    for coding in CODINGS:
+        for tensor in (torch.arange(5), torch.ones(2, dtype=torch.bool), torch.ones(2, dtype=torch.complex64)):
+            assert torch.equal(over_the_wire(tensor, coding), tensor)
+    assert TensorSpec.of(torch.ones(2).half(), "bf16").coding == "full"
+    assert TensorSpec.of(torch.ones(2).half(), "int8").coding == "int8"
+
+
+@pytest.mark.parametrize(("coding", "share"), [("full", 1.0), ("bf16", 0.5), ("int8", 0.25 + 1 / 256)])
+def test_how_many_bytes_are_sent(coding: Coding, share: float) -> None:
+    tensor = torch.randn(64, 512)
+    parts = TensorSpec.of(tensor, coding).parts(tensor)
+    assert sum(part.numel() * part.element_size() for part in parts) == share * 4 * tensor.numel()
 
 
 # ---------------------------------------------------------------------- between processes

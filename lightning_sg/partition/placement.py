@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from lightning_sg.errors import PartitionError
+from lightning_sg.partition.balance import balance
 from lightning_sg.partition.checks import between
 from lightning_sg.partition.trace import Trace
 
@@ -61,16 +62,17 @@ class Placement:
         return {name for name, owner in self.owner.items() if owner != process}
 
 
-def place(module: nn.Module, trace: Trace, processes: int) -> Placement:
+def place(module: nn.Module, trace: Trace, processes: int, predictors: Mapping[str, float] | None = None) -> Placement:
     """Gives each process a run of neighbouring stages so that the slowest is as fast as can be.
 
     The cost of a stage is its share of the model's operations plus its share of the parameters, which stands for
-    the optimizer's work.
+    the optimizer's work, and the predictor at its end.
 
     Args:
         module: The model.
         trace: A traced step.
         processes: How many processes there are.
+        predictors: The floating-point operations of the predictor at each boundary, for a batch.
 
     Raises:
         PartitionError: If there are fewer stages than processes, or a parameter is used by two processes.
@@ -79,7 +81,9 @@ def place(module: nn.Module, trace: Trace, processes: int) -> Placement:
     if stages < processes:
         raise too_few_stages(stages, processes)
     costs = stage_costs(module, trace)
-    placement = Placement(list(trace.order), _balance(costs, processes))
+    for stage, name in enumerate(trace.order):
+        costs[stage] += (predictors or {}).get(name, 0.0)
+    placement = Placement(list(trace.order), balance(costs, processes))
     assign(placement, module, trace)
     return placement
 
@@ -120,22 +124,6 @@ def too_few_stages(stages: int, processes: int) -> PartitionError:
         f"splits over at most {stages} devices. Use Trainer(devices={stages}), or add boundaries: "
         "`lightning_sg.Boundary()` in the model, or SyntheticGradients(boundaries=[...]) with module names."
     )
-
-
-def _balance(costs: list[float], parts: int) -> list[int]:
-    """The starts of ``parts`` runs of neighbours, so that the largest sum of a run is as small as can be."""
-
-    @functools.cache
-    def best(start: int, parts: int) -> tuple[float, tuple[int, ...]]:
-        if parts == 1:
-            return sum(costs[start:]), (start,)
-        choices = []
-        for end in range(start + 1, len(costs) - parts + 2):
-            rest, starts = best(end, parts - 1)
-            choices.append((max(sum(costs[start:end]), rest), (start, *starts)))
-        return min(choices)
-
-    return list(best(0, parts)[1])
 
 
 def stage_costs(module: nn.Module, trace: Trace) -> list[float]:

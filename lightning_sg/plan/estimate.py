@@ -12,13 +12,9 @@ import torch
 from lightning_sg.boundary import Boundaries
 from lightning_sg.callback import SyntheticGradients
 from lightning_sg.context import context_of
-from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.partition.checks import check_cuts, check_trainable
-from lightning_sg.partition.placement import Placement, place, stage_costs
-from lightning_sg.partition.trace import Trace, call_training_step, trace_step
-from lightning_sg.predictors import GradientPredictor
-from lightning_sg.training.cost import OperationCounter
-from lightning_sg.training.learner import Learner
+from lightning_sg.partition.placement import place, stage_costs
+from lightning_sg.partition.trace import call_training_step, trace_step
 
 
 @dataclass(frozen=True)
@@ -112,15 +108,20 @@ def plan(
         SyntheticGradientsError: If a predictor does not fit, or predictors are given for other boundaries.
     """
     callback = callback or SyntheticGradients()
-    boundaries = Boundaries(module, callback.names)
+    run, device = partial(call_training_step, module, batch, 0), torch.device("cpu")
+    names = callback.names
+    if callback.undecided:
+        names = callback.choose_boundaries(module, processes, run, device, batch)
+    boundaries = Boundaries(module, names)
     try:
-        run = partial(call_training_step, module, batch, 0)
-        trace = trace_step(module, boundaries.sites, run, torch.device("cpu"))
+        trace = trace_step(module, boundaries.sites, run, device)
     finally:
         boundaries.remove()
     check_cuts(trace, split=processes > 1)
     check_trainable(module, trace)
-    placement = place(module, trace, processes)
+    context = context_of(batch, callback.context)
+    costs = callback.costs_of_predictors(trace, context)
+    placement = place(module, trace, processes, {name: cost for name, (_words, cost) in costs.items()})
     sizes = dict(module.named_parameters())
     stages = [
         StagePlan(
@@ -131,52 +132,16 @@ def plan(
         )
         for stage, cost in enumerate(stage_costs(module, trace))
     ]
-    context = context_of(batch, callback.context)
-    templates = callback.templates(trace.order)
-    cuts = [_boundary(name, templates[name], trace, placement, callback, context) for name in trace.order]
+    cuts = [
+        BoundaryPlan(
+            name,
+            trace.bytes[name],
+            *costs[name],
+            placement.process_of(stage) != placement.process_of(stage + 1),
+        )
+        for stage, name in enumerate(trace.order)
+    ]
     return Plan(stages, cuts, processes)
-
-
-def _boundary(
-    name: str,
-    template: GradientPredictor,
-    trace: Trace,
-    placement: Placement,
-    callback: SyntheticGradients,
-    context: Any,
-) -> BoundaryPlan:
-    stage = trace.order.index(name)
-    parted = placement.process_of(stage) != placement.process_of(stage + 1)
-    if template.exact:
-        return BoundaryPlan(name, trace.bytes[name], type(template).__name__, 0.0, parted)
-    activations = tuple(torch.randn(shape) for shape in trace.shapes[name])
-    learner = Learner(template, None)
-    try:
-        learner.build(activations, context, trace.loss)
-    except ValueError as error:
-        raise SyntheticGradientsError(f"{type(template).__name__} at boundary '{name}': {error}") from error
-    predictor = learner.predictor
-    with OperationCounter() as predicting:
-        learner.predict(activations, context)
-
-    def learning(targets: tuple[torch.Tensor, ...]) -> float:
-        with OperationCounter() as counter:
-            if learner.learns:
-                learner.learn(activations, context, targets)
-        return float(counter.flops)
-
-    last = stage == len(trace.order) - 1
-    if not predictor.needs_target:
-        learned = learning(())
-    elif last or not predictor.learns_without_target:
-        learned = learning(activations)
-    else:  # of the target only where it is exact
-        sent = callback.exact_every > 0 and template.wants_exact(trace.shapes[name], context)
-        share = 1 / callback.exact_every if sent else 0.0
-        learned = share * learning(activations) + (1 - share) * learning(())
-    words = str(getattr(predictor, "choice", type(predictor).__name__))
-    cost = predicting.flops + learned / callback.train_every
-    return BoundaryPlan(name, trace.bytes[name], words, cost, parted)
 
 
 __all__ = ["BoundaryPlan", "Plan", "StagePlan", "plan"]

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_sg.transport.coding import Coding, coding_for, decode, empty_parts, encode
+
 Kind = Literal["batch", "end", "failed"]
 
 #: Bytes of the first part of every message. What does not fit follows as a part of its own.
@@ -25,22 +27,35 @@ class TensorSpec:
     dtype: str
     requires_grad: bool = False
     order: tuple[int, ...] = ()
+    coding: Coding = "full"
 
     @classmethod
-    def of(cls, tensor: Tensor) -> TensorSpec:
-        """The form of ``tensor``."""
+    def of(cls, tensor: Tensor, coding: Coding = "full") -> TensorSpec:
+        """The form of ``tensor``, and how it is to travel."""
         kind = str(tensor.dtype).removeprefix("torch.")
-        return cls(tuple(tensor.shape), kind, tensor.requires_grad, dense(tensor)[1])
+        return cls(tuple(tensor.shape), kind, tensor.requires_grad, dense(tensor)[1], coding_for(tensor.dtype, coding))
 
-    def empty(self, device: torch.device) -> Tensor:
-        """A contiguous tensor to receive into, its dimensions in the order of memory; see :meth:`arrange`."""
-        shape = [self.shape[place] for place in self.order]
-        return torch.empty(shape, dtype=getattr(torch, self.dtype), device=device)
+    @property
+    def _sent_shape(self) -> list[int]:
+        return [self.shape[place] for place in self.order]
 
-    def arrange(self, received: Tensor) -> Tensor:
+    @property
+    def _type(self) -> torch.dtype:
+        kind: torch.dtype = getattr(torch, self.dtype)
+        return kind
+
+    def parts(self, tensor: Tensor) -> list[Tensor]:
+        """What is sent of a tensor of this form: contiguous tensors, the dimensions in the order of memory."""
+        return encode(dense(tensor.detach())[0].contiguous(), self.coding)
+
+    def empty(self, device: torch.device) -> list[Tensor]:
+        """Tensors to receive :meth:`parts` into; see :meth:`arrange`."""
+        return empty_parts(self._sent_shape, self._type, self.coding, device)
+
+    def arrange(self, received: list[Tensor]) -> Tensor:
         """What was sent, with its dimensions in their places and its layout in memory."""
         places = [self.order.index(dimension) for dimension in range(len(self.order))]
-        return received.permute(places)
+        return decode(received, self._sent_shape, self._type, self.coding).permute(places)
 
 
 def dense(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
@@ -71,6 +86,7 @@ class Message:
         reason: Why the sender failed.
         specs: The forms of the tensors that follow.
         tensors: The activations (downwards) or their targets (upwards).
+        coding: How the tensors are to travel.
     """
 
     kind: Kind = "batch"
@@ -83,11 +99,16 @@ class Message:
     reason: str = ""
     specs: list[TensorSpec] = field(default_factory=list)
     tensors: Sequence[Tensor] = ()
+    coding: Coding = "full"
+
+    def __post_init__(self) -> None:
+        if self.tensors:
+            self.specs = [TensorSpec.of(tensor, self.coding) for tensor in self.tensors]
 
     def encode(self) -> tuple[Tensor, Tensor | None]:
         """The head, :data:`HEAD_BYTES` long, and what did not fit into it; both uint8 on the CPU."""
-        content = {key: value for key, value in self.__dict__.items() if key not in ("tensors", "specs")}
-        content["specs"] = [asdict(TensorSpec.of(tensor)) for tensor in self.tensors]
+        content = {key: value for key, value in self.__dict__.items() if key != "tensors"}
+        content["specs"] = [asdict(spec) for spec in self.specs]
         text = json.dumps(content).encode()
         room = HEAD_BYTES - _LENGTH_BYTES
         head = bytearray(HEAD_BYTES)
@@ -110,7 +131,7 @@ class Message:
         text = data[_LENGTH_BYTES:] + (rest.numpy().tobytes() if rest is not None else b"")
         content: dict[str, Any] = json.loads(text[:length])
         content["specs"] = [
-            TensorSpec(tuple(spec["shape"]), spec["dtype"], spec["requires_grad"], tuple(spec["order"]))
+            TensorSpec(**{**spec, "shape": tuple(spec["shape"]), "order": tuple(spec["order"])})
             for spec in content["specs"]
         ]
         return Message(**content)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_sg.errors import StageLostError
-from lightning_sg.transport.message import HEAD_BYTES, Message, dense
+from lightning_sg.transport.message import HEAD_BYTES, Message
 
 # The receiving thread waits for the next message however long the neighbour computes; it is the waiting for an
 # expected one that has the user's timeout. gloo closes a pair for good when one of its own waits runs out.
@@ -75,8 +75,8 @@ class Outbox:
             StageLostError: If the receiving process is gone.
         """
         head, rest = message.encode()
-        payload = [dense(tensor.detach())[0].contiguous().to(self._wire.wire_device) for tensor in message.tensors]
-        payload = [tensor for tensor in payload if tensor.numel()]
+        parts = [part for spec, tensor in zip(message.specs, message.tensors) for part in spec.parts(tensor)]
+        payload = [part.to(self._wire.wire_device) for part in parts if part.numel()]
         works: list[dist.Work] = []
         try:
             for part in (head, rest):
@@ -195,10 +195,11 @@ class Inbox:
             return False
         tensors = []
         for spec in message.specs:
-            tensor = spec.empty(self._wire.wire_device)
-            if tensor.numel():
-                self._receive(tensor, self._wire.tensors)
-            tensors.append(spec.arrange(tensor.to(self._wire.device)))
+            parts = spec.empty(self._wire.wire_device)
+            for part in parts:
+                if part.numel():
+                    self._receive(part, self._wire.tensors)
+            tensors.append(spec.arrange([part.to(self._wire.device) for part in parts]))
         message.tensors = tensors
         event = stream.record_event() if stream is not None else None
         with self._changed:

@@ -1,0 +1,180 @@
+"""``boundaries="auto"``: where the model is cut, and that training is then as with these boundaries named."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_sg import SyntheticGradients
+from lightning_sg.errors import PartitionError, SyntheticGradientsError
+from lightning_sg.partition.automatic import choose_boundaries
+from lightning_sg.partition.trace import Trace, call_training_step
+from lightning_sg.plan import plan
+from tests.models import CLASSES, FEATURES, assert_same_state, block, dataset, loader, make_trainer, state_of
+from tests.ranks import run_ranks
+
+WIDTH = 16
+
+
+class Net(pl.LightningModule):
+    """Any network as a classifier."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.criterion = nn.CrossEntropyLoss()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.criterion(self(batch[0]), batch[1])
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    sizes = [FEATURES, *widths]
+    layers = [part for i, o in zip(sizes, widths) for part in (nn.Linear(i, o), nn.ReLU())]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], CLASSES))
+
+
+def batch() -> tuple[Tensor, ...]:
+    return dataset(16)[:]
+
+
+def chosen(module: pl.LightningModule, stages: int, **predictors: float) -> list[str]:
+    def costs(trace: Trace, names: list[str]) -> dict[str, float]:
+        return {name.replace("_", "."): cost for name, cost in predictors.items()}
+
+    run = partial(call_training_step, module, batch(), 0)
+    return choose_boundaries(module, stages, run, torch.device("cpu"), costs)
+
+
+def test_stages_are_of_about_equal_cost_and_end_after_an_activation_function() -> None:
+    module = Net(mlp(*[64] * 8))
+    # Seven layers of full width between a small one and a smaller one.
+    assert chosen(module, 2) == ["net.7"]
+    assert chosen(module, 4) == ["net.3", "net.7", "net.11"]
+    assert chosen(module, 1) == []
+    assert not any(child._forward_hooks for child in module.modules())
+
+
+def test_an_expensive_predictor_goes_to_the_shorter_stage() -> None:
+    module = Net(mlp(*[64] * 8))
+    assert chosen(module, 2, net_7=1e9) == ["net.9"]
+
+
+def test_no_cut_goes_through_a_residual_block() -> None:
+    module = Net(
+        nn.Sequential(nn.Linear(FEATURES, WIDTH), *(Residual(WIDTH) for _ in range(6)), nn.Linear(WIDTH, CLASSES))
+    )
+    names = [f"net.{place}" for place in range(7)]
+    assert chosen(module, 8) == names
+    with pytest.raises(PartitionError, match=r"finds 7 places to cut Net, too few for 9 stages.*devices=8"):
+        chosen(module, 9)
+
+
+def test_a_module_that_runs_twice_is_no_place_for_a_cut() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(FEATURES, FEATURES), nn.Linear(FEATURES, CLASSES)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers[1](self.layers[0](self.layers[0](x)))
+
+    with pytest.raises(PartitionError, match="finds 0 places"):
+        chosen(Net(Twice()), 2)
+
+
+def test_frozen_layers_are_no_stage_of_their_own() -> None:
+    net = mlp(*[64] * 4)
+    net[0].requires_grad_(False)
+    net[2].requires_grad_(False)
+    assert chosen(Net(net), 3) == ["net.5", "net.7"]
+
+
+def classifier() -> Net:
+    torch.manual_seed(0)
+    return Net(
+        nn.Sequential(block(FEATURES, WIDTH), *(block(WIDTH, WIDTH) for _ in range(4)), nn.Linear(WIDTH, CLASSES))
+    )
+
+
+def train(folder: Path, boundaries: Any, devices: int, checkpoint: str | None = None, epochs: int = 2) -> Any:
+    pl.seed_everything(3, verbose=False)
+    module, callback = classifier(), SyntheticGradients(boundaries=boundaries, seed=5)
+    trainer = make_trainer(
+        strategy="synthetic_gradients" if devices > 1 else "auto",
+        devices=devices,
+        callbacks=[callback],
+        max_epochs=epochs,
+        default_root_dir=folder,
+    )
+    data = loader(shuffle=False)
+    trainer.fit(module, data, data, ckpt_path=checkpoint)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return callback.names, state_of(module)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_training_is_as_with_these_boundaries_named_in_one_process(tmp_path: Path, processes: int) -> None:
+    (names, state), *others = run_ranks(processes, lambda: train(tmp_path, "auto", processes))
+    assert len(names) == processes - 1
+    assert all(other[0] == names for other in others)
+    _names, alone = train(tmp_path, names, 1)
+    assert_same_state(state, alone)
+
+
+def test_a_resumed_run_keeps_the_cuts_of_its_checkpoint(tmp_path: Path) -> None:
+    # Of a cut that "auto" would not choose.
+    run_ranks(2, lambda: train(tmp_path, ["net.0"], 2))
+    checkpoint = str(tmp_path / "last.ckpt")
+    (names, state), _other = run_ranks(2, lambda: train(tmp_path, "auto", 2, checkpoint, epochs=3))
+    assert names == ["net.0"]
+    _names, whole = train(tmp_path, ["net.0"], 1, epochs=3)
+    assert_same_state(state, whole)
+
+
+def test_one_process_trains_undivided_and_says_so(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="it trains undivided"):
+        _names, state = train(tmp_path, "auto", 1)
+    pl.seed_everything(3, verbose=False)
+    module = classifier()
+    make_trainer().fit(module, loader(shuffle=False), loader(shuffle=False))
+    assert_same_state(state, state_of(module), exact=True)
+
+
+def test_predictors_by_name_are_refused() -> None:
+    callback = SyntheticGradients(boundaries="auto", predictor={})
+    with pytest.raises(SyntheticGradientsError, match="one predictor for all"):
+        plan(classifier(), batch(), callback, 2)
+
+
+def test_a_plan_chooses_as_a_run_does(tmp_path: Path) -> None:
+    planned = plan(classifier(), batch(), SyntheticGradients(boundaries="auto"), 2)
+    (names, _state), _other = run_ranks(2, lambda: train(tmp_path, "auto", 2, epochs=1))
+    assert [boundary.name for boundary in planned.boundaries] == names
