@@ -47,10 +47,10 @@ class ExactPass:
             parameters: Those to be corrected later.
             scale: The factor on the loss.
         """
+        if not crossings or not loss.requires_grad:
+            return cls()  # with no boundary on the way, the batch's own backward pass has the exact gradients
         carriers = [tensor for crossing in crossings for tensor in crossing.carriers]
         inputs = [*carriers, *leaves, *parameters.values()]
-        if not inputs or not loss.requires_grad:
-            return cls()
         for crossing in crossings:  # one that the loss does not depend on is not reached
             crossing.record.exact_targets = crossing.record.per_sample([None for _ in crossing.carriers])
         # The carriers are asked for only so that the boundaries are reached: what arrives there is the exact target,

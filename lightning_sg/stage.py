@@ -377,6 +377,8 @@ class StageRuntime(Exchange):
         if record.true_share:
             record.collect()
         nothing = record.prediction is None if not record.true_share else record.targets is None
+        if nothing and not self._has_boundaries_within():
+            return torch.zeros((), device=self.device, requires_grad=True)
         # Even then goes backward: boundaries on the way, between this process's stages, have predictions of their own.
         surrogate: Tensor = _Inject.apply(None if nothing else record.used, record.samples, *carriers)
         return surrogate

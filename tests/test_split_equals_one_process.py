@@ -85,7 +85,10 @@ def test_rounding_on_the_wire_is_as_rounding_in_the_model(coding: Coding) -> Non
             callbacks=[SyntheticGradients(seed=1)],
         )
         trainer.fit(module, loader(), loader(shuffle=False))
-        state = {name.replace("net.2.1.", "net.2.") if devices == 1 else name: value for name, value in state_of(module).items()}
+        state = {
+            name.replace("net.2.1.", "net.2.") if devices == 1 else name: value
+            for name, value in state_of(module).items()
+        }
         return state, float(trainer.callback_metrics["val_loss"])
 
     expected, loss = work(1)
