@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
@@ -176,12 +177,12 @@ class SyntheticGradients(Callback):
     # ------------------------------------------------------------------ set-up
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Cuts the module at its boundaries."""
+        """Cuts the module at its boundaries, if it is there yet."""
         # The strategy says where the stages are; any other strategy has them in one process.
         self.exchange = getattr(trainer.strategy, "exchange", None) or Exchange()
+        self.boundaries, self.trace = None, None
         if self.automatic and self._module is not pl_module:
             self.names = []
-        self.boundaries = Boundaries(pl_module, self.names)
         if not self.exchange.split and trainer.world_size > 1:
             raise SyntheticGradientsError(
                 f"SyntheticGradients does not support {trainer.world_size} replicas under "
@@ -193,11 +194,21 @@ class SyntheticGradients(Callback):
                 "boundaries='auto' cuts the model into as many stages as strategy='synthetic_gradients' has devices, "
                 "here one: it trains undivided. Name the boundaries, or give it more devices."
             )
-        self.trace = None
-        self._set_up_trainers(trainer, pl_module)
+        if not is_overridden("configure_model", pl_module):  # which comes later, and makes the submodules
+            self.cut(trainer, pl_module, self.names)
 
-    def _set_up_trainers(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert self.boundaries is not None
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Cuts a module that was made in ``configure_model``."""
+        if self.boundaries is None:
+            self.cut(trainer, pl_module, self.names)
+
+    def cut(self, trainer: pl.Trainer, pl_module: pl.LightningModule, names: Sequence[str] | None) -> None:
+        """Cuts the module: in :meth:`setup`, once it has its submodules, or when it is known where.
+
+        Raises:
+            BoundaryError: If a name is unknown or given twice.
+        """
+        self.boundaries = Boundaries(pl_module, names)
         names = [site.name for site in self.boundaries.sites]
         if self._module is not pl_module or list(self.trainers) != names:
             if self._module is not None and not self._restored:
@@ -245,12 +256,6 @@ class SyntheticGradients(Callback):
         self.names = choose_boundaries(module, stages, run, device, cost)
         _log.info(f"boundaries='auto' cuts after {self.names}. To keep the cuts, write these names in its place.")
         return self.names
-
-    def cut(self, names: Sequence[str]) -> None:
-        """Cuts the module there, after :meth:`setup`, in the middle of its first step."""
-        assert self._module is not None
-        self.boundaries = Boundaries(self._module, names)
-        self._set_up_trainers(self._module.trainer, self._module)
 
     def costs_of_predictors(
         self, trace: Trace, context: Any, names: Sequence[str] | None = None

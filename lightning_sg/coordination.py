@@ -47,8 +47,13 @@ class StageCoordinator(Callback):
         for name in _ENDS:
             setattr(pl_module, name, self._guarded(name, getattr(pl_module, name), trainer))
         pl_module.on_train_batch_end = self._agreeing(pl_module.on_train_batch_end, trainer)  # type: ignore[method-assign]
+        self.keep_metrics(pl_module)
+
+    def keep_metrics(self, pl_module: pl.LightningModule) -> None:
+        """Keeps the module's metrics to this process; again, once ``configure_model`` may have made some."""
         for child in pl_module.modules():
-            if isinstance(child, Metric):  # would gather over all processes, of which only the last has values
+            if isinstance(child, Metric) and child.distributed_available_fn is not _alone:
+                # It would gather over all processes, of which only the last has values.
                 self._metrics.append((child, child.distributed_available_fn))
                 child.distributed_available_fn = _alone
 

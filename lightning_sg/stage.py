@@ -31,6 +31,7 @@ from lightning_sg.exact import KeptGraph, keeping_weights
 from lightning_sg.exchange import Exchange, Figures
 from lightning_sg.partition.checks import check_cuts, check_trainable
 from lightning_sg.partition.ghosts import GhostMemory, Ghosts, ghost_like, is_ghost
+from lightning_sg.partition.paging import PagedParameters
 from lightning_sg.partition.placement import Placement, assign, place
 from lightning_sg.partition.trace import copy_of, quiet, shadowed, trace_step
 from lightning_sg.rng import StepRandomness
@@ -59,6 +60,7 @@ class StageRuntime(Exchange):
         timeout: How many seconds an expected message may take.
         host_group: A gloo group of all processes.
         coding: How activations and targets travel in training.
+        pages: The parameters that are in files; those of its own stages, the process brings into memory.
     """
 
     split = True
@@ -73,7 +75,8 @@ class StageRuntime(Exchange):
         backend: str,
         timeout: float,
         host_group: Any,
-        coding: Coding = "full",
+        coding: Coding,
+        pages: PagedParameters,
     ) -> None:
         self.host_group = host_group
         self.module = module
@@ -84,6 +87,7 @@ class StageRuntime(Exchange):
         self.backend = backend
         self.timeout = timeout
         self.coding = coding
+        self.pages = pages
         self.placement: Placement | None = None
         self.final = False  # training ends after the batch that is going on
         self.stop_wanted = False
@@ -166,7 +170,9 @@ class StageRuntime(Exchange):
             ``backward`` passes the synthetic gradient into the stage; elsewhere, in evaluation, ``None``.
         """
         self.doing = kind
-        self._prepare(lambda: step(*copy_of(args), **copy_of(kwargs)), args[0] if args else None, training)
+        if self.placement is None or (training and not self._traced_training):
+            with self._profiler.profile(actions.START_UP):
+                self._prepare(lambda: step(*copy_of(args), **copy_of(kwargs)), args[0] if args else None, training)
         if self.position > 0:
             self._profiler.start(actions.GHOSTS)  # until the activations are asked for
         assert self.placement is not None
@@ -501,11 +507,10 @@ class StageRuntime(Exchange):
 
     def _prepare(self, call: Callable[[], Any], batch: Any, training: bool) -> None:
         """Follows the step without data: on the first one, and again on the first training step."""
-        if self.placement is not None and (self._traced_training or not training):
-            return
         callback = self.callback
         if callback.undecided:
-            callback.cut(callback.choose_boundaries(self.module, len(self.ranks), call, self.device, batch))
+            names = callback.choose_boundaries(self.module, len(self.ranks), call, self.device, batch)
+            callback.cut(self.module.trainer, self.module, names)
         assert callback.boundaries is not None
         trace = trace_step(self.module, callback.boundaries.sites, call, self.device)
         check_cuts(trace, split=True)
@@ -534,10 +539,15 @@ class StageRuntime(Exchange):
         elsewhere = self.placement.elsewhere(self.position)
         buffers = dict(self.module.named_buffers())
         self._shared_versions = {name: buffers[name]._version for name in self.placement.shared}
+        for name, parameter in self.module.named_parameters():
+            if name not in elsewhere:
+                self.pages.keep(parameter)
+        self.pages.let_go()
         if self.device.type != "cpu":
             tensors = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
             for name, tensor in tensors.items():
-                tensor.data = tensor.data.to("cpu" if name in elsewhere else self.device)
+                if not self.pages.holds(tensor):
+                    tensor.data = tensor.data.to("cpu" if name in elsewhere else self.device)
         self._ghosts = Ghosts(self.module, elsewhere, self.device, trainable=False)
         self._memory = GhostMemory(_remote_blocks(self.module, elsewhere, self.callback))
 
@@ -628,7 +638,11 @@ class _Inject(torch.autograd.Function):
 
 
 def _remote_blocks(module: nn.Module, elsewhere: set[str], callback: SyntheticGradients) -> list[nn.Module]:
-    """The largest submodules all of whose tensors are elsewhere and that hold no boundary."""
+    """The largest submodules all of whose tensors are elsewhere and that hold no boundary.
+
+    Also torch's own modules without tensors, such as activation functions: they answer from memory what is asked with
+    ghosts, and compute with what has data.
+    """
     assert callback.boundaries is not None
     cut = {site.name for site in callback.boundaries.sites}
     blocks: list[nn.Module] = []
@@ -638,7 +652,8 @@ def _remote_blocks(module: nn.Module, elsewhere: set[str], callback: SyntheticGr
         inside += [f"{prefix}.{name}" for name, _ in child.named_buffers()]
         holds_cut = any(name.startswith(f"{prefix}.") for name in cut)
         is_cut = prefix in cut
-        if prefix and inside and not holds_cut and set(inside) <= elsewhere and not is_cut:
+        own = not inside and type(child).__module__.startswith("torch.nn.modules.") and not list(child.children())
+        if prefix and (inside or own) and not holds_cut and set(inside) <= elsewhere and not is_cut:
             blocks.append(child)
             return
         for name, grandchild in child.named_children():

@@ -8,7 +8,8 @@ import inspect
 import numbers
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from typing import Any, Literal
@@ -38,6 +39,7 @@ from lightning_sg.checkpoint import gather_optimizer_state, gather_weights
 from lightning_sg.coordination import StageCoordinator, agree_on_stop
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.exchange import Exchange
+from lightning_sg.partition.paging import PagedParameters
 from lightning_sg.partition.placement import too_few_stages
 from lightning_sg.rng import random_state, set_random_state
 from lightning_sg.stage import StageRuntime
@@ -88,6 +90,7 @@ class SyntheticGradientStrategy(ParallelStrategy):
         self.num_nodes = 1
         self._process_group_backend = process_group_backend
         self._host_group: Any = None
+        self._pages = PagedParameters()
         self._runtime: StageRuntime | None = None
 
     # ------------------------------------------------------------------ processes
@@ -185,6 +188,7 @@ class SyntheticGradientStrategy(ParallelStrategy):
             self.timeout,
             self._host_group,
             self.wire,
+            self._pages,
         )
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [other for other in callbacks if not isinstance(other, StageCoordinator)]
@@ -208,9 +212,16 @@ class SyntheticGradientStrategy(ParallelStrategy):
         assert self.accelerator is not None
         assert self.model is not None
         if self._runtime is not None:
-            boundaries = self._runtime.callback.boundaries
+            callback = self._runtime.callback
+            if callback.boundaries is None:  # the module was made in `configure_model`, after the callback's `setup`
+                assert self.lightning_module is not None
+                callback.cut(trainer, self.lightning_module, callback.names)
+                for other in trainer.callbacks:  # type: ignore[attr-defined]
+                    if isinstance(other, StageCoordinator):
+                        other.keep_metrics(self.lightning_module)
+            boundaries = callback.boundaries
             assert boundaries is not None
-            if len(boundaries) + 1 < self.stages_in_parallel and not self._runtime.callback.undecided:
+            if len(boundaries) + 1 < self.stages_in_parallel and not callback.undecided:
                 raise too_few_stages(len(boundaries) + 1, self.stages_in_parallel)
             if getattr(self.precision_plugin, "scaler", None) is not None:
                 raise SyntheticGradientsError(
@@ -232,10 +243,27 @@ class SyntheticGradientStrategy(ParallelStrategy):
         if trainer.state.fn == TrainerFn.FITTING:
             optimizers_to_device(self.optimizers, self.root_device)
 
+    @contextmanager
+    def tensor_init_context(self, empty_init: bool | None = None) -> Iterator[None]:
+        """Around ``configure_model``: makes the model on the host, as a device holds its own stages only."""
+        if self._runtime is None:
+            with super().tensor_init_context(empty_init):
+                yield
+        else:
+            with self.precision_plugin.tensor_init_context():
+                yield
+
+    @contextmanager
+    def model_sharded_context(self) -> Iterator[None]:
+        """Around ``configure_model``: what it makes goes to files, and those of its own stages to memory later."""
+        with self._pages.making() if self._runtime is not None else nullcontext():
+            yield
+
     def model_to_device(self) -> None:
-        """Moves the module to this process's device."""
+        """Moves the module to this process's device, but for weights that wait in files for their process."""
         assert self.model is not None
-        self.model.to(self.root_device)
+        with self._pages.hidden(self.model):
+            self.model.to(self.root_device)
 
     def process_dataloader(self, dataloader: object) -> object:
         """Seeds the workers of all stages' loaders alike; Lightning would seed them by rank."""
@@ -371,6 +399,7 @@ class SyntheticGradientStrategy(ParallelStrategy):
         if runtime is not None and runtime.placement is not None:
             with runtime.meeting("gathering weights"):
                 gather_weights(runtime.module, runtime.placement, runtime.ranks, runtime.host_group)
+            self._pages.let_go()
 
     # ------------------------------------------------------------------ the end
 

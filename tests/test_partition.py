@@ -6,6 +6,7 @@ import itertools
 import random
 from collections import defaultdict, deque
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,12 +19,13 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_sg import Boundary, BoundaryError, PartitionError
-from lightning_sg.boundary import Boundaries
+from lightning_sg.boundary import Boundaries, Site
 from lightning_sg.partition import Trace, trace_step
 from lightning_sg.partition.balance import balance
 from lightning_sg.partition.ghosts import GhostMemory, Ghosts, is_ghost
 from lightning_sg.partition.placement import Placement, place
 from lightning_sg.predictors.base import LossInfo
+from lightning_sg.stage import _remote_blocks
 from tests.models import assert_same_state, state_of
 
 CPU = torch.device("cpu")
@@ -655,3 +657,22 @@ def test_more_processes_than_stages_are_refused() -> None:
     module = linears(2)
     with pytest.raises(PartitionError, match="3 processes but only 2 stages"):
         place(module, trace(module), 3)
+
+
+def test_modules_of_torch_without_tensors_answer_ghosts_from_memory_and_compute_with_data() -> None:
+    class Mine(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1
+
+    module = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), Mine(), nn.Sequential(nn.Tanh(), nn.Linear(2, 2)), nn.Tanh())
+    callback: Any = SimpleNamespace(boundaries=SimpleNamespace(sites=[Site("4")]))
+    blocks = _remote_blocks(module, {"0.weight", "0.bias"}, callback)
+    assert blocks == [module[0], module[1], module[3][0]]  # not what a user wrote, nor where the cut is
+    memory = GhostMemory(blocks)
+    with Ghosts(module[0], None, torch.device("cpu"), trainable=False):
+        memory.install()
+        ghost = module[0](torch.ones(1, 2))
+        assert module[1](ghost) is module[1](ghost)
+        assert module[1](torch.tensor([-1.0, 2.0])).tolist() == [0.0, 2.0]
+        assert module[1](torch.tensor([3.0, -2.0])).tolist() == [3.0, 0.0]
+        memory.remove()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 _PREFIX = "[SyntheticGradients]"
 
+START_UP = f"{_PREFIX}follow a first step and place the stages"
 GHOSTS = f"{_PREFIX}run without data up to the own stages"
 PREDICT = f"{_PREFIX}predict"
 LEARN = f"{_PREFIX}learn"
@@ -27,6 +28,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "wait": (WAIT_ACTIVATIONS, WAIT_TARGET, WAIT_EXACT),
     "send": (SEND,),
     "ghosts": (GHOSTS,),
+    "start-up": (START_UP,),
     "data": ("_dataloader_next", ".batch_to_device"),
 }
 LIGHTNING = "Lightning"
@@ -47,6 +49,7 @@ __all__ = [
     "LIGHTNING",
     "PREDICT",
     "SEND",
+    "START_UP",
     "WAIT_ACTIVATIONS",
     "WAIT_EXACT",
     "WAIT_TARGET",

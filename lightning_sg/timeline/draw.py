@@ -20,6 +20,7 @@ _COLOURS = {
     "wait": "#f3c6b5",
     "send": "#d55e00",
     "ghosts": "#cc79a7",
+    "start-up": "#000000",
     "data": "#e69f00",
     LIGHTNING: "#b8b8b8",
 }
@@ -30,6 +31,7 @@ _LABELS = {
     "wait": "wait",
     "send": "send",
     "ghosts": "run without data",
+    "start-up": "start",
     "data": "load data",
     LIGHTNING: "Lightning",
 }
