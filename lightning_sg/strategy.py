@@ -66,6 +66,9 @@ class SyntheticGradientStrategy(ParallelStrategy):
         wire: How activations and targets travel between processes in training: ``"full"`` as they are, ``"bf16"`` as
             bfloat16, or ``"int8"`` with a scale for each 256 values, for slow links. The next stage then trains on
             the rounded activations; validation, test and prediction always send them in full.
+        clip_over: What ``Trainer(gradient_clip_val=...)`` takes the norm of: ``"stages"``, those of each process on
+            their own, or ``"model"``, all of them, as in one process. For the latter every stage waits for all others
+            in every step, so that nothing runs ahead any more.
         process_group_backend: ``"nccl"`` or ``"gloo"``; by default what the device calls for.
     """
 
@@ -77,6 +80,7 @@ class SyntheticGradientStrategy(ParallelStrategy):
         start_method: Literal["popen", "spawn", "fork"] = "popen",
         process_group_backend: str | None = None,
         wire: Coding = "full",
+        clip_over: Literal["stages", "model"] = "stages",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -84,7 +88,10 @@ class SyntheticGradientStrategy(ParallelStrategy):
             raise ValueError(f"timeout is in seconds and must be positive, not {timeout}.")
         if wire not in CODINGS:
             raise ValueError(f"wire is one of {CODINGS}, not {wire!r}.")
+        if clip_over not in ("stages", "model"):
+            raise ValueError(f"clip_over is 'stages' or 'model', not {clip_over!r}.")
         self.timeout = timeout
+        self.clip_over = clip_over
         self.wire: Coding = wire
         self.start_method = start_method
         self.num_nodes = 1
@@ -228,10 +235,15 @@ class SyntheticGradientStrategy(ParallelStrategy):
                     "precision='16-mixed' scales the loss, which only the last stage has, and each stage would skip "
                     "other steps. Use precision='bf16-mixed'."
                 )
-            if trainer.gradient_clip_val and trainer.gradient_clip_algorithm != GradClipAlgorithmType.VALUE:
+            by_norm = trainer.gradient_clip_val and trainer.gradient_clip_algorithm != GradClipAlgorithmType.VALUE
+            if self.clip_over == "model":
+                # Lightning's own place for what clipping means; `clip_gradients` of the module ends there too.
+                self.precision_plugin.clip_grad_by_norm = self._clip_by_norm_of_model  # type: ignore[method-assign]
+            elif by_norm:
                 rank_zero_warn(
                     "gradient_clip_val clips by the norm of each process's own stages; in one process the norm is that "
-                    "of the whole model. Clipping by value is the same in both."
+                    "of the whole model. SyntheticGradientStrategy(clip_over='model') takes that one, at the price of "
+                    "stages that wait for each other; clipping by value is the same in both."
                 )
             set_random_state(self.broadcast(random_state()))
         self.accelerator.setup(trainer)
@@ -337,6 +349,18 @@ class SyntheticGradientStrategy(ParallelStrategy):
                 "exact gradient travels up needs. Give it `*args, **kwargs` and hand them to `loss.backward`, or use "
                 "SyntheticGradients(exact_every=0)."
             )
+
+    def _clip_by_norm_of_model(self, optimizer: Optimizer, clip_val: int | float) -> None:
+        """Clips by the norm that the gradients of all processes have together. A collective."""
+        if clip_val <= 0:
+            return
+        assert self._runtime is not None
+        parameters = [p for p in self.precision_plugin.main_params(optimizer) if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
+        squares = norm.detach().double().cpu() ** 2
+        with self._runtime.meeting("clipping gradients"):
+            dist.all_reduce(squares, group=self._host_group)
+        torch.nn.utils.clip_grads_with_norm_(parameters, float(clip_val), squares.sqrt().to(norm))
 
     # ------------------------------------------------------------------ collectives
 

@@ -100,3 +100,25 @@ def test_rounding_on_the_wire_is_as_rounding_in_the_model(coding: Coding) -> Non
 def test_an_unknown_wire_is_refused() -> None:
     with pytest.raises(ValueError, match=r"wire is one of \('full', 'bf16', 'int8'\), not 'int4'"):
         SyntheticGradientStrategy(wire="int4")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_clipping_by_the_norm_of_the_model_is_as_in_one_process(accumulate: int) -> None:
+    def work(devices: int, clip: float = 0.05) -> Any:
+        pl.seed_everything(7, verbose=False)
+        module = Classifier(stages=4)
+        trainer = make_trainer(
+            strategy=SyntheticGradientStrategy(clip_over="model") if devices > 1 else "auto",
+            devices=devices,
+            callbacks=[SyntheticGradients(seed=1)],
+            gradient_clip_val=clip,
+            accumulate_grad_batches=accumulate,
+        )
+        trainer.fit(module, loader())
+        return state_of(module)
+
+    expected = work(1)
+    assert not torch.equal(work(1, clip=0.0)["net.0.0.weight"], expected["net.0.0.weight"])
+    for devices in (2, 4):
+        for state in run_ranks(devices, lambda devices=devices: work(devices)):
+            assert_same_state(expected, state)
