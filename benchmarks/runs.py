@@ -28,6 +28,7 @@ class Run:
         budget: Steps, as a multiple of the task's own number.
         devices: Processes.
         points: How many points the curve is to have.
+        wire: How activations and targets travel between processes.
     """
 
     task: str
@@ -38,11 +39,13 @@ class Run:
     budget: float = 1.0
     devices: int = 1
     points: int = 8
+    wire: str = "full"
 
 
 def run_of(record: Record) -> Run:
     """The run that a record is of."""
-    return Run(**{field.name: record[field.name] for field in fields(Run)})
+    earlier = {"wire": "full"}  # records from before there was a choice
+    return Run(**{field.name: {**earlier, **record}[field.name] for field in fields(Run)})
 
 
 def read(path: Path) -> list[Record]:

@@ -21,7 +21,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from benchmarks.runs import Run
 from benchmarks.tasks import ALL_METHODS, TASKS
-from lightning_sg import NonFinitePredictionError
+from lightning_sg import NonFinitePredictionError, SyntheticGradientStrategy
 
 
 class Curve(Callback):
@@ -123,7 +123,7 @@ def train(run: Run, folders: dict[str, Path | None]) -> dict[str, Any] | None:
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=run.devices,
-        strategy="synthetic_gradients" if run.devices > 1 else "auto",
+        strategy=SyntheticGradientStrategy(wire=run.wire) if run.devices > 1 else "auto",  # type: ignore[arg-type]
         callbacks=[curve, fingerprint, *([method.callback()] if method else [])],
         max_steps=steps,
         max_epochs=-1,
