@@ -24,7 +24,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from lightning_sg._compat import (
     MultiProcessingLauncher,
@@ -251,6 +251,11 @@ class SyntheticGradientStrategy(ParallelStrategy):
         self.model_to_device()
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)
+            if self._runtime is not None and any(isinstance(optimizer, LBFGS) for optimizer in self.optimizers):
+                raise SyntheticGradientsError(
+                    "LBFGS evaluates a step several times, and a boundary is crossed once in each. Use an optimizer "
+                    "that takes one gradient a step."
+                )
         self.setup_precision_plugin()
         if trainer.state.fn == TrainerFn.FITTING:
             optimizers_to_device(self.optimizers, self.root_device)

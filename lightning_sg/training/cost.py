@@ -80,7 +80,7 @@ def cost_of_predictor(
     context = move_data_to_device(context, "cpu")
     learner = Learner(template, None)
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
-        activations = tuple(torch.randn(shape) for shape in shapes)
+        activations = tuple(torch.randn(shape, dtype=torch.float32) for shape in shapes)
         try:
             learner.build(activations, context, loss)
         except ValueError as error:

@@ -1,0 +1,484 @@
+"""What users of Lightning use, one feature at a time: split over processes it does what it does in one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_sg import Boundary, SyntheticGradients, SyntheticGradientStrategy
+from tests.models import CLASSES, FEATURES, Classifier, assert_same_state, dataset, loader, make_trainer, state_of
+from tests.ranks import Failure, run_ranks
+
+# ---------------------------------------------------------------------- modules
+
+
+class Blocks(pl.LightningModule):
+    """Three parts with a boundary between each two, trained by SGD."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.cuts = nn.ModuleList(Boundary() for _ in parts[1:])
+
+    def forward(self, x: Any) -> Any:
+        for part, cut in zip(self.parts, self.cuts):
+            x = cut(part(x))
+        return self.parts[-1](x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = F.cross_entropy(self(batch[0]), batch[1])
+        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]), prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+
+
+def plain() -> Blocks:
+    return Blocks(
+        nn.Sequential(nn.Linear(FEATURES, 16), nn.ReLU()),
+        nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16), nn.ReLU()),
+        nn.Linear(16, CLASSES),
+    )
+
+
+class Tokens(nn.Module):
+    """Cuts the features into tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(4, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.embed(x.view(len(x), 3, 4))
+
+
+class Pooled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.mean(1))
+
+
+def encoder() -> Blocks:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    return Blocks(Tokens(), nn.TransformerEncoder(layer, 2), Pooled())
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 8, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lstm(x)[0]
+
+
+class Skips(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.two(torch.relu(self.one(x)))
+
+
+class Checkpointed(Skips):
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
+def middle(part: nn.Module) -> Callable[[], Blocks]:
+    return lambda: Blocks(nn.Linear(FEATURES, 16), part, nn.Linear(16, CLASSES))
+
+
+class Words(pl.LightningModule):
+    """An embedding with sparse gradients, which the second stage does not see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(50, 16, sparse=True)
+        self.cut = Boundary()
+        self.head = nn.Linear(16, CLASSES)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        words = (10 * batch[0]).long().clamp(0, 49)
+        return F.cross_entropy(self.head(self.cut(self.words(words).mean(1))), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Named(pl.LightningModule):
+    """A dict crosses the boundary, with a mask that carries no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.cut, self.last = nn.Linear(FEATURES, 16), Boundary(), nn.Linear(16, CLASSES)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        hidden = self.first(batch[0])
+        crossed = self.cut({"hidden": hidden, "mask": batch[0][:, :1] > 0, "pair": (hidden.exp(), 3)})
+        features = crossed["hidden"] * crossed["mask"] + crossed["pair"][0] * crossed["pair"][1]
+        return F.cross_entropy(self.last(features), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+class ShapeDependent(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if len(x) > 6 else 2 * x)  # the last batch is smaller
+
+
+class Plateau(Blocks):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.05)
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=0, threshold=1.0)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": "val_loss"}}
+
+
+class Stepping(Blocks):
+    """Overrides what users override about optimizers."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__(*parts)
+        self.seen = 0.0
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        for group in optimizer.param_groups:  # a warm-up, as in Lightning's documentation
+            group["lr"] = 0.05 * min(1.0, (self.trainer.global_step + 1) / 8)
+        optimizer.step(closure=optimizer_closure)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.clamp_(-0.01, 0.01)
+
+    def on_before_zero_grad(self, optimizer: Any) -> None:
+        self.seen += 1
+
+
+class TwoOptimizers(Blocks):
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__(*parts)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        first, second = self.optimizers()
+        schedule = self.lr_schedulers()
+        loss = F.cross_entropy(self(batch[0]), batch[1])
+        first.zero_grad()
+        second.zero_grad()
+        self.manual_backward(loss)
+        first.step()
+        if batch_idx % 2:
+            second.step()
+        schedule.step()
+
+    def configure_optimizers(self) -> Any:
+        halves = [p for part in self.parts[:2] for p in part.parameters()], self.parts[2].parameters()
+        first, second = torch.optim.Adam(halves[0], lr=1e-2), torch.optim.SGD(halves[1], lr=0.1)
+        return [first, second], [torch.optim.lr_scheduler.ExponentialLR(first, 0.9)]
+
+
+class Frozen(Blocks):
+    def configure_optimizers(self) -> Any:
+        self.parts[1][0].requires_grad_(False)
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.05)
+
+
+# ---------------------------------------------------------------------- data
+
+
+class Endless(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(dataset(40))
+
+
+class Reloading(pl.LightningDataModule):
+    """Other samples in every epoch."""
+
+    def train_dataloader(self) -> Any:
+        assert self.trainer is not None
+        return loader(samples=20 + 10 * self.trainer.current_epoch)
+
+
+class EMA(lightning_callbacks.WeightAveraging):
+    def __init__(self) -> None:
+        super().__init__(multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5))
+
+
+def both() -> dict[str, Any]:
+    return {"train_dataloaders": loader(), "val_dataloaders": loader(shuffle=False)}
+
+
+# ---------------------------------------------------------------------- cases
+
+
+@dataclass
+class Case:
+    """One feature: how it is used, and whether something differs."""
+
+    trainer: dict[str, Any] = field(default_factory=dict)
+    module: Callable[[], pl.LightningModule] = plain
+    data: Callable[[], dict[str, Any]] = both
+    callbacks: Callable[[Path], list[Any]] = lambda folder: []
+    tolerance: float = 1e-5
+
+
+def only(callback: Callable[[], Any]) -> Callable[[Path], list[Any]]:
+    return lambda folder: [callback()]
+
+
+CASES: dict[str, Case] = {
+    "fast_dev_run": Case({"fast_dev_run": True}),
+    "overfit_batches": Case({"overfit_batches": 2}),
+    "limit_train_batches and limit_val_batches": Case({"limit_train_batches": 3, "limit_val_batches": 1}),
+    "limit_train_batches as a share": Case({"limit_train_batches": 0.5}),
+    "val_check_interval": Case({"val_check_interval": 2}),
+    "check_val_every_n_epoch": Case({"check_val_every_n_epoch": 2}),
+    "max_steps": Case({"max_steps": 7, "max_epochs": -1}),
+    "min_epochs": Case({"min_epochs": 3, "max_epochs": 4}),
+    "num_sanity_val_steps": Case({"num_sanity_val_steps": 2}),
+    "no sanity check": Case({"num_sanity_val_steps": 0}),
+    "accumulate_grad_batches": Case({"accumulate_grad_batches": 3}),
+    "gradient_clip_val by value": Case({"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}),
+    "several validation loaders": Case(data=lambda: {**both(), "val_dataloaders": [loader(shuffle=False)] * 2}),
+    "an iterable dataset without length": Case(
+        data=lambda: {"train_dataloaders": DataLoader(Endless(), batch_size=8)}, trainer={"limit_val_batches": 0}
+    ),
+    "reload_dataloaders_every_n_epochs": Case(
+        {"reload_dataloaders_every_n_epochs": 1}, data=lambda: {"datamodule": Reloading()}
+    ),
+    "a plateau schedule on a validation metric": Case(
+        {"max_epochs": 4},
+        module=lambda: Plateau(*plain().parts),
+        callbacks=only(lightning_callbacks.LearningRateMonitor),
+    ),
+    "optimizer_step and hooks around it": Case(module=lambda: Stepping(*plain().parts)),
+    "two optimizers, by hand": Case(module=lambda: TwoOptimizers(*plain().parts)),
+    "frozen layers": Case(module=lambda: Frozen(*plain().parts)),
+    "nn.TransformerEncoder": Case(module=encoder),
+    "an LSTM inside a stage": Case(module=lambda: Blocks(Tokens(), Recurrent(), Pooled())),
+    "a skip connection inside a stage": Case(module=middle(Skips())),
+    "activation checkpointing inside a stage": Case(module=middle(Checkpointed())),
+    "an embedding with sparse gradients": Case(module=Words),
+    "a dict with a mask and a number across a boundary": Case(module=Named),
+    "BatchNorm": Case(module=Classifier),
+    "a branch on the batch size": Case(module=middle(ShapeDependent(16, 16))),
+    "torch.compile of a stage": Case(module=middle(torch.compile(Skips(), backend="eager"))),
+    "ModelCheckpoint, the best and the last": Case(
+        callbacks=lambda folder: [
+            lightning_callbacks.ModelCheckpoint(folder, monitor="val_loss", save_top_k=1, save_last=True)
+        ]
+    ),
+    "ModelCheckpoint on steps and a training metric": Case(
+        callbacks=lambda folder: [
+            lightning_callbacks.ModelCheckpoint(folder, monitor="train_loss", every_n_train_steps=3, save_top_k=2)
+        ]
+    ),
+    "EarlyStopping": Case(
+        {"max_epochs": 6},
+        callbacks=only(lambda: lightning_callbacks.EarlyStopping("val_loss", min_delta=10.0, patience=1)),
+    ),
+    "WeightAveraging": Case(callbacks=only(EMA)),
+    "StochasticWeightAveraging": Case(
+        {"max_epochs": 4},
+        callbacks=only(lambda: StochasticWeightAveraging(0.01, swa_epoch_start=2, annealing_epochs=1)),
+    ),
+    "Timer": Case(callbacks=only(lambda: lightning_callbacks.Timer(duration={"hours": 1}))),
+    "ModelSummary": Case({"enable_model_summary": True}),
+    "TQDMProgressBar": Case({"enable_progress_bar": True}),
+    "RichProgressBar": Case(
+        {"enable_progress_bar": True}, callbacks=only(lightning_callbacks.RichProgressBar)
+    ),
+    "DeviceStatsMonitor": Case(callbacks=only(lambda: lightning_callbacks.DeviceStatsMonitor(cpu_stats=False))),
+    "profiler='simple'": Case({"profiler": "simple"}),
+    "GradientAccumulationScheduler": Case(
+        callbacks=only(lambda: lightning_callbacks.GradientAccumulationScheduler({0: 1, 1: 2}))
+    ),
+    "bf16-true": Case({"precision": "bf16-true"}, tolerance=5e-3),  # two orders of rounding
+    "64-true": Case({"precision": "64-true"}),
+    "detect_anomaly": Case({"detect_anomaly": True}),
+    "deterministic": Case({"deterministic": True}),
+}  # fmt: skip
+
+
+def train(name: str, devices: int, folder: Path) -> dict[str, Any]:
+    """Trains as a user would, with a logger, and returns what is to be equal."""
+    case = CASES[name]
+    folder = folder / name.replace(" ", "_") / str(devices)
+    pl.seed_everything(11, verbose=False)
+    module = case.module()
+    trainer = make_trainer(
+        **{
+            "logger": CSVLogger(folder),
+            "max_epochs": 2,
+            "log_every_n_steps": 1,
+            "default_root_dir": folder,
+            "enable_checkpointing": any(
+                isinstance(callback, lightning_callbacks.ModelCheckpoint) for callback in case.callbacks(folder)
+            ),
+            **case.trainer,
+        },
+        strategy=SyntheticGradientStrategy(timeout=20.0) if devices > 1 else "auto",
+        devices=devices,
+        callbacks=[SyntheticGradients(seed=1), *case.callbacks(folder)],
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(module, **case.data())
+    metrics = {
+        key: float(value)
+        for key, value in trainer.callback_metrics.items()
+        if not key.startswith("sg/") and not key.startswith("DeviceStats")
+    }
+    rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    files = sorted(path.name for path in folder.glob("*.ckpt"))
+    counts = (trainer.global_step, trainer.current_epoch)
+    return {"state": state_of(module), "metrics": metrics, "rates": rates, "files": files, "counts": counts}
+
+
+def compare(expected: dict[str, Any], found: dict[str, Any], tolerance: float) -> None:
+    for key, value in expected["state"].items():
+        assert torch.allclose(found["state"][key], value, rtol=tolerance, atol=tolerance), key
+    assert found["counts"] == expected["counts"]
+    assert found["rates"] == pytest.approx(expected["rates"])
+    assert found["files"] == expected["files"]
+    for key, value in expected["metrics"].items():
+        if "train_loss" not in key:  # known where the loss is; shared at the ends of epochs
+            assert found["metrics"][key] == pytest.approx(value, rel=10 * tolerance, abs=tolerance), key
+
+
+GROUPS = [list(CASES)[start : start + 7] for start in range(0, len(CASES), 7)]
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group[0])
+def test_split_over_processes_it_does_what_it_does_in_one(group: list[str], tmp_path: Path) -> None:
+    def work() -> dict[str, Any]:
+        return {name: train(name, 2, tmp_path) for name in group}
+
+    results = run_ranks(2, work, may_fail=True)
+    for result in results:
+        assert not isinstance(result, Failure), result.trace
+    for name in group:
+        expected = train(name, 1, tmp_path)
+        for rank, result in enumerate(results):
+            try:
+                compare(expected, result[name], CASES[name].tolerance)
+            except AssertionError as error:
+                raise AssertionError(f"{name}, rank {rank}: {error}") from error
+
+
+# ---------------------------------------------------------------------- checkpoints and several runs
+
+
+def resumed(folder: Path, devices: int, steps: int, checkpoint: str | None = None) -> dict[str, Tensor]:
+    pl.seed_everything(4, verbose=False)
+    module = Plateau(*plain().parts)
+    trainer = make_trainer(
+        strategy="synthetic_gradients" if devices > 1 else "auto",
+        devices=devices,
+        max_steps=steps,
+        max_epochs=-1,
+        val_check_interval=3,
+        check_val_every_n_epoch=None,
+        callbacks=[SyntheticGradients(seed=1)],
+        default_root_dir=folder,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(module, loader(shuffle=False), loader(shuffle=False), ckpt_path=checkpoint)
+    trainer.save_checkpoint(folder / f"{devices}.ckpt")
+    return state_of(module)
+
+
+def test_a_run_goes_on_in_mid_epoch_on_any_number_of_processes(tmp_path: Path) -> None:
+    # An epoch has five batches. Lightning takes the loader from its beginning again, so that what there is to compare
+    # with is a run that was interrupted at the same places.
+    alone = tmp_path / "alone"
+    resumed(alone, 1, 8)
+    resumed(alone, 1, 12, str(alone / "1.ckpt"))
+    expected = resumed(alone, 1, 17, str(alone / "1.ckpt"))
+    run_ranks(2, lambda: resumed(tmp_path, 2, 8))
+    resumed(tmp_path, 1, 12, str(tmp_path / "2.ckpt"))
+    for state in run_ranks(3, lambda: resumed(tmp_path, 3, 17, str(tmp_path / "1.ckpt"))):
+        assert_same_state(expected, state)
+
+
+def test_evaluation_alone_and_from_a_checkpoint_is_that_of_one_process(tmp_path: Path) -> None:
+    def work(devices: int) -> Any:
+        pl.seed_everything(4, verbose=False)
+        module = Classifier(stages=3)
+        arguments: dict[str, Any] = {"strategy": "synthetic_gradients" if devices > 1 else "auto", "devices": devices}
+        trainer = make_trainer(**arguments, callbacks=[SyntheticGradients(seed=1)])
+        trainer.fit(module, loader(shuffle=False), loader(shuffle=False))
+        trainer.save_checkpoint(tmp_path / "eval.ckpt")
+        found = []
+        for path in (None, str(tmp_path / "eval.ckpt")):
+            fresh = Classifier(stages=3) if path else module
+            alone = make_trainer(**arguments, callbacks=[SyntheticGradients(seed=1)])
+            data = loader(shuffle=False)
+            found.append(alone.validate(fresh, data, ckpt_path=path, verbose=False))
+            found.append(alone.test(fresh, data, ckpt_path=path, verbose=False))
+            predicted = alone.predict(fresh, data, ckpt_path=path)
+            if alone.is_global_zero:
+                found.append({"predicted": float(torch.cat(predicted).sum())})
+        return found
+
+    expected = work(1)
+    first, *_others = run_ranks(2, lambda: work(2))
+    for one, other in zip(expected, first, strict=True):
+        for left, right in zip(one if isinstance(one, list) else [one], other if isinstance(other, list) else [other]):
+            assert right == pytest.approx(left, rel=1e-4)
+
+
+def test_a_checkpoint_of_a_split_run_loads_in_plain_lightning(tmp_path: Path) -> None:
+    (state, *_), *_rest = ([result] for result in run_ranks(2, lambda: resumed(tmp_path, 2, 8)))
+    module = Plateau(*plain().parts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning says that the callback is not there
+        make_trainer(max_steps=9, max_epochs=-1).fit(module, loader(), loader(), ckpt_path=str(tmp_path / "2.ckpt"))
+    again = Plateau(*plain().parts)
+    again.load_state_dict(torch.load(tmp_path / "2.ckpt", weights_only=False)["state_dict"])
+    assert_same_state(state_of(again), state)
+
+
+# ---------------------------------------------------------------------- what is refused
+
+
+class LineSearch(Blocks):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.LBFGS(self.parameters())
+
+
+def test_optimizers_that_evaluate_a_step_several_times_are_refused() -> None:
+    def work() -> None:
+        trainer = make_trainer(
+            strategy=SyntheticGradientStrategy(timeout=10.0), devices=2, callbacks=[SyntheticGradients()]
+        )
+        trainer.fit(LineSearch(*plain().parts), loader())
+
+    for result in run_ranks(2, work, may_fail=True):
+        assert isinstance(result, Failure)
+        assert "LBFGS" in result.message, result.message
