@@ -311,10 +311,11 @@ _LAUNCHED = {"RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE
 
 ONE, COPIES = "one process", "independent copies"
 LIGHTNING, CALLBACK = "one process, Lightning", "one process, Lightning, synthetic gradients"
+UNDIVIDED = "one process, Lightning, the callback without a boundary"
 DELAYED = "delayed gradient, bare loop"
 OURS = "lightning_sg"
 #: Those that rank 0 runs alone.
-SINGLE = (ONE, LIGHTNING, CALLBACK)
+SINGLE = (ONE, LIGHTNING, CALLBACK, UNDIVIDED)
 SCHEDULES = {
     "GPipe": "GPipe",
     "1F1B": "1F1B",
@@ -336,6 +337,7 @@ def contestants(workload: Workload, microbatches: list[int]) -> dict[str, Contes
         ONE: one_process,
         LIGHTNING: partial(lightning, boundaries=False),
         CALLBACK: lambda turn: lightning(turn, callback=SyntheticGradients()),
+        UNDIVIDED: lambda turn: lightning(turn, boundaries=False, callback=SyntheticGradients()),
         COPIES: one_process,
         "naive": naive,
     }
@@ -368,6 +370,7 @@ __all__ = [
     "ONE",
     "OURS",
     "SINGLE",
+    "UNDIVIDED",
     "Clock",
     "Contestant",
     "Turn",

@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks.contestants import CALLBACK, COPIES, DELAYED, LIGHTNING, ONE, OURS
+from benchmarks.contestants import COPIES, DELAYED, ONE, OURS, SINGLE
 from benchmarks.throughput_tables import link_of, ratio, speeds_of
 from lightning_sg.report.style import DPI, GREY, PALETTE, STYLE
 
@@ -50,7 +50,7 @@ def draw(records: list[Record], path: Path) -> None:
 
 def kind_of(name: str) -> str | None:
     """What a contestant is drawn as; ``None`` for those that have no place in the figure."""
-    if name in (ONE, COPIES, LIGHTNING, CALLBACK) or (name.startswith(OURS) and name != OURS):
+    if name in (*SINGLE, COPIES) or (name.startswith(OURS) and name != OURS):
         return None
     if name in _COLOURS:
         return name
@@ -100,7 +100,7 @@ def _emulated(axes: Axes, records: list[Record]) -> None:
 
 
 def _links(axes: Axes, records: list[Record]) -> None:
-    names = [name for name in speeds_of(records[0]) if name not in (ONE, LIGHTNING, CALLBACK)]
+    names = [name for name in speeds_of(records[0]) if name not in SINGLE]
     for name in names:
         kind = kind_of(name)
         if kind is None and not name.startswith(f"{OURS}, wire"):

@@ -250,15 +250,15 @@ class SyntheticGradients(Callback):
             return self.names
         context = context_of(batch, self.context)
 
-        def cost(trace: Trace, names: Sequence[str]) -> dict[str, float]:
-            return {name: costs for name, (_words, costs) in self.costs_of_predictors(trace, context, names).items()}
+        def operations(trace: Trace, names: Sequence[str]) -> dict[str, float]:
+            return self.operations_of_predictors(trace, context, names)
 
-        self.names = choose_boundaries(module, stages, run, device, cost)
+        self.names = choose_boundaries(module, stages, run, device, operations)
         _log.info(f"boundaries='auto' cuts after {self.names}. To keep the cuts, write these names in its place.")
         return self.names
 
     def costs_of_predictors(
-        self, trace: Trace, context: Any, names: Sequence[str] | None = None
+        self, trace: Trace, context: Any, names: Sequence[str] | None = None, *, leave_out: bool = False
     ) -> dict[str, tuple[str, float]]:
         """What predictors would cost at the boundaries of a traced step.
 
@@ -266,28 +266,38 @@ class SyntheticGradients(Callback):
             trace: The step.
             context: What the predictors are told of the batch.
             names: Of which boundaries; by default of all.
+            leave_out: Leave out those that cannot be built for their boundary.
 
         Returns:
             For each boundary, in words what predicts there, and its floating-point operations for a batch.
 
         Raises:
-            SyntheticGradientsError: If one cannot be built for its boundary.
+            SyntheticGradientsError: If one cannot be built, unless those are left out.
         """
         templates = self.templates(trace.order)
         known: dict[Any, PredictorCost] = {}
         costs = {}
-        for place, name in enumerate(trace.order):
-            if names is not None and name not in names:
-                continue
+        for name in trace.order if names is None else names:
             shapes, template = trace.shapes[name], templates[name]
             key = (id(template), *shapes)
-            if key not in known:
-                known[key] = cost_of_predictor(template, name, shapes, context, trace.loss)
+            try:
+                if key not in known:
+                    known[key] = cost_of_predictor(template, name, shapes, context, trace.loss)
+            except SyntheticGradientsError:
+                if leave_out:
+                    continue
+                raise
             exact = self.exact_every > 0 and template.wants_exact(shapes, context)
-            last = place == len(trace.order) - 1
-            targets = 1.0 if last else 1 / self.exact_every if exact else 0.0
+            targets = 1.0 if name == trace.order[-1] else 1 / self.exact_every if exact else 0.0
             costs[name] = (known[key].words, known[key].of_batch(self.train_every, targets))
         return costs
+
+    def operations_of_predictors(
+        self, trace: Trace, context: Any, names: Sequence[str] | None = None
+    ) -> dict[str, float]:
+        """The operations alone of those that can be built; see :meth:`costs_of_predictors`."""
+        costs = self.costs_of_predictors(trace, context, names, leave_out=True)
+        return {name: operations for name, (_words, operations) in costs.items()}
 
     def templates(self, names: Sequence[str]) -> dict[str, GradientPredictor]:
         """The unbuilt predictor at each of these boundaries.

@@ -521,8 +521,7 @@ class StageRuntime(Exchange):
         if self.placement is None:
             predictors: dict[str, float] = {}
             if trace.stages > len(self.ranks):  # else there is nothing to balance
-                costs = callback.costs_of_predictors(trace, context_of(batch, callback.context))
-                predictors = {name: cost for name, (_words, cost) in costs.items()}
+                predictors = callback.operations_of_predictors(trace, context_of(batch, callback.context))
             self.placement = place(self.module, trace, len(self.ranks), predictors)
             names = [self.placement.name(place_, rank) for place_, rank in enumerate(self.ranks)]
             self._upstream, self._downstream = open_links(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_sg import SyntheticGradients
+from lightning_sg import LossModelPredictor, SyntheticGradients
 from lightning_sg.errors import PartitionError, SyntheticGradientsError
 from lightning_sg.partition.automatic import choose_boundaries
 from lightning_sg.partition.trace import Trace, call_training_step
@@ -67,7 +67,7 @@ def batch() -> tuple[Tensor, ...]:
 
 def chosen(module: pl.LightningModule, stages: int, **predictors: float) -> list[str]:
     def costs(trace: Trace, names: list[str]) -> dict[str, float]:
-        return {name.replace("_", "."): cost for name, cost in predictors.items()}
+        return dict.fromkeys(names, 0.0) | {name.replace("_", "."): cost for name, cost in predictors.items()}
 
     run = partial(call_training_step, module, batch(), 0)
     return choose_boundaries(module, stages, run, torch.device("cpu"), costs)
@@ -85,6 +85,23 @@ def test_stages_are_of_about_equal_cost_and_end_after_an_activation_function() -
 def test_an_expensive_predictor_goes_to_the_shorter_stage() -> None:
     module = Net(mlp(*[64] * 8))
     assert chosen(module, 2, net_7=1e9) == ["net.9"]
+
+
+def test_where_no_predictor_can_be_built_is_no_place_for_a_cut_if_there_is_another() -> None:
+    class Fussy(LossModelPredictor):
+        def build(self, activations: Any, context: Any, loss: Any) -> None:
+            if activations[0].shape[1] == 63:
+                raise ValueError("not 63")
+            super().build(activations, context, loss)
+
+    module = Net(mlp(64, 63, 64, 64, 64))
+    assert boundary_of(module, SyntheticGradients(boundaries="auto")) == "net.3"
+    assert boundary_of(module, SyntheticGradients(boundaries="auto", predictor=Fussy())) != "net.3"
+
+
+def boundary_of(module: pl.LightningModule, callback: SyntheticGradients) -> str:
+    (boundary,) = plan(module, batch(), callback, 2).boundaries
+    return boundary.name
 
 
 def test_no_cut_goes_through_a_residual_block() -> None:

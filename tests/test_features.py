@@ -107,8 +107,8 @@ class Checkpointed(Skips):
         return checkpoint(super().forward, x, use_reentrant=False)
 
 
-def middle(part: nn.Module) -> Callable[[], Blocks]:
-    return lambda: Blocks(nn.Linear(FEATURES, 16), part, nn.Linear(16, CLASSES))
+def middle(part: nn.Module) -> Blocks:
+    return Blocks(nn.Linear(FEATURES, 16), part, nn.Linear(16, CLASSES))
 
 
 class Words(pl.LightningModule):
@@ -148,6 +148,68 @@ class Named(pl.LightningModule):
 class ShapeDependent(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x if len(x) > 6 else 2 * x)  # the last batch is smaller
+
+
+class InPlace(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        x += 1  # the first thing behind the boundary
+        return super().forward(x).relu_()
+
+
+class Twice(nn.Module):
+    """One block, called twice, with a keyword argument that has a default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Linear(16, 16)
+
+    def once(self, x: Tensor, *, scale: Tensor | None = None) -> Tensor:
+        return self.block(x) if scale is None else scale * self.block(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.once(torch.relu(self.once(x)), scale=torch.full((), 0.5))
+
+
+class SplitInTwo(torch.autograd.Function):
+    """Two outputs, of which the second has no gradient where nothing uses it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        return 2 * x, x.exp()
+
+    @staticmethod
+    def backward(ctx: Any, double: Tensor, _exponential: Tensor | None) -> Tensor:
+        return 2 * double
+
+
+class Splitting(nn.Linear):
+    """Several results of one operation, one of them unused."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = super().forward(x).split(8, dim=1)
+        used, _unused = SplitInTwo.apply(torch.cat([right, left], 1))
+        return used
+
+
+class Bare(nn.Module):
+    """Parameters without a module of their own, an alias of one, and a buffer that goes into the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(0.1 * torch.randn(16, 16))
+        self.alias = self.weight
+        self.register_buffer("shift", torch.arange(16.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.mm(torch.mm(x, self.weight), self.alias) + 0.01 * self.shift.clone()
+
+
+def hooked() -> Blocks:
+    module = plain()
+    module.parts[1].register_forward_hook(lambda _module, _args, output: 0.5 * output)
+    module.parts[0].register_forward_pre_hook(lambda _module, args: (args[0] - 1,))
+    module.parts[2].register_full_backward_hook(lambda _module, gradients, _outputs: (2 * gradients[0],))
+    return module
 
 
 class Plateau(Blocks):
@@ -244,6 +306,7 @@ class Case:
     data: Callable[[], dict[str, Any]] = both
     callbacks: Callable[[Path], list[Any]] = lambda folder: []
     tolerance: float = 1e-5
+    words: str = ""
 
 
 def only(callback: Callable[[], Any]) -> Callable[[Path], list[Any]]:
@@ -280,13 +343,18 @@ CASES: dict[str, Case] = {
     "frozen layers": Case(module=lambda: Frozen(*plain().parts)),
     "nn.TransformerEncoder": Case(module=encoder),
     "an LSTM inside a stage": Case(module=lambda: Blocks(Tokens(), Recurrent(), Pooled())),
-    "a skip connection inside a stage": Case(module=middle(Skips())),
-    "activation checkpointing inside a stage": Case(module=middle(Checkpointed())),
+    "a skip connection inside a stage": Case(module=lambda: middle(Skips())),
+    "activation checkpointing inside a stage": Case(module=lambda: middle(Checkpointed())),
     "an embedding with sparse gradients": Case(module=Words),
     "a dict with a mask and a number across a boundary": Case(module=Named),
     "BatchNorm": Case(module=Classifier),
-    "a branch on the batch size": Case(module=middle(ShapeDependent(16, 16))),
-    "torch.compile of a stage": Case(module=middle(torch.compile(Skips(), backend="eager"))),
+    "a branch on the batch size": Case(module=lambda: middle(ShapeDependent(16, 16))),
+    "an in-place operation right behind a boundary": Case(module=lambda: middle(InPlace(16, 16))),
+    "a block that is called twice, a keyword argument": Case(module=lambda: middle(Twice())),
+    "an operation with several results, some unused": Case(module=lambda: middle(Splitting(16, 16))),
+    "bare parameters, an alias, a buffer": Case(module=lambda: middle(Bare())),
+    "hooks of the user's, forwards and backwards": Case(module=hooked),
+    "torch.compile of a stage": Case(module=lambda: middle(torch.compile(Skips(), backend="eager"))),
     "ModelCheckpoint, the best and the last": Case(
         callbacks=lambda folder: [
             lightning_callbacks.ModelCheckpoint(folder, monitor="val_loss", save_top_k=1, save_last=True)
@@ -317,7 +385,7 @@ CASES: dict[str, Case] = {
     "GradientAccumulationScheduler": Case(
         callbacks=only(lambda: lightning_callbacks.GradientAccumulationScheduler({0: 1, 1: 2}))
     ),
-    "bf16-true": Case({"precision": "bf16-true"}, tolerance=5e-3),  # two orders of rounding
+    "bf16-true": Case({"precision": "bf16-true"}, tolerance=5e-3, words="to the precision of bfloat16"),
     "64-true": Case({"precision": "64-true"}),
     "detect_anomaly": Case({"detect_anomaly": True}),
     "deterministic": Case({"deterministic": True}),
@@ -482,3 +550,14 @@ def test_optimizers_that_evaluate_a_step_several_times_are_refused() -> None:
     for result in run_ranks(2, work, may_fail=True):
         assert isinstance(result, Failure)
         assert "LBFGS" in result.message, result.message
+
+
+def test_scaled_losses_are_refused() -> None:
+    def work() -> None:
+        trainer = make_trainer(strategy=SyntheticGradientStrategy(timeout=10.0), devices=2)
+        trainer.strategy.precision_plugin.scaler = object()  # as of "16-mixed", which the CPU does not have
+        trainer.fit(plain(), loader())
+
+    for result in run_ranks(2, work, may_fail=True):
+        assert isinstance(result, Failure)
+        assert "Use precision='bf16-mixed'" in result.message, result.message

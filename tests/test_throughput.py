@@ -17,7 +17,7 @@ from benchmarks import wire
 from benchmarks.channel import Channel, NoChannelError, address
 from benchmarks.contest import Pace as Seen
 from benchmarks.contest import SavedTensors, skipped, speed_of, workload_of
-from benchmarks.contestants import CALLBACK, COPIES, DELAYED, ONE, OURS, contestants
+from benchmarks.contestants import COPIES, DELAYED, ONE, OURS, SINGLE, contestants
 from benchmarks.tasks import TASKS
 from benchmarks.throughput import chosen, conditions
 from benchmarks.throughput_figure import best, draw, kind_of
@@ -88,7 +88,7 @@ def test_every_contestant_trains_and_none_is_faster_than_its_devices() -> None:
     assert list(speeds) == names
     alone = workload.batch / 0.04  # samples/s of one device that sleeps for both stages
     for name, (speed,) in speeds.items():
-        single = name in (ONE, CALLBACK, "naive", "one process, Lightning")
+        single = name in (*SINGLE, "naive")
         assert 0.2 * alone < speed < (1 if single else 2) * 1.01 * alone, name
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -21,7 +22,8 @@ from lightning_sg.partition.placement import stage_costs
 from lightning_sg.partition.trace import Trace, trace_step
 
 Run = Callable[[], STEP_OUTPUT]
-#: Of a trace and some of its boundaries: the floating-point operations of the predictor at each, for a batch.
+#: Of a trace and some of its boundaries: the floating-point operations of the predictor at each, for a batch. Where
+#: there can be none, nothing.
 CostOfPredictors = Callable[[Trace, list[str]], dict[str, float]]
 
 
@@ -68,7 +70,7 @@ def choose_boundaries(
             "can cross together."
         )
     predictors = cost_of_predictors(trace, [trace.order[place] for place in kept])
-    ends = [predictors.get(trace.order[place], 0.0) for place in kept]
+    ends = [predictors.get(trace.order[place], math.inf) for place in kept]
     bounds = [0, *(place + 1 for place in kept), trace.stages]
     pieces = [sum(costs[start:end]) for start, end in itertools.pairwise(bounds)]
     return [trace.order[kept[start - 1]] for start in balance(pieces, stages, [*ends, 0.0])[1:]]

@@ -1,0 +1,162 @@
+"""What of Lightning works on several processes, and the test that shows it: writes docs/compatibility.md.
+
+python -m tests.compatibility
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.test_features import CASES
+
+PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
+WORKS, DIFFERS, REFUSED, MISSING = "works", "works, with a difference", "refused", "not yet: refused"
+SPLIT = "test_features.py::test_split_over_processes_it_does_what_it_does_in_one"
+
+
+class Row(NamedTuple):
+    """One feature.
+
+    Attributes:
+        area: What it belongs to.
+        feature: Its name.
+        verdict: One of the constants above.
+        words: What differs, or why not.
+        shown_by: The test, as ``file::function``.
+    """
+
+    area: str
+    feature: str
+    verdict: str
+    words: str
+    shown_by: str
+
+
+#: Cases of ``tests/test_features.py`` by area: each is the same run in one process and in two, compared.
+AREAS: dict[str, list[str]] = {
+    "Loops": [
+        "fast_dev_run", "overfit_batches", "limit_train_batches and limit_val_batches",
+        "limit_train_batches as a share", "val_check_interval", "check_val_every_n_epoch", "max_steps", "min_epochs",
+        "num_sanity_val_steps", "no sanity check", "several validation loaders", "an iterable dataset without length",
+        "reload_dataloaders_every_n_epochs", "detect_anomaly", "deterministic",
+    ],
+    "Optimization": [
+        "accumulate_grad_batches", "gradient_clip_val by value", "a plateau schedule on a validation metric",
+        "optimizer_step and hooks around it", "two optimizers, by hand", "frozen layers",
+        "an embedding with sparse gradients", "GradientAccumulationScheduler",
+    ],
+    "Precision": ["bf16-true", "64-true"],
+    "Callbacks": [
+        "ModelCheckpoint, the best and the last", "ModelCheckpoint on steps and a training metric", "EarlyStopping",
+        "WeightAveraging", "StochasticWeightAveraging", "Timer", "ModelSummary", "TQDMProgressBar", "RichProgressBar",
+        "DeviceStatsMonitor", "profiler='simple'",
+    ],
+    "Modules": [
+        "nn.TransformerEncoder", "an LSTM inside a stage", "a skip connection inside a stage",
+        "activation checkpointing inside a stage", "a dict with a mask and a number across a boundary", "BatchNorm",
+        "a branch on the batch size", "torch.compile of a stage", "an in-place operation right behind a boundary",
+        "a block that is called twice, a keyword argument", "an operation with several results, some unused",
+        "bare parameters, an alias, a buffer", "hooks of the user's, forwards and backwards",
+    ],
+}  # fmt: skip
+
+OTHERS = [
+    Row("Loops", "validate, test and predict alone and from a checkpoint", WORKS, "outputs are rank 0's",
+        "test_features.py::test_evaluation_alone_and_from_a_checkpoint_is_that_of_one_process"),
+    Row("Loops", "fit twice with one Trainer and one module", WORKS, "",
+        "test_strategy.py::test_training_goes_on_in_a_second_fit"),
+    Row("Loops", "trainer.should_stop in mid-epoch", DIFFERS,
+        "all stop after the same batch, up to (delay + 2) × stages later",
+        "test_strategy.py::test_a_stop_that_one_stage_wants_stops_all_after_the_same_batch"),
+    Row("Optimization", "manual optimization", DIFFERS,
+        "values of the loss may be read on rank 0 only", "test_strategy.py::test_split_equals_one_process"),
+    Row("Optimization", "parameter groups by name, schedules on every step", WORKS, "",
+        "test_strategy.py::test_split_equals_one_process"),
+    Row("Optimization", "gradient_clip_val by norm", DIFFERS, "of each process's own stages, with a warning",
+        "test_strategy.py::test_clipping_by_norm_says_whose_norm_it_is"),
+    Row("Optimization", 'gradient_clip_val by norm, clip_over="model"', WORKS, "stages wait for each other",
+        "test_split_equals_one_process.py::test_clipping_by_the_norm_of_the_model_is_as_in_one_process"),
+    Row("Optimization", "LBFGS", REFUSED, "it evaluates a step several times",
+        "test_features.py::test_optimizers_that_evaluate_a_step_several_times_are_refused"),
+    Row("Optimization", "gradients of gradients across a boundary", REFUSED, "a synthetic gradient has none",
+        "test_unusual_modules.py::test_gradients_of_gradients_across_a_boundary_are_refused"),
+    Row("Optimization", "LearningRateFinder", REFUSED, "it needs the loss in every process",
+        "test_unusual_modules.py::test_the_learning_rate_finder_is_refused_by_name"),
+    Row("Precision", "bf16-mixed", WORKS, "", "test_strategy.py::test_split_equals_one_process"),
+    Row("Precision", "16-mixed", MISSING, "each stage would skip other steps",
+        "test_features.py::test_scaled_losses_are_refused"),
+    Row("Checkpoints", "resume in mid-epoch on another number of processes", WORKS, "",
+        "test_features.py::test_a_run_goes_on_in_mid_epoch_on_any_number_of_processes"),
+    Row("Checkpoints", "resume at the end of an epoch, optimizers and predictors included", WORKS, "",
+        "test_strategy.py::test_a_checkpoint_is_an_ordinary_checkpoint_and_resumes_on_other_numbers_of_processes"),
+    Row("Checkpoints", "targets and exact gradients under way", WORKS, "",
+        "test_exact.py::test_a_checkpoint_in_the_middle_of_an_epoch_waits_for_what_is_under_way"),
+    Row("Checkpoints", "load in Lightning without this package", WORKS, "",
+        "test_features.py::test_a_checkpoint_of_a_split_run_loads_in_plain_lightning"),
+    Row("Data", "shuffling, workers and augmentation without a seed typed", WORKS, "",
+        "test_strategy.py::test_stages_get_the_same_batches_without_a_seed"),
+    Row("Data", "stages that see different batches", REFUSED, "compared by a fingerprint of each batch",
+        "test_errors.py::test_stages_that_see_different_batches"),
+    Row("Data", "replicas (data parallelism)", MISSING, "", "test_errors.py::test_replicas_are_refused_by_name"),
+    Row("Callbacks", "a metric of the last stage in ModelCheckpoint, EarlyStopping, schedulers", WORKS,
+        "shared at the ends of epochs", "test_strategy.py::test_early_stopping_stops_all_stages"),
+    Row("Loggers", "WandbLogger offline and TensorBoardLogger, figures of all stages", WORKS, "",
+        "test_launchers.py::test_figures_of_all_stages_reach_the_logger"),
+    Row("Loggers", "self.log of a value of an earlier stage", DIFFERS, "not logged, with a warning",
+        "test_unusual_modules.py::test_a_value_of_another_stage_is_not_logged_and_it_is_said"),
+    Row("Modules", "Dropout", DIFFERS, "each process has random numbers of its own from its stages on",
+        "test_strategy.py::test_stages_get_the_same_batches_without_a_seed"),
+    Row("Modules", "configure_model, without the whole model in a process's memory", WORKS, "",
+        "test_paging.py::test_no_process_holds_the_whole_model_in_memory"),
+    Row("Modules", "boundaries by name, a tuple across one", WORKS, "",
+        "test_strategy.py::test_split_equals_one_process"),
+    Row("Modules", 'boundaries="auto"', WORKS, "",
+        "test_auto_boundaries.py::test_training_is_as_with_these_boundaries_named_in_one_process"),
+    Row("Modules", "a tied weight within a process", WORKS, "",
+        "test_paging.py::test_training_is_as_in_one_process_and_a_checkpoint_resumes_in_either"),
+    Row("Modules", "a tied weight across processes", REFUSED, "",
+        "test_errors.py::test_tied_parameter_across_processes"),
+    Row("Modules", "a skip connection across a boundary", REFUSED, "pass it through the boundary too",
+        "test_errors.py::test_activation_that_goes_around_a_boundary"),
+    Row("Modules", "a branch on the value of an activation", REFUSED, "before the last boundary",
+        "test_errors.py::test_reading_a_value_before_the_last_boundary"),
+    Row("Modules", "patched forwards, kept outputs, memory layouts", WORKS, "",
+        "test_unusual_modules.py::test_patched_forwards_kept_outputs_and_layouts_survive_the_split"),
+    Row("Modules", "a buffer that two processes change", REFUSED, "",
+        "test_unusual_modules.py::test_a_buffer_that_two_processes_change_is_refused"),
+    Row("Launchers", "subprocesses, torchrun, spawn, fork", WORKS, "",
+        "test_launchers.py::test_every_launcher_trains_the_same"),
+    Row("Launchers", "Ctrl-C", WORKS, "no process is left behind",
+        "test_launchers.py::test_control_c_ends_all_processes"),
+]  # fmt: skip
+
+
+def rows() -> list[Row]:
+    """All of them, by area."""
+    shown = [Row(area, name, WORKS, CASES[name].words, SPLIT) for area, names in AREAS.items() for name in names]
+    areas = list(dict.fromkeys(row.area for row in (*shown, *OTHERS)))
+    return sorted([*shown, *OTHERS], key=lambda row: areas.index(row.area))
+
+
+def page() -> str:
+    """The page."""
+    lines = [
+        "# What works on several processes",
+        "",
+        "Written by `python -m tests.compatibility`; the suite fails if it is out of date. Each row names the test",
+        "that shows it, in `tests/`. Those of `test_features.py` train the same model in one process and in two and",
+        "compare weights, metrics, learning rates, step counts and checkpoint files.",
+        "",
+        "Not among the rows, as nothing was tested: CUDA, SLURM, restarts by torchrun, sharded checkpoints.",
+        "",
+        "| area | feature | | | shown by |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows():
+        lines.append(f"| {row.area} | {row.feature} | {row.verdict} | {row.words} | `{row.shown_by}` |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
