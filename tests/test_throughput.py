@@ -75,7 +75,7 @@ def test_the_slowest_rank_counts_but_of_copies_the_sum() -> None:
 
 def test_a_chain_that_works_ahead_is_measured_once_it_is_full() -> None:
     workload = emulated(8, 0.1)
-    assert skipped(OURS, workload) == skipped(DELAYED, workload) == 10
+    assert skipped(OURS, workload) == skipped(DELAYED, workload) == 16
     assert skipped(ONE, workload) == 2
 
 
