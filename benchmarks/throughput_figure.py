@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,11 @@ def draw(records: list[Record], path: Path) -> None:
         plt.close(figure)
 
 
+def wrap(text: str, width: int) -> str:
+    """A text in lines of at most so many characters."""
+    return "\n".join(textwrap.wrap(text, width))
+
+
 def kind_of(name: str) -> str | None:
     """What a contestant is drawn as; ``None`` for those that have no place in the figure."""
     if name in (*SINGLE, COPIES) or (name.startswith(OURS) and name != OURS):
@@ -73,16 +80,20 @@ def _bars(axes: Axes, records: list[Record]) -> None:
     kinds = [kind for kind in _COLOURS if any(kind in best(record, COPIES) for record in records)]
     width = 0.8 / len(kinds)
     for place, kind in enumerate(kinds):
-        values = [best(record, COPIES).get(kind, 0.0) for record in records]
-        positions = [group + (place - (len(kinds) - 1) / 2) * width for group in range(len(records))]
-        bars = axes.bar(positions, values, width, label=kind, color=_COLOURS[kind])
+        shift = (place - (len(kinds) - 1) / 2) * width
+        found = [
+            (group + shift, best(record, COPIES)[kind])
+            for group, record in enumerate(records)
+            if kind in best(record, COPIES)
+        ]
+        bars = axes.bar(*zip(*found), width, label=kind, color=_COLOURS[kind])
         axes.bar_label(bars, fmt="%.2f", fontsize=7)
     axes.axhline(1, color=GREY, linewidth=1, linestyle="--")
-    axes.set_xticks(range(len(records)), [record["title"] for record in records], fontsize=8)
+    axes.set_xticks(range(len(records)), [wrap(record["title"], 24) for record in records], fontsize=8)
     axes.set_ylabel("of the ceiling")
-    axes.set_title("Throughput on two processes; of schedules, with the best number of microbatches")
+    axes.set_title("Two processes; of schedules, the best number of microbatches")
     axes.grid(axis="x", visible=False)
-    axes.legend(ncols=len(kinds), fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    axes.legend(ncols=len(kinds), fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14))
 
 
 def _emulated(axes: Axes, records: list[Record]) -> None:
@@ -95,7 +106,7 @@ def _emulated(axes: Axes, records: list[Record]) -> None:
     axes.set_xticks(stages)
     axes.set_xlabel("stages, which sleep in place of computing")
     axes.set_ylabel("over one process")
-    axes.set_title("More stages than this machine has cores: emulated; schedules with up to 4 microbatches a stage")
+    axes.set_title("Emulated stages; schedules with up to 4 microbatches a stage")
     axes.legend(fontsize=8)
 
 
@@ -105,7 +116,8 @@ def _links(axes: Axes, records: list[Record]) -> None:
         kind = kind_of(name)
         if kind is None and not name.startswith(f"{OURS}, wire"):
             continue
-        values = [ratio(speeds_of(record), name, ONE) or 0.0 for record in records]
+        # What was not measured is a gap.
+        values = [ratio(speeds_of(record), name, ONE) or math.nan for record in records]
         style = "--" if kind is None else "-"
         marker = {"bf16": "s", "int8": "^"}.get(name[-4:], "o")
         axes.plot(range(len(records)), values, style, marker=marker, color=_COLOURS[kind or OURS], label=name)
