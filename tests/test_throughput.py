@@ -46,20 +46,23 @@ def test_an_emulated_stage_sleeps_a_third_in_each_pass_and_a_microbatch_its_shar
     stage = workload.cut()[0]
     inputs = torch.randn(64, 64)
 
-    def seconds(run: Any) -> float:
-        begun = time.perf_counter()
-        run()
-        return time.perf_counter() - begun
+    def seconds(rows: int) -> tuple[float, float]:
+        """Forwards and backwards, at best: a busy machine sleeps longer, never shorter."""
+        tries = []
+        for _ in range(5):
+            begun = time.perf_counter()
+            outputs = stage(inputs[:rows])
+            between = time.perf_counter()
+            outputs.sum().backward()
+            tries.append((between - begun, time.perf_counter() - between))
+        return min(forwards for forwards, _ in tries), min(backwards for _, backwards in tries)
 
-    def forward() -> None:
-        nonlocal outputs
-        outputs = stage(inputs)
-
-    outputs = torch.empty(0)
-    assert seconds(forward) == pytest.approx(0.02, abs=0.008)
-    assert seconds(lambda: outputs.sum().backward()) == pytest.approx(0.04, abs=0.012)
-    inputs = inputs[:16]
-    assert seconds(forward) == pytest.approx(0.005, abs=0.005)
+    forwards, backwards = seconds(64)
+    assert 0.02 <= forwards < 0.035
+    assert 0.04 <= backwards < 0.06
+    forwards, backwards = seconds(16)
+    assert 0.005 <= forwards < 0.015
+    assert 0.01 <= backwards < 0.025
 
 
 # ---------------------------------------------------------------------- turns
@@ -251,14 +254,15 @@ def networks() -> None:
 
 @pytest.mark.usefixtures("networks")
 def test_a_channel_adds_its_latency_each_way() -> None:
-    assert 0.06 <= round_trip(Channel(2, None, 0.03), 1) < 0.12
+    assert 0.06 <= round_trip(Channel(2, None, 0.03), 1) < 0.3
 
 
 @pytest.mark.usefixtures("networks")
 def test_a_channel_carries_no_more_than_its_rate() -> None:
     # 4 MB there and back at 80 Mbit/s; both directions go on at the same time.
-    assert 0.3 < round_trip(Channel(2, 80, 0.0), 4_000_000) < 1.5
-    assert round_trip(Channel(2, None, 0.0), 4_000_000) < 0.3
+    limited = round_trip(Channel(2, 80, 0.0), 4_000_000)
+    assert limited > 0.3
+    assert round_trip(Channel(2, None, 0.0), 4_000_000) < limited
 
 
 @pytest.mark.usefixtures("networks")
