@@ -113,7 +113,6 @@ class SavedTensors(AbstractContextManager["SavedTensors"]):
 
     Attributes:
         peak: The most at a time, in bytes.
-        other_than: Storages that do not count.
     """
 
     def __init__(self) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributed import pipelining
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.quiet import QUIET
 from benchmarks.workloads import Workload, loss_of
 from lightning_sg import Boundary, DelayedGradient, SyntheticGradients, SyntheticGradientStrategy
 from lightning_sg.transport import Coding
@@ -285,10 +286,7 @@ def lightning(
             devices=processes,
             max_steps=turn.steps,
             max_epochs=-1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
+            **QUIET,
             profiler=turn.profiler,
             callbacks=[_Tick(turn.clock), *([callback] if callback is not None else [])],
         )

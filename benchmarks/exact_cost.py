@@ -26,6 +26,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.quiet import QUIET
 from benchmarks.workers import run_workers
 from lightning_sg import Boundary, DelayedGradient, LossModelPredictor, SyntheticGradients
 
@@ -84,10 +85,7 @@ def worker(way: str, steps: int, skip: int, out: Path) -> None:
         devices=2,
         max_steps=steps,
         max_epochs=-1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET,
         callbacks=[SyntheticGradients(**arguments), meter],
     )
     trainer.fit(Linears(), DataLoader(data, batch_size=BATCH))

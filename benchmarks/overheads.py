@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from benchmarks.quiet import QUIET
 from benchmarks.workers import run_group
 from lightning_sg import SyntheticGradients
 from lightning_sg.timeline import Timeline, actions
@@ -86,10 +87,7 @@ def measure(name: str, steps: int) -> dict[str, float]:
             devices=len(cuts) + 1,
             max_steps=steps,
             max_epochs=-1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
+            **QUIET,
             profiler=timeline,
             callbacks=[SyntheticGradients(boundaries=cuts)],
         )

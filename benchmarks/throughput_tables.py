@@ -49,7 +49,7 @@ def _table(record: Record) -> str:
         rows.append(row)
     rounds = max(map(len, speeds.values()))
     title = f"### ({record['row']}) {record['title']}\n\n{record['stages']} processes, {rounds} rounds.\n\n"
-    return title + "\n".join("| " + " | ".join(row) + " |" for row in rows) + _shares(inspected)
+    return title + _markdown(rows) + _shares(inspected)
 
 
 def _at_work(record: Record, name: str) -> str:
@@ -73,7 +73,7 @@ def _shares(inspected: dict[str, list[Any]]) -> str:
     for name, ranks in seen.items():
         for place, shares in enumerate(ranks):
             rows.append([f"{name}, {place}", *(f"{shares.get(kind, 0):.1%}" for kind in kinds)])
-    return "\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return "\n\n" + _markdown(rows)
 
 
 def link_of(record: Record) -> str:
@@ -101,7 +101,11 @@ def _links(records: list[Record], row: str) -> str:
     title = (
         f"### (f) {records[0]['title']}, {what}\n\nOver one process; in brackets, over the same on the first link.\n\n"
     )
-    return title + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return title + _markdown(lines)
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 __all__ = ["link_of", "ratio", "speeds_of", "tables"]

@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
+from benchmarks.quiet import QUIET
 from benchmarks.runs import Run
 from benchmarks.tasks import ALL_METHODS, TASKS
 from lightning_sg import NonFinitePredictionError, SyntheticGradientStrategy
@@ -130,10 +131,7 @@ def train(run: Run, folders: dict[str, Path | None]) -> dict[str, Any] | None:
         val_check_interval=math.ceil(steps / run.points),
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET,
     )
     # From here on, runs of the same seed draw the same numbers, whatever was drawn to make model and data.
     pl.seed_everything(run.seed, verbose=False)
