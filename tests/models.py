@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -85,6 +86,23 @@ def make_trainer(**arguments: Any) -> pl.Trainer:
         "max_epochs": 2,
     }
     return pl.Trainer(**{**defaults, **arguments})
+
+
+def fit_and_save(
+    module: pl.LightningModule, callback: Any, devices: int, folder: Path, checkpoint: str | None, epochs: int
+) -> pl.Trainer:
+    """Trains and validates on this number of processes, from a checkpoint or afresh; saves ``last.ckpt``."""
+    trainer = make_trainer(
+        strategy="synthetic_gradients" if devices > 1 else "auto",
+        devices=devices,
+        callbacks=[callback],
+        max_epochs=epochs,
+        default_root_dir=folder,
+    )
+    data = loader(shuffle=False)
+    trainer.fit(module, data, data, ckpt_path=checkpoint)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return trainer
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:

@@ -17,7 +17,17 @@ from lightning_sg.errors import PartitionError, SyntheticGradientsError
 from lightning_sg.partition.automatic import choose_boundaries
 from lightning_sg.partition.trace import Trace, call_training_step
 from lightning_sg.plan import plan
-from tests.models import CLASSES, FEATURES, assert_same_state, block, dataset, loader, make_trainer, state_of
+from tests.models import (
+    CLASSES,
+    FEATURES,
+    assert_same_state,
+    block,
+    dataset,
+    fit_and_save,
+    loader,
+    make_trainer,
+    state_of,
+)
 from tests.ranks import run_ranks
 
 WIDTH = 16
@@ -144,16 +154,7 @@ def classifier() -> Net:
 def train(folder: Path, boundaries: Any, devices: int, checkpoint: str | None = None, epochs: int = 2) -> Any:
     pl.seed_everything(3, verbose=False)
     module, callback = classifier(), SyntheticGradients(boundaries=boundaries, seed=5)
-    trainer = make_trainer(
-        strategy="synthetic_gradients" if devices > 1 else "auto",
-        devices=devices,
-        callbacks=[callback],
-        max_epochs=epochs,
-        default_root_dir=folder,
-    )
-    data = loader(shuffle=False)
-    trainer.fit(module, data, data, ckpt_path=checkpoint)
-    trainer.save_checkpoint(folder / "last.ckpt")
+    fit_and_save(module, callback, devices, folder, checkpoint, epochs)
     return callback.names, state_of(module)
 
 

@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_sg import Boundary, SyntheticGradients
 from lightning_sg.partition.paging import PagedParameters
-from tests.models import CLASSES, FEATURES, assert_same_state, loader, make_trainer, state_of
+from tests.models import CLASSES, FEATURES, assert_same_state, fit_and_save, loader, make_trainer, state_of
 from tests.ranks import run_ranks
 
 WIDE = 192  # 144 KiB a weight: enough for a file
@@ -72,16 +72,7 @@ class Configured(pl.LightningModule):
 def train(folder: Path, devices: int, checkpoint: str | None = None, epochs: int = 2) -> dict[str, Tensor]:
     pl.seed_everything(3, verbose=False)
     module, callback = Configured(), SyntheticGradients(seed=5)
-    trainer = make_trainer(
-        strategy="synthetic_gradients" if devices > 1 else "auto",
-        devices=devices,
-        callbacks=[callback],
-        max_epochs=epochs,
-        default_root_dir=folder,
-    )
-    data = loader(shuffle=False)
-    trainer.fit(module, data, data, ckpt_path=checkpoint)
-    trainer.save_checkpoint(folder / "last.ckpt")
+    trainer = fit_and_save(module, callback, devices, folder, checkpoint, epochs)
     assert list(callback.trainers) == ["net.1"]
     assert 0 < float(trainer.callback_metrics["val_accuracy"]) <= 1
     return state_of(module)

@@ -230,7 +230,7 @@ def round_trip(channel: Channel, size: int) -> float:
             assert echo.stdout is not None
             echo.stdout.readline()
             ask = subprocess.run(
-                [sys.executable, "-c", _ASK, address(0 + 1), str(size)],
+                [sys.executable, "-c", _ASK, address(1), str(size)],
                 capture_output=True,
                 text=True,
                 timeout=60,
