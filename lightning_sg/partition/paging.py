@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 _SMALLEST = 64 * 1024  # bytes; smaller parameters stay where they are
-_AT_A_TIME = 64 * 1024 * 1024  # bytes written before their pages are let go of
+_AT_A_TIME = 16 * 1024 * 1024  # bytes written before their pages are let go of
 _MADV_DONTNEED = 4  # Linux; of a shared mapping of a file it keeps what was written
 
 
@@ -78,6 +78,10 @@ class PagedParameters:
                 storage = parameter.untyped_storage()
                 start, size = ctypes.c_void_p(storage.data_ptr()), ctypes.c_size_t(storage.nbytes())
                 _libc.madvise(start, size, _MADV_DONTNEED)
+        if _libc is not None:
+            # What the parameters had before they got their files is free, but may lie inside the heap: a later, smaller
+            # allocation is enough to keep it from the system, and one hole after the other would hold the whole model.
+            _libc.malloc_trim(ctypes.c_size_t(0))
 
     @contextmanager
     def hidden(self, module: nn.Module) -> Iterator[None]:
@@ -121,7 +125,7 @@ def _can_be_mapped(parameter: nn.Parameter) -> bool:
 def _load_libc() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(None)
-        library.madvise  # noqa: B018 (is it there?)
+        library.madvise, library.malloc_trim  # noqa: B018 (are they there?)
     except (AttributeError, OSError, TypeError):  # not on every system; the files then stay in the page cache
         return None
     return library
