@@ -11,6 +11,8 @@ from lightning_sg.errors import StageLostError
 from lightning_sg.transport.message import Message
 from lightning_sg.transport.wire import Inbox, Outbox, Wire
 
+_PATIENCE = 10.0  # seconds for last words; a neighbour that hangs does not take them
+
 
 @dataclass
 class Link:
@@ -43,8 +45,7 @@ class Link:
 
     def close(self, timeout: float) -> None:
         """Ends the conversation in good order: both sides have heard everything."""
-        self.outbox.send(Message(kind="end"))
-        self.outbox.flush()
+        self.outbox.close()
         if self.inbox.join(timeout):
             for wire in self.wires:
                 wire.close()
@@ -53,7 +54,7 @@ class Link:
         """Tells the neighbour why this process stops; a neighbour that is gone too need not know."""
         with suppress(Exception):
             self.outbox.send(Message(kind="failed", step=step, reason=reason))
-            self.outbox.flush()
+            self.outbox.flush(_PATIENCE)
 
 
 class Upstream(Link):

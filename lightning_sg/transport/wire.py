@@ -5,8 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
+from queue import SimpleQueue
 
 import torch
 import torch.distributed as dist
@@ -19,9 +22,12 @@ from lightning_sg.transport.message import HEAD_BYTES, Message
 # expected one that has the user's timeout. gloo closes a pair for good when one of its own waits runs out.
 IDLE_TIMEOUT = timedelta(days=30)
 
-# How many messages may be under way unconfirmed by the transport before the oldest is waited for. The stages' own
-# bookkeeping bounds them already; this only lets go of memory that has been sent.
-_UNFINISHED = 4
+# gloo asks before it sends: the receiver's word that it is ready travels against every transfer. On a link with latency
+# a receiver that asked for one message at a time would get one in four latencies, however little is in it. So it asks
+# for so many heads ahead, and for the tensors of each as soon as it has its head.
+HEADS_AHEAD = 16
+
+_HEAD, _REST, _TENSOR = 0, 1, 2  # tags: heads are asked for ahead, so they must not be taken for what follows them
 
 
 class Wire:
@@ -58,6 +64,8 @@ class Wire:
 class Outbox:
     """Sends messages along a wire; none of its sends waits for the receiver.
 
+    The stages' bookkeeping bounds how many are under way. A thread lets go of what has been sent.
+
     Args:
         wire: The direction to send in.
         to: The receiving stage's name, for messages.
@@ -66,7 +74,9 @@ class Outbox:
     def __init__(self, wire: Wire, to: str) -> None:
         self._wire = wire
         self._to = to
-        self._unfinished: deque[tuple[list[dist.Work], list[Tensor]]] = deque()
+        self._under_way: SimpleQueue[_Sending | threading.Event | None] = SimpleQueue()
+        self._error: RuntimeError | None = None
+        threading.Thread(target=self._let_go, name=f"lightning_sg outbox to {to}", daemon=True).start()
 
     def send(self, message: Message) -> None:
         """Sends ``message``; its tensors must not change afterwards.
@@ -79,38 +89,54 @@ class Outbox:
         payload = [part.to(self._wire.wire_device) for part in parts if part.numel()]
         works: list[dist.Work] = []
         try:
-            for part in (head, rest):
-                if part is not None:
-                    works.append(self._isend(part, self._wire.heads))
+            if self._error is not None:
+                raise self._error
+            works.append(self._isend(head, self._wire.heads, _HEAD))
+            if rest is not None:
+                works.append(self._isend(rest, self._wire.heads, _REST))
             for tensor in payload:
-                works.append(self._isend(tensor, self._wire.tensors))
-            self._unfinished.append((works, [head, *payload] + ([] if rest is None else [rest])))
-            while len(self._unfinished) > _UNFINISHED:
-                self._finish()
+                works.append(self._isend(tensor, self._wire.tensors, _TENSOR))
         except RuntimeError as error:
             raise StageLostError(
                 f"{self._to} is gone: {message.step or message.kind} could not be sent to it ({_first_line(error)}). "
                 "Its own output says why."
             ) from error
+        self._under_way.put(_Sending(works, [head, *payload] + ([] if rest is None else [rest])))
 
-    def flush(self) -> None:
+    def flush(self, timeout: float | None = None) -> None:
         """Waits until everything has been sent."""
-        while self._unfinished:
-            self._finish()
+        done = threading.Event()
+        self._under_way.put(done)
+        done.wait(timeout)
 
-    def _isend(self, tensor: Tensor, group: dist.ProcessGroup) -> dist.Work:
-        work = dist.isend(tensor, self._wire.receiver, group=group)
+    def close(self) -> None:
+        """Sends the last message and waits until it has been sent."""
+        for _ in range(HEADS_AHEAD):  # the receiver has asked for so many
+            self.send(Message(kind="end"))
+        self.flush()
+        self._under_way.put(None)
+
+    def _isend(self, tensor: Tensor, group: dist.ProcessGroup, tag: int) -> dist.Work:
+        work = dist.isend(tensor, self._wire.receiver, group=group, tag=tag)
         assert work is not None
         return work
 
-    def _finish(self) -> None:
-        works, _kept_alive = self._unfinished.popleft()
-        for work in works:
-            work.wait()
+    def _let_go(self) -> None:
+        stream = torch.cuda.Stream(self._wire.device) if self._wire.device.type == "cuda" else None
+        with _on(stream):
+            while (item := self._under_way.get()) is not None:
+                if isinstance(item, threading.Event):
+                    item.set()
+                    continue
+                try:
+                    item.wait(stream)
+                except RuntimeError as error:
+                    self._error = self._error or error  # for the next send
+                del item
 
 
 class Inbox:
-    """Receives messages along a wire in a thread of its own, so that the next is here before it is asked for.
+    """Receives messages along a wire in threads of its own, so that the next are here before they are asked for.
 
     Args:
         wire: The direction to receive from.
@@ -125,7 +151,12 @@ class Inbox:
         self._messages: dict[int, tuple[Message, torch.cuda.Event | None]] = {}
         self._lost: str | None = None
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._listen, name=f"lightning_sg inbox from {sender}", daemon=True)
+        self._arriving: SimpleQueue[_Arriving | Exception] = SimpleQueue()
+        self._asked: deque[tuple[dist.Work, Tensor]] = deque()
+        # NCCL's receives wait in one stream, in their order, and so do the copies to the device.
+        self._stream = torch.cuda.Stream(wire.device) if wire.device.type == "cuda" else None
+        threading.Thread(target=self._listen, name=f"lightning_sg heads from {sender}", daemon=True).start()
+        self._thread = threading.Thread(target=self._take, name=f"lightning_sg inbox from {sender}", daemon=True)
         self._thread.start()
 
     def receive(self, number: int, waiting_for: str) -> Message:
@@ -167,51 +198,79 @@ class Inbox:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    # ------------------------------------------------------------------ in the thread
+    # ------------------------------------------------------------------ in the threads
 
     def _listen(self) -> None:
+        """Reads heads, and asks for what follows each; waits for none of that."""
         try:
-            stream = None
-            if self._wire.device.type == "cuda":
-                torch.cuda.set_device(self._wire.device)
-                stream = torch.cuda.Stream(self._wire.device)
-            with torch.cuda.stream(stream) if stream is not None else nullcontext():
-                while self._take(stream):
-                    pass
+            with _on(self._stream):
+                for _ in range(HEADS_AHEAD):
+                    self._ask_for_head()
+                while self._take_head():
+                    self._ask_for_head()
         except Exception as error:  # whatever it is, a waiting stage must hear of it
+            self._arriving.put(error)
+
+    def _ask_for_head(self) -> None:
+        head = torch.empty(HEAD_BYTES, dtype=torch.uint8)
+        self._asked.append((self._ask(head, self._wire.heads, _HEAD), head))
+
+    def _take_head(self) -> bool:
+        """Takes the next head; returns whether more are to come."""
+        work, head = self._asked[0]  # stays there meanwhile: a transfer in which nobody holds the tensor is an end
+        work.wait()
+        self._asked.popleft()
+        size = Message.rest_bytes(head)
+        rest = torch.empty(size, dtype=torch.uint8) if size else None
+        if rest is not None:
+            self._ask(rest, self._wire.heads, _REST).wait()
+        message = Message.decode(head, rest)
+        if message.kind == "end":
+            for work, _head in self._asked:
+                work.wait()
+        arriving = _Arriving(message, [spec.empty(self._wire.wire_device) for spec in message.specs])
+        for parts in arriving.parts:
+            arriving.works += [self._ask(part, self._wire.tensors, _TENSOR) for part in parts if part.numel()]
+        self._arriving.put(arriving)
+        return message.kind == "batch"
+
+    def _take(self) -> None:
+        """Takes messages in their order once their tensors are there."""
+        try:
+            with _on(self._stream):
+                while True:
+                    arriving = self._arriving.get()
+                    if isinstance(arriving, Exception):
+                        raise arriving
+                    message = arriving.message
+                    if message.kind == "end":
+                        return
+                    if message.kind == "failed":
+                        self._lose(f"{self._sender} failed at {message.step}: {message.reason}.")
+                        return
+                    self._deliver(arriving)
+        except Exception as error:
             self._lose(
                 f"{self._sender} is gone: its connection closed ({_first_line(error)}). Its own output says why."
             )
 
-    def _take(self, stream: torch.cuda.Stream | None) -> bool:
-        head = self._receive(torch.empty(HEAD_BYTES, dtype=torch.uint8), self._wire.heads)
-        size = Message.rest_bytes(head)
-        rest = self._receive(torch.empty(size, dtype=torch.uint8), self._wire.heads) if size else None
-        message = Message.decode(head, rest)
-        if message.kind == "end":
-            return False
-        if message.kind == "failed":
-            self._lose(f"{self._sender} failed at {message.step}: {message.reason}.")
-            return False
-        tensors = []
-        for spec in message.specs:
-            parts = spec.empty(self._wire.wire_device)
-            for part in parts:
-                if part.numel():
-                    self._receive(part, self._wire.tensors)
-            tensors.append(spec.arrange([part.to(self._wire.device) for part in parts]))
-        message.tensors = tensors
-        event = stream.record_event() if stream is not None else None
+    def _deliver(self, arriving: _Arriving) -> None:
+        message = arriving.message
+        for work in arriving.works:
+            work.wait()
+        message.tensors = [
+            spec.arrange([part.to(self._wire.device) for part in parts])
+            for spec, parts in zip(message.specs, arriving.parts)
+        ]
+        event = self._stream.record_event() if self._stream is not None else None
         with self._changed:
             self._messages[message.number] = (message, event)
             self._changed.notify_all()
-        return True
 
-    def _receive(self, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
-        work = dist.irecv(tensor, self._wire.sender, group=group)
+    def _ask(self, tensor: Tensor, group: dist.ProcessGroup, tag: int) -> dist.Work:
+        work = dist.irecv(tensor, self._wire.sender, group=group, tag=tag)
         assert work is not None
-        work.wait()
-        return tensor
+        return work
 
     def _lose(self, reason: str) -> None:
         with self._changed:
@@ -219,8 +278,42 @@ class Inbox:
             self._changed.notify_all()
 
 
+@dataclass
+class _Sending:
+    """A message under way; its tensors must live as long."""
+
+    works: list[dist.Work]
+    tensors: list[Tensor]
+
+    def wait(self, stream: torch.cuda.Stream | None) -> None:
+        for work in self.works:
+            work.wait()
+        if stream is not None:
+            stream.synchronize()
+
+
+@dataclass
+class _Arriving:
+    """A message whose tensors are under way."""
+
+    message: Message
+    parts: list[list[Tensor]]
+    works: list[dist.Work] = field(default_factory=list)
+
+
+@contextmanager
+def _on(stream: torch.cuda.Stream | None) -> Iterator[None]:
+    """The calling thread works on ``stream`` meanwhile."""
+    if stream is None:
+        yield
+        return
+    torch.cuda.set_device(stream.device)
+    with torch.cuda.stream(stream):
+        yield
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-__all__ = ["Inbox", "Outbox", "Wire"]
+__all__ = ["HEADS_AHEAD", "Inbox", "Outbox", "Wire"]
