@@ -1,4 +1,4 @@
-"""The command line: Lightning's own, with this package imported; ``plan``, ``report``, ``timeline``."""
+"""The command line: Lightning's own, with this package imported; ``plan``, ``report``, ``timeline``, ``merge``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _JSONARGPARSE = RequirementCache("jsonargparse[signatures]>=4.39")
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs Lightning's command line (``fit`` and its kin), or ``plan``, ``report`` or ``timeline``.
+    """Runs Lightning's command line (``fit`` and its kin), or ``plan``, ``report``, ``timeline`` or ``merge``.
 
     Model and data come from the configuration by ``class_path``; classes in the current directory are found.
 
@@ -40,6 +40,11 @@ def main(args: Sequence[str] | None = None) -> None:
 
         timeline(arguments[1:])
         return
+    if arguments[:1] == ["merge"]:
+        from lightning_sg.sharded import main as merge
+
+        merge(arguments[1:])
+        return
     if not _JSONARGPARSE:
         raise SystemExit('The command line needs jsonargparse: pip install "lightning-sg[cli]"')
     # `python -m` puts the current directory on the path; an installed script does not.
@@ -60,7 +65,7 @@ def main(args: Sequence[str] | None = None) -> None:
             "description": "Trains, validates and tests a LightningModule, with synthetic gradients at its boundaries. "
             "'lightning-sg plan --config FILE' says what the split of a configuration would be, "
             "'lightning-sg report RUN' draws what a run has logged, 'lightning-sg timeline FOLDER' what each process "
-            "did when; see their --help.",
+            "did when, 'lightning-sg merge FOLDER FILE' makes one checkpoint of shards; see their --help.",
         },
         # A second run of a logger that reuses its directory (WandbLogger) would stop at the first one's file.
         save_config_kwargs={"overwrite": True},
