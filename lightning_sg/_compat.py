@@ -11,12 +11,18 @@ from lightning.fabric.utilities.distributed import (
     _get_default_process_group_backend_for_device as default_process_group_backend,
 )
 from lightning.fabric.utilities.distributed import _init_dist_connection as init_dist_connection
+
+# How its own strategies reduce what is logged with `sync_dist=True`, for every way to name the operation.
+from lightning.fabric.utilities.distributed import _sync_ddp_if_available as reduce_over
 from lightning.fabric.utilities.optimizer import _optimizers_to_device as optimizers_to_device
 
 # `rank_zero_only` of both packages carries the rank as an attribute that Lightning's strategies set.
 from lightning.fabric.utilities.rank_zero import rank_zero_only as _fabric_rank_zero_only
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+# DistributedDataParallel is told in the forward pass that a backward pass is to average gradients; this tells it later.
+from lightning.pytorch.overrides.distributed import prepare_for_backward
 from lightning.pytorch.strategies.launchers.multiprocessing import (
     _MultiProcessingLauncher as MultiProcessingLauncher,
 )
@@ -76,6 +82,8 @@ __all__ = [
     "init_dist_connection",
     "logs_now",
     "optimizers_to_device",
+    "prepare_for_backward",
+    "reduce_over",
     "saves_at_step",
     "set_rank_zero",
     "tree_flatten",

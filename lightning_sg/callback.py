@@ -186,8 +186,8 @@ class SyntheticGradients(Callback):
         if not self.exchange.split and trainer.world_size > 1:
             raise SyntheticGradientsError(
                 f"SyntheticGradients does not support {trainer.world_size} replicas under "
-                f"{type(trainer.strategy).__name__} yet. Use one device, or strategy='synthetic_gradients' "
-                "to put the stages on several."
+                f"{type(trainer.strategy).__name__}, which would train other predictors in each. Use "
+                f"SyntheticGradientStrategy(replicas={trainer.world_size}), or one device."
             )
         if self.automatic and not self.exchange.split and stage == "fit":
             rank_zero_warn(
@@ -334,6 +334,7 @@ class SyntheticGradients(Callback):
                 bootstrap=self.bootstrap,
                 exact_weight=self.exact_weight,
                 guard=self.guard,
+                replicas=self.exchange.replicas,
             )
             for name in names
         }
@@ -418,6 +419,10 @@ class SyntheticGradients(Callback):
             for name, values in self._unlogged.items():
                 for key, value in values.items():
                     pl_module.log(f"sg/{name}/{key}", value, on_step=True, on_epoch=False, batch_size=1)
+            cosines = [values["cosine"] for values in self._unlogged.values() if "cosine" in values]
+            if cosines:  # loggers have that of each boundary
+                mean = torch.stack([value.float().cpu() for value in cosines]).mean()
+                pl_module.log("sg/cosine", mean, prog_bar=True, logger=False, batch_size=1)
             self._unlogged = {}
 
     def _announce(self, module: pl.LightningModule) -> None:
@@ -486,10 +491,11 @@ class SyntheticGradients(Callback):
 
     def hold(self, number: int, gradients: Mapping[str, Tensor]) -> None:
         """Keeps corrections of batch ``number`` until they are due: the later, the further from the loss."""
+        averaged = dict(zip(gradients, self.exchange.replicas.average(list(gradients.values()))))
         by_due: dict[int, dict[str, Tensor]] = {}
         for name, (_parameter, later, weight) in self._corrected().items():
-            if name in gradients:
-                gradient = gradients[name] if weight == 1 else weight * gradients[name]
+            if name in averaged:
+                gradient = averaged[name] if weight == 1 else weight * averaged[name]
                 by_due.setdefault(number + later, {})[name] = gradient
         for due, held in by_due.items():
             self.corrections.hold(due, held)

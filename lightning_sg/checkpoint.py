@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
@@ -21,7 +22,7 @@ def gather_weights(module: pl.LightningModule, placement: Placement, ranks: list
         module: The module; afterwards it is whole on every process.
         placement: Which process holds what.
         ranks: The global ranks in the order of the chain.
-        group: A gloo group of all processes.
+        group: A gloo group of these.
     """
     tensors: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name, tensor in tensors.items():
@@ -33,12 +34,16 @@ def gather_weights(module: pl.LightningModule, placement: Placement, ranks: list
 
 
 def gather_optimizer_state(
-    optimizer: Optimizer, module: pl.LightningModule, placement: Placement, position: int, group: Any
+    optimizer: Optimizer,
+    module: pl.LightningModule,
+    placement: Placement,
+    position: int,
+    gather: Callable[[dict[int, Any]], dict[int, Any]],
 ) -> dict[str, Any]:
-    """The state of the whole model's optimizer on global rank 0. A collective.
+    """The state of the whole model's optimizer, where the last stage is. A collective.
 
     Every process has an optimizer over all parameters, but only the parameters of its own stages get gradients,
-    so the numbers of the parameters are those of an undivided run and the states are disjoint.
+    so the numbers of the parameters are those of an undivided run and the states are disjoint; ``gather`` unites them.
     """
     state = optimizer.state_dict()
     elsewhere = placement.elsewhere(position)
@@ -47,13 +52,13 @@ def gather_optimizer_state(
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     foreign = {number for number, parameter in zip(numbers, parameters) if names.get(id(parameter)) in elsewhere}
     own = {number: value for number, value in state["state"].items() if number not in foreign}
-    return {**state, "state": dict(sorted(gather_union(_on_host(own), group).items()))}
+    return {**state, "state": dict(sorted(gather(_on_host(own)).items()))}
 
 
-def gather_union(own: dict[Key, Any], group: Any) -> dict[Key, Any]:
-    """The union of all processes' disjoint dicts on global rank 0, elsewhere one's own. A collective."""
-    gathered: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(own, gathered, dst=0, group=group)
+def gather_union(own: dict[Key, Any], group: Any, to: int) -> dict[Key, Any]:
+    """The union of the group's disjoint dicts on global rank ``to``, elsewhere one's own. A collective."""
+    gathered: list[Any] | None = [None] * dist.get_world_size(group) if dist.get_rank() == to else None
+    dist.gather_object(own, gathered, dst=to, group=group)
     return {key: value for part in gathered or [own] for key, value in part.items()}
 
 

@@ -37,12 +37,13 @@ class StageCoordinator(Callback):
         self._runtime = runtime
         self._warned: set[str] = set()
         self._hooks: dict[str, Any] = {}
-        self._metrics: list[tuple[Metric, Any]] = []
+        self._metrics: list[tuple[Metric, Any, Any]] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Guards the module's epoch-end hooks and keeps its metrics to this process."""
-        # Lightning's advice for replicas, which these processes are not: there is nothing to sum over them.
-        warnings.filterwarnings("ignore", message=r".*recommended to use `self\.log\(.*sync_dist=True")
+        if self._runtime.replicas.count == 1:
+            # Lightning's advice for replicas, which these processes are not: there is nothing to sum over them.
+            warnings.filterwarnings("ignore", message=r".*recommended to use `self\.log\(.*sync_dist=True")
         self._hooks = {name: pl_module.__dict__.get(name) for name in (*_ENDS, "on_train_batch_end")}
         for name in _ENDS:
             setattr(pl_module, name, self._guarded(name, getattr(pl_module, name), trainer))
@@ -50,17 +51,22 @@ class StageCoordinator(Callback):
         self.keep_metrics(pl_module)
 
     def keep_metrics(self, pl_module: pl.LightningModule) -> None:
-        """Keeps the module's metrics to this process; again, once ``configure_model`` may have made some."""
+        """Keeps the module's metrics to this process, or to those with the same stages in other replicas.
+
+        Again, once ``configure_model`` may have made some.
+        """
+        replicas = self._runtime.replicas
         for child in pl_module.modules():
-            if isinstance(child, Metric) and child.distributed_available_fn is not _alone:
-                # It would gather over all processes, of which only the last has values.
-                self._metrics.append((child, child.distributed_available_fn))
-                child.distributed_available_fn = _alone
+            if isinstance(child, Metric) and child.distributed_available_fn not in (_alone, _with_replicas):
+                # It would gather over all processes, of which only the last of each replica has values.
+                self._metrics.append((child, child.distributed_available_fn, child.process_group))
+                child.distributed_available_fn = _alone if replicas.count == 1 else _with_replicas
+                child.process_group = replicas.group
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Gives the module its own hooks and metrics back."""
-        for metric, available in self._metrics:
-            metric.distributed_available_fn = available
+        for metric, available, group in self._metrics:
+            metric.distributed_available_fn, metric.process_group = available, group
         self._metrics.clear()
         for name, own in self._hooks.items():
             if own is None:
@@ -156,6 +162,11 @@ def agree_on_stop(trainer: pl.Trainer, runtime: StageRuntime) -> None:
 def _alone() -> bool:
     """What a metric is told when it asks whether there are processes to gather from."""
     return False
+
+
+def _with_replicas() -> bool:
+    """The same, where there are replicas."""
+    return True
 
 
 __all__ = ["StageCoordinator", "agree_on_stop"]

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_sg.replicas import Replicas
+
 Figures = dict[str, dict[str, Tensor]]
 
 
@@ -17,6 +19,10 @@ class Exchange:
     """
 
     split = False
+
+    def __init__(self) -> None:
+        #: The processes that hold the same stages in other replicas.
+        self.replicas = Replicas()
 
     @property
     def has_loss(self) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_sg._compat import DATA_DEPENDENT_ERRORS
@@ -34,6 +35,7 @@ from lightning_sg.partition.ghosts import GhostMemory, Ghosts, ghost_like, is_gh
 from lightning_sg.partition.paging import PagedParameters
 from lightning_sg.partition.placement import Placement, assign, place
 from lightning_sg.partition.trace import copy_of, quiet, shadowed, trace_step
+from lightning_sg.replicas import Replicas, ReplicatedStages
 from lightning_sg.rng import StepRandomness
 from lightning_sg.timeline import actions
 from lightning_sg.training import Record
@@ -54,13 +56,15 @@ class StageRuntime(Exchange):
         module: The user's module.
         callback: Its boundaries and predictors.
         position: This process's place in the chain, 0 for the first stage.
-        ranks: The global ranks in the order of the chain.
+        chains: Of each replica of the model, the global ranks in the order of the stages.
         device: This process's device.
         backend: The backend for tensors between stages.
         timeout: How many seconds an expected message may take.
-        host_group: A gloo group of all processes.
+        host_group: A gloo group of this replica's processes.
         coding: How activations and targets travel in training.
         pages: The parameters that are in files; those of its own stages, the process brings into memory.
+        replicas: The processes with the same stages in other replicas.
+        ddp: Arguments for ``DistributedDataParallel``, if there are any.
     """
 
     split = True
@@ -70,19 +74,24 @@ class StageRuntime(Exchange):
         module: pl.LightningModule,
         callback: SyntheticGradients,
         position: int,
-        ranks: list[int],
+        chains: list[list[int]],
         device: torch.device,
         backend: str,
         timeout: float,
         host_group: Any,
         coding: Coding,
         pages: PagedParameters,
+        replicas: Replicas,
+        ddp: dict[str, Any],
     ) -> None:
+        super().__init__()
+        self.replicas = replicas
         self.host_group = host_group
         self.module = module
         self.callback = callback
         self.position = position
-        self.ranks = ranks
+        self.chains = chains
+        self.ranks = chains[replicas.index]
         self.device = device
         self.backend = backend
         self.timeout = timeout
@@ -95,6 +104,8 @@ class StageRuntime(Exchange):
         self._traced_training = False
         self._upstream: Upstream | None = None
         self._downstream: Downstream | None = None
+        self._ddp = ddp
+        self._replicated: ReplicatedStages | None = None
         self._ghosts: Ghosts | None = None
         self._memory = GhostMemory([])
         self._randomness = StepRandomness(position, device)
@@ -110,6 +121,8 @@ class StageRuntime(Exchange):
         self._unlogged: set[str] = set()
         self._shared_versions: dict[str, int] = {}
         self.failed = False
+        #: Called once, when this process knows which stages it trains.
+        self.on_settled: Callable[[], None] | None = None
 
     # ------------------------------------------------------------------ who this is
 
@@ -131,6 +144,11 @@ class StageRuntime(Exchange):
     def holds(self, parameter: str) -> bool:
         """See :meth:`Exchange.holds`."""
         return self.placement is None or self.placement.owner.get(parameter, self.position) == self.position
+
+    def writes(self, name: str) -> bool:
+        """Whether this process saves the parameter or buffer of that name; one does, the last if no stage uses it."""
+        last = len(self.ranks) - 1
+        return (last if self.placement is None else self.placement.owner.get(name, last)) == self.position
 
     @property
     def name(self) -> str:
@@ -180,12 +198,16 @@ class StageRuntime(Exchange):
         self._received, self._leaves, self._surrogate, self._keeps = None, [], None, False
         self._answered = self.position == 0
         manual = training and not self.module.automatic_optimization
-        result: Any = None
+
+        def run() -> Any:
+            try:
+                with self._on_own_stages(training, quiet_too=manual and not self.is_last):
+                    return step(*args, **kwargs)
+            except StageEnds:
+                return self._surrogate
+
         try:
-            with self._on_own_stages(training, quiet_too=manual and not self.is_last):
-                result = step(*args, **kwargs)
-        except StageEnds:
-            result = self._surrogate
+            result = self._replicated.run(run) if training and self._replicated is not None else run()
         except DATA_DEPENDENT_ERRORS as error:
             advice = (
                 "With manual optimization the code behind a stage's last boundary runs without data there. Read values "
@@ -346,7 +368,7 @@ class StageRuntime(Exchange):
         assert self.placement is not None
         boundary = self.placement.sends_at(self.position)
         assert boundary is not None
-        if self.position == 0 and self.stop_wanted:
+        if self.position == 0 and self.replicas.any(self.stop_wanted):
             self.final = True
         carriers = [tensor for tensor in tensors if differentiable(tensor)]
         if not carriers:
@@ -460,6 +482,16 @@ class StageRuntime(Exchange):
 
     def backward_loss(self, loss: Tensor) -> Tensor:
         """The loss to go backward from: of a ghost, this stage's surrogate."""
+        loss = self._loss_of_own_stages(loss)
+        if self._replicated is not None:
+            self._replicated.prepare(loss)
+        return loss
+
+    def accumulating(self) -> AbstractContextManager[None]:
+        """While entered, gradients are not averaged over the replicas."""
+        return contextlib.nullcontext() if self._replicated is None else self._replicated.accumulating()
+
+    def _loss_of_own_stages(self, loss: Tensor) -> Tensor:
         if not is_ghost(loss):
             return loss
         if self.is_last:
@@ -523,14 +555,25 @@ class StageRuntime(Exchange):
             if trace.stages > len(self.ranks):  # else there is nothing to balance
                 predictors = callback.operations_of_predictors(trace, context_of(batch, callback.context))
             self.placement = place(self.module, trace, len(self.ranks), predictors)
+            if self.is_last and self.replicas.index == 0:
+                rank_zero_info(f"The stages on {len(self.ranks)} processes:\n{self._described()}")
             names = [self.placement.name(place_, rank) for place_, rank in enumerate(self.ranks)]
             self._upstream, self._downstream = open_links(
-                self.position, self.ranks, names, self.device, self.backend, self.timeout
+                self.position, self.chains, self.replicas.index, names, self.device, self.backend, self.timeout
             )
         else:
             assign(self.placement, self.module, trace)
         with torch.inference_mode(False):  # what a validation step moves is trained later
             self._settle_in()
+        if training and self.on_settled is not None:
+            self.on_settled()
+            self.on_settled = None
+
+    def _described(self) -> str:
+        assert self.placement is not None
+        one = self.placement.describe(self.module, self.ranks)
+        count = self.replicas.count
+        return one if count == 1 else f"{one}\nand the same in {count - 1} other replica{'s' * (count > 2)}"
 
     def _settle_in(self) -> None:
         """Puts ghosts in the place of what other processes hold, and lets go of its device memory."""
@@ -549,6 +592,12 @@ class StageRuntime(Exchange):
                     tensor.data = tensor.data.to("cpu" if name in elsewhere else self.device)
         self._ghosts = Ghosts(self.module, elsewhere, self.device, trainable=False)
         self._memory = GhostMemory(_remote_blocks(self.module, elsewhere, self.callback))
+        if self.replicas.count > 1:
+            self._replicated = ReplicatedStages(self.module, self._keeps_alike, self.replicas, self._ddp)
+
+    def _keeps_alike(self, name: str) -> bool:
+        assert self.placement is not None
+        return self.placement.owner.get(name) == self.position
 
     # ------------------------------------------------------------------ for the callback
 
@@ -568,7 +617,7 @@ class StageRuntime(Exchange):
     def gather(self, states: dict[str, Any]) -> dict[str, Any]:
         """See :meth:`Exchange.gather`."""
         with self.meeting("saving predictors"):
-            return gather_union(states, self.host_group)
+            return gather_union(states, self.host_group, self.ranks[-1])
 
     @contextlib.contextmanager
     def meeting(self, what: str) -> Iterator[None]:
@@ -594,7 +643,7 @@ class StageRuntime(Exchange):
         self._await_answers(0)
         for link in self._links():
             link.close(self.timeout)
-        self._upstream = self._downstream = None
+        self._upstream = self._downstream = self._replicated = None
         for child in self.module.modules():  # what a remote block kept of its outputs is without data here
             for name, value in child.__dict__.items():
                 if is_ghost(value):

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -32,19 +33,26 @@ from lightning_sg._compat import (
     default_process_group_backend,
     init_dist_connection,
     optimizers_to_device,
+    reduce_over,
     set_rank_zero,
 )
 from lightning_sg.callback import SyntheticGradients
-from lightning_sg.checkpoint import gather_optimizer_state, gather_weights
+from lightning_sg.checkpoint import gather_optimizer_state, gather_union, gather_weights
 from lightning_sg.coordination import StageCoordinator, agree_on_stop
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.exchange import Exchange
 from lightning_sg.partition.paging import PagedParameters
 from lightning_sg.partition.placement import too_few_stages
+from lightning_sg.replicas import Replicas
+from lightning_sg.restarts import store_of_attempt
 from lightning_sg.rng import random_state, set_random_state
+from lightning_sg.scaling import StageScaler
+from lightning_sg.sharded import is_sharded, load_optimizers, load_rest, load_weights, merge, own_weights
+from lightning_sg.sharded import save as save_shards
 from lightning_sg.stage import StageRuntime
 from lightning_sg.transport import CODINGS, Coding
 
+_SHARDS = "lightning_sg_shards"  # in a checkpoint that is being loaded: the folder with its tensors
 _SAMPLED = 1024  # numbers of each tensor that go into a batch's fingerprint
 
 
@@ -69,6 +77,13 @@ class SyntheticGradientStrategy(ParallelStrategy):
         clip_over: What ``Trainer(gradient_clip_val=...)`` takes the norm of: ``"stages"``, those of each process on
             their own, or ``"model"``, all of them, as in one process. For the latter every stage waits for all others
             in every step, so that nothing runs ahead any more.
+        replicas: How many copies of the model are trained, each on its part of the data, with ``devices / replicas``
+            processes each; their gradients are averaged as by DDP.
+        ddp: Arguments for the :class:`~torch.nn.parallel.DistributedDataParallel` that averages them, such as
+            ``{"find_unused_parameters": True}``.
+        checkpoint: ``"whole"`` gathers all stages into one ordinary checkpoint, ``"sharded"`` has every process write
+            its own into a folder, for models whose state does not fit one process; ``lightning-sg merge`` makes the one
+            of the other.
         process_group_backend: ``"nccl"`` or ``"gloo"``; by default what the device calls for.
     """
 
@@ -81,22 +96,35 @@ class SyntheticGradientStrategy(ParallelStrategy):
         process_group_backend: str | None = None,
         wire: Coding = "full",
         clip_over: Literal["stages", "model"] = "stages",
+        replicas: int = 1,
+        ddp: dict[str, Any] | None = None,
+        checkpoint: Literal["whole", "sharded"] = "whole",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if replicas < 1:
+            raise ValueError(f"replicas is how many copies of the model are trained, at least 1, not {replicas}.")
         if timeout <= 0:
             raise ValueError(f"timeout is in seconds and must be positive, not {timeout}.")
         if wire not in CODINGS:
             raise ValueError(f"wire is one of {CODINGS}, not {wire!r}.")
         if clip_over not in ("stages", "model"):
             raise ValueError(f"clip_over is 'stages' or 'model', not {clip_over!r}.")
+        if checkpoint not in ("whole", "sharded"):
+            raise ValueError(f"checkpoint is 'whole' or 'sharded', not {checkpoint!r}.")
+        self.checkpoint = checkpoint
         self.timeout = timeout
         self.clip_over = clip_over
         self.wire: Coding = wire
         self.start_method = start_method
+        self.replicas = replicas
+        self.ddp = dict(ddp or {})
         self.num_nodes = 1
         self._process_group_backend = process_group_backend
+        self._layer_sync: Any = None  # Lightning puts it here, by this name, for `sync_batchnorm=True`
         self._host_group: Any = None
+        self._stage_group: Any = None
+        self._peers = Replicas()
         self._pages = PagedParameters()
         self._runtime: StageRuntime | None = None
 
@@ -115,8 +143,13 @@ class SyntheticGradientStrategy(ParallelStrategy):
 
     @property
     def stages_in_parallel(self) -> int:
-        """The number of processes that the stages are on."""
-        return self.num_nodes * self.num_processes
+        """The number of processes that the stages of a replica are on."""
+        return self.num_nodes * self.num_processes // self.replicas
+
+    @property
+    def replica(self) -> int:
+        """Which replica this process is of, from 0."""
+        return self.global_rank // self.stages_in_parallel
 
     @property
     def exchange(self) -> Exchange:
@@ -125,7 +158,7 @@ class SyntheticGradientStrategy(ParallelStrategy):
 
     @property
     def world_size(self) -> int:
-        """The number of replicas of the model, 1: the processes share one.
+        """1, whatever the number of processes; that of copies of the model is :attr:`replicas`.
 
         Lightning synchronises ``world_size > 1`` processes before every batch, which would chain the stages together.
         """
@@ -133,13 +166,13 @@ class SyntheticGradientStrategy(ParallelStrategy):
 
     @property
     def is_distributed(self) -> bool:
-        """``False``: every process loads all data, and metrics are not summed over processes."""
-        return False
+        """Whether there are replicas, each with a part of the data."""
+        return self.replicas > 1
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """One replica: every stage needs the same samples."""
-        return {"num_replicas": 1, "rank": 0}
+        """All stages of a replica get the same samples."""
+        return {"num_replicas": self.replicas, "rank": self.replica}
 
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None
@@ -154,7 +187,7 @@ class SyntheticGradientStrategy(ParallelStrategy):
         """Tells the cluster environment and Lightning's rank-zero tools which process this is."""
         if self.cluster_environment is not None:
             self.cluster_environment.set_global_rank(self.node_rank * self.num_processes + self.local_rank)
-            self.cluster_environment.set_world_size(self.stages_in_parallel)
+            self.cluster_environment.set_world_size(self.num_nodes * self.num_processes)
         set_rank_zero(self.global_rank)
 
     def setup_environment(self) -> None:
@@ -164,7 +197,13 @@ class SyntheticGradientStrategy(ParallelStrategy):
         assert self.lightning_module is not None
         trainer = self.lightning_module.trainer
         callback = self._find_callback(trainer)
-        if self.stages_in_parallel == 1:
+        processes = self.num_nodes * self.num_processes
+        if processes % self.replicas:
+            raise SyntheticGradientsError(
+                f"{processes} processes cannot hold {self.replicas} replicas with the same number of stages each: "
+                "devices × num_nodes must be a multiple of SyntheticGradientStrategy(replicas=...)."
+            )
+        if processes == 1:
             rank_zero_warn(
                 "strategy='synthetic_gradients' has one device, so all stages run in one process, decoupled but not in "
                 "parallel. Pass Trainer(devices=...) to split them."
@@ -180,26 +219,48 @@ class SyntheticGradientStrategy(ParallelStrategy):
         assert self.cluster_environment is not None
         backend = self._process_group_backend or default_process_group_backend(self.root_device)
         if not dist.is_initialized():
-            init_dist_connection(self.cluster_environment, backend, timeout=timedelta(seconds=self.timeout))
+            timeout = timedelta(seconds=self.timeout)
+            arguments = store_of_attempt(processes, timeout)
+            init_dist_connection(self.cluster_environment, backend, timeout=timeout, **arguments)
             atexit.register(_leave_process_group)
+        stages = self.stages_in_parallel
+        chains = [list(reversed(range(first, first + stages))) for first in range(0, processes, stages)]
         if self._host_group is None:
-            self._host_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout))
-        ranks = list(reversed(range(self.stages_in_parallel)))
+            self._make_groups(chains, backend)
         self._runtime = StageRuntime(
             self.lightning_module,
             callback,
-            ranks.index(self.global_rank),
-            ranks,
+            chains[self.replica].index(self.global_rank),
+            chains,
             self.root_device,
             backend,
             self.timeout,
-            self._host_group,
+            self._stage_group,
             self.wire,
             self._pages,
+            self._peers,
+            self.ddp,
         )
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [other for other in callbacks if not isinstance(other, StageCoordinator)]
         callbacks.insert(0, StageCoordinator(self._runtime))
+
+    def _make_groups(self, chains: list[list[int]], backend: str) -> None:
+        """Makes the process groups: of all, of each replica's stages, and of the processes with the same stages."""
+        timeout = timedelta(seconds=self.timeout)
+        self._host_group = dist.new_group(backend="gloo", timeout=timeout)
+        self._stage_group = self._host_group
+        if len(chains) == 1:
+            return
+        for chain in chains:  # every process takes part in making every group
+            group = dist.new_group(chain, backend="gloo", timeout=timeout)
+            if self.global_rank in chain:
+                self._stage_group = group
+        for ranks in zip(*chains):
+            on_host = dist.new_group(list(ranks), backend="gloo", timeout=timeout)
+            group = on_host if backend == "gloo" else dist.new_group(list(ranks), backend=backend, timeout=timeout)
+            if self.global_rank in ranks:
+                self._peers = Replicas(len(chains), self.replica, group, on_host)
 
     @staticmethod
     def _find_callback(trainer: pl.Trainer) -> SyntheticGradients:
@@ -230,11 +291,16 @@ class SyntheticGradientStrategy(ParallelStrategy):
             assert boundaries is not None
             if len(boundaries) + 1 < self.stages_in_parallel and not callback.undecided:
                 raise too_few_stages(len(boundaries) + 1, self.stages_in_parallel)
-            if getattr(self.precision_plugin, "scaler", None) is not None:
+            self._refuse_watched_parameters()
+            if self.replicas > 1 and self._layer_sync is not None:
                 raise SyntheticGradientsError(
-                    "precision='16-mixed' scales the loss, which only the last stage has, and each stage would skip "
-                    "other steps. Use precision='bf16-mixed'."
+                    "sync_batchnorm=True is not supported with replicas. Use a norm that needs no batch, such as "
+                    "GroupNorm or LayerNorm, or train without."
                 )
+            scaler = getattr(self.precision_plugin, "scaler", None)
+            if scaler is not None and not isinstance(scaler, StageScaler):
+                # Each process scales its own surrogate loss, by a factor of its own once one of them has overflowed.
+                self.precision_plugin.scaler = StageScaler(self.root_device, scaler)  # type: ignore[attr-defined]
             by_norm = trainer.gradient_clip_val and trainer.gradient_clip_algorithm != GradClipAlgorithmType.VALUE
             if self.clip_over == "model":
                 # Lightning's own place for what clipping means; `clip_gradients` of the module ends there too.
@@ -260,6 +326,17 @@ class SyntheticGradientStrategy(ParallelStrategy):
         if trainer.state.fn == TrainerFn.FITTING:
             optimizers_to_device(self.optimizers, self.root_device)
 
+    def _refuse_watched_parameters(self) -> None:
+        """Refuses Weights & Biases' hook that reads every parameter in each forward pass."""
+        assert self.lightning_module is not None
+        # wandb keeps the names of its hooks there, to find them again.
+        names = [name for child in self.lightning_module.modules() for name in getattr(child, "_wandb_hook_names", ())]
+        if any(name.startswith("parameters/") for name in names):
+            raise SyntheticGradientsError(
+                "WandbLogger.watch(log='parameters') and log='all' read every parameter in each step, and a process "
+                "has those of its own stages only. Use watch(log='gradients'), which shows those of the last process."
+            )
+
     @contextmanager
     def tensor_init_context(self, empty_init: bool | None = None) -> Iterator[None]:
         """Around ``configure_model``: makes the model on the host, as a device holds its own stages only."""
@@ -283,10 +360,10 @@ class SyntheticGradientStrategy(ParallelStrategy):
             self.model.to(self.root_device)
 
     def process_dataloader(self, dataloader: object) -> object:
-        """Seeds the workers of all stages' loaders alike; Lightning would seed them by rank."""
+        """Seeds the workers of all stages' loaders alike, by replica; Lightning would seed them by rank."""
         seeded = int(os.environ.get("PL_SEED_WORKERS", "0"))
         if self._runtime is not None and seeded and getattr(dataloader, "worker_init_fn", 0) is None:
-            dataloader.worker_init_fn = partial(pl_worker_init_function, rank=0)  # type: ignore[attr-defined]
+            dataloader.worker_init_fn = partial(pl_worker_init_function, rank=self.replica)  # type: ignore[attr-defined]
         return dataloader
 
     def on_validation_end(self) -> None:
@@ -364,8 +441,14 @@ class SyntheticGradientStrategy(ParallelStrategy):
         norm = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
         squares = norm.detach().double().cpu() ** 2
         with self._runtime.meeting("clipping gradients"):
-            dist.all_reduce(squares, group=self._host_group)
+            dist.all_reduce(squares, group=self._stage_group)
         torch.nn.utils.clip_grads_with_norm_(parameters, float(clip_val), squares.sqrt().to(norm))
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Around a step whose gradients are accumulated: replicas average them at the last."""
+        with nullcontext() if self._runtime is None else self._runtime.accumulating():
+            yield
 
     # ------------------------------------------------------------------ collectives
 
@@ -389,12 +472,18 @@ class SyntheticGradientStrategy(ParallelStrategy):
         return box[0]
 
     def reduce(self, tensor: Any, group: Any | None = None, reduce_op: Any = "mean") -> Any:
-        """One replica: nothing to reduce."""
-        return tensor
+        """Reduces a tensor over the replicas, among the processes with the same stages."""
+        if self._runtime is None or self.replicas == 1 or not isinstance(tensor, Tensor):
+            return tensor
+        with self._runtime.meeting("reducing a value"):
+            return reduce_over(tensor, self._peers.group if group is None else group, reduce_op=reduce_op)
 
     def all_gather(self, tensor: Tensor, group: Any | None = None, sync_grads: bool = False) -> Tensor:
-        """One replica: nothing to gather."""
-        return tensor
+        """Gathers a tensor from the replicas, among the processes with the same stages: ``(replicas, ...)``."""
+        if self._runtime is None or self.replicas == 1:
+            return tensor
+        with self._runtime.meeting("gathering a value"):
+            return super().all_gather(tensor, self._peers.group if group is None else group, sync_grads)
 
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
         """Asks all processes: whether all (or any) of them say yes."""
@@ -403,24 +492,72 @@ class SyntheticGradientStrategy(ParallelStrategy):
         votes = torch.tensor(int(decision))
         with self._runtime.meeting("vote"):
             dist.all_reduce(votes, group=self._host_group)
-        return bool(votes == self.stages_in_parallel) if all else bool(votes)
+        return bool(votes == dist.get_world_size()) if all else bool(votes)
 
     # ------------------------------------------------------------------ state
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The whole model's state, with the keys of the undivided model. A collective."""
+        """The whole model's state, with the keys of the undivided model; of shards, this process's. A collective."""
+        runtime = self._runtime
+        if runtime is not None and self.checkpoint == "sharded":
+            return own_weights(runtime.module, runtime.writes)
         self._gather_weights()
         return super().lightning_module_state_dict()
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The whole optimizer's state, on global rank 0. A collective."""
+        """The whole optimizer's state, on global rank 0; of shards, this process's. A collective."""
         inner: Optimizer = getattr(optimizer, "_optimizer", optimizer)
         runtime = self._runtime
         if runtime is None or runtime.placement is None:
             return super().optimizer_state(inner)
         with runtime.meeting("saving optimizers"):
             return gather_optimizer_state(
-                inner, runtime.module, runtime.placement, runtime.position, runtime.host_group
+                inner,
+                runtime.module,
+                runtime.placement,
+                runtime.position,
+                (lambda own: own)
+                if self.checkpoint == "sharded"
+                else (lambda own: gather_union(own, runtime.host_group, runtime.ranks[-1])),
+            )
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        """Writes a checkpoint: on global rank 0, or of shards, in each process of the first replica."""
+        if self._runtime is None or self.checkpoint == "whole":
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        path = Path(self.broadcast(filepath))
+        with self._runtime.meeting("saving shards"):
+            if self.replica == 0:
+                save_shards(path, checkpoint, self._stage_group, writes_rest=self.is_global_zero)
+            dist.barrier(self._host_group)
+
+    def load_checkpoint(self, checkpoint_path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Reads a checkpoint; of shards, what is no tensor of a stage, as these follow one by one."""
+        if not is_sharded(checkpoint_path):
+            return super().load_checkpoint(checkpoint_path, *args, **kwargs)
+        path = Path(checkpoint_path)
+        if self._runtime is None:
+            return merge(path)
+        weights_only = args[0] if args else kwargs.get("weights_only")
+        return {**load_rest(path, weights_only), _SHARDS: path}
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Restores the weights of all stages."""
+        if _SHARDS not in checkpoint:
+            super().load_model_state_dict(checkpoint, strict)
+            return
+        assert self.lightning_module is not None
+        load_weights(checkpoint[_SHARDS], self.lightning_module, self._host_group, strict)
+        self._pages.let_go()
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Restores the optimizers; of shards, the states of this process's stages, once it knows them."""
+        super().load_optimizer_state_dict(checkpoint)
+        runtime = self._runtime
+        if _SHARDS in checkpoint and runtime is not None:
+            runtime.on_settled = lambda: load_optimizers(
+                checkpoint[_SHARDS], self.optimizers, runtime.module, runtime.writes, self._host_group
             )
 
     def _gather_weights(self) -> None:

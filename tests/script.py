@@ -5,13 +5,16 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 import torch.distributed as dist
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 import lightning_sg
@@ -33,11 +36,39 @@ def look_back(folder: Path) -> None:
         (folder / f"left-{os.environ.get('LOCAL_RANK', '0')}").touch()
 
 
+class Dies(pl.Callback):
+    """Ends the process of the first stage in the middle of the second epoch, the first time it gets there."""
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (os.environ["TORCHELASTIC_RESTART_COUNT"], trainer.global_rank, trainer.global_step) == ("0", 1, 8):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def resume(module: pl.LightningModule, folder: Path, dies: bool) -> None:
+    """Trains from the last checkpoint if there is one: what a script under torchrun with restarts does."""
+    checkpoint = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_last=True)  # at the end of each epoch
+    trainer = make_trainer(
+        strategy="synthetic_gradients",
+        devices=2,
+        max_epochs=3,
+        enable_checkpointing=True,
+        callbacks=[checkpoint, *([Dies()] if dies else [])],
+    )
+    last = folder / "last.ckpt"
+    trainer.fit(module, loader(shuffle=False), ckpt_path=str(last) if last.exists() else None)
+    if trainer.is_global_zero:
+        restarts = os.environ["TORCHELASTIC_RESTART_COUNT"]
+        torch.save({"restarts": restarts, "state": module.state_dict()}, folder / "end.pt")
+
+
 def main(mode: str, folder: Path) -> None:
     atexit.register(look_back, folder)
     pl.seed_everything(5, verbose=False)
     module = Classifier()
     start = {"start_method": mode} if mode in ("spawn", "fork") else {}
+    if mode in ("restarted", "undisturbed"):
+        resume(module, folder, mode == "restarted")
+        return
     trainer = make_trainer(
         strategy=lightning_sg.SyntheticGradientStrategy(timeout=30.0, **start),
         devices=2,

@@ -31,6 +31,8 @@ SYMBOLS = [
         "_get_default_process_group_backend_for_device",
     ),
     ("init_dist_connection", "lightning.fabric.utilities.distributed", "_init_dist_connection"),
+    ("prepare_for_backward", "lightning.pytorch.overrides.distributed", "prepare_for_backward"),
+    ("reduce_over", "lightning.fabric.utilities.distributed", "_sync_ddp_if_available"),
     ("optimizers_to_device", "lightning.fabric.utilities.optimizer", "_optimizers_to_device"),
     (
         "MultiProcessingLauncher",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,11 +17,12 @@ import torch.nn.functional as F
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_sg import Boundary, SyntheticGradients, SyntheticGradientStrategy
+from lightning_sg import Boundary, SyntheticGradients, SyntheticGradientStrategy, ZeroPredictor
 from tests.models import CLASSES, FEATURES, Classifier, assert_same_state, dataset, loader, make_trainer, state_of
 from tests.ranks import Failure, run_ranks
 
@@ -521,6 +524,77 @@ def test_evaluation_alone_and_from_a_checkpoint_is_that_of_one_process(tmp_path:
             assert right == pytest.approx(left, rel=1e-4)
 
 
+def test_max_time_stops_all_stages_after_the_same_batch() -> None:
+    class Slow(lightning_callbacks.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_arguments: Any) -> None:
+            time.sleep(0.02)
+
+    def work() -> tuple[int, float]:
+        began = time.monotonic()
+        trainer = make_trainer(
+            strategy=SyntheticGradientStrategy(timeout=20.0),
+            devices=2,
+            max_epochs=-1,
+            max_time={"seconds": 1},
+            callbacks=[Slow()],
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer.fit(plain(), loader())
+        return trainer.global_step, time.monotonic() - began
+
+    (steps, took), (other, _) = run_ranks(2, work)
+    assert steps == other > 5
+    assert took < 15
+
+
+def test_progress_bars_show_the_alignment() -> None:
+    def work() -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+
+        class Shows(lightning_callbacks.TQDMProgressBar):
+            def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any) -> None:
+                super().on_train_batch_end(trainer, pl_module, *rest)
+                seen.update(self.get_metrics(trainer, pl_module))
+
+        trainer = make_trainer(
+            strategy="synthetic_gradients",
+            devices=2,
+            callbacks=[Shows(), SyntheticGradients()],
+            log_every_n_steps=1,
+            enable_progress_bar=True,
+        )
+        trainer.fit(plain(), loader())
+        return seen
+
+    shown, other = run_ranks(2, work)
+    assert {"sg/cosine", "train_loss_step", "train_loss_epoch"} <= set(shown)
+    assert -1 <= float(shown["sg/cosine"]) <= 1
+    assert "sg/cosine" not in other
+
+
+def test_the_stages_with_their_parameters_are_told_once() -> None:
+    def work() -> list[str]:
+        told: list[str] = []
+        handler = logging.Handler()
+        handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+        logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        make_trainer(strategy="synthetic_gradients", devices=2).fit(plain(), loader(), loader(shuffle=False))
+        return [text for text in told if text.startswith("The stages")]
+
+    parts = [sum(parameter.numel() for parameter in part.parameters()) for part in plain().parts]
+    assert run_ranks(2, work) == [
+        [
+            "The stages on 2 processes:\n"
+            f"stage 0 (rank 1): from the start up to 'cuts.0', {parts[0]:,} parameters\n"
+            f"stages 1-2 (rank 0): after 'cuts.0' to the loss, {parts[1] + parts[2]:,} parameters"
+        ],
+        [],
+    ]
+
+
 def test_a_checkpoint_of_a_split_run_loads_in_plain_lightning(tmp_path: Path) -> None:
     (state, *_), *_rest = ([result] for result in run_ranks(2, lambda: resumed(tmp_path, 2, 8)))
     module = Plateau(*plain().parts)
@@ -552,12 +626,45 @@ def test_optimizers_that_evaluate_a_step_several_times_are_refused() -> None:
         assert "LBFGS" in result.message, result.message
 
 
-def test_scaled_losses_are_refused() -> None:
-    def work() -> None:
-        trainer = make_trainer(strategy=SyntheticGradientStrategy(timeout=10.0), devices=2)
-        trainer.strategy.precision_plugin.scaler = object()  # as of "16-mixed", which the CPU does not have
-        trainer.fit(plain(), loader())
+def scaled(
+    devices: int, folder: Path, predictor: Any = "auto", scale: float = 2.0**10, epochs: int = 2
+) -> tuple[Any, float, int]:
+    """A run in 16 bits with a scaled loss, which the Trainer chooses by ``precision="16-mixed"`` on GPUs only."""
+    pl.seed_everything(3, verbose=False)
+    module = plain()
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
+    callback = SyntheticGradients(predictor=predictor, seed=1)
+    strategy = SyntheticGradientStrategy(timeout=20.0) if devices > 1 else "auto"
+    trainer = make_trainer(
+        strategy=strategy, devices=devices, callbacks=[callback], plugins=[plugin], max_epochs=epochs
+    )
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    trainer.fit(module, loader(shuffle=False))
+    trainer.save_checkpoint(folder / "scaled.ckpt")
+    changed = sum(not torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    return state_of(module), plugin.scaler.get_scale(), changed
 
-    for result in run_ranks(2, work, may_fail=True):
-        assert isinstance(result, Failure)
-        assert "Use precision='bf16-mixed'" in result.message, result.message
+
+def test_scaled_losses_train_as_in_one_process(tmp_path: Path) -> None:
+    whole, scale, changed = scaled(1, tmp_path)
+    for state, own, count in run_ranks(2, lambda: scaled(2, tmp_path)):
+        assert_same_state(whole, state)
+        assert (own, count) == (scale, changed)
+    saved = torch.load(tmp_path / "scaled.ckpt", weights_only=False)
+    assert saved["MixedPrecision"]["scale"] == scale
+
+
+def test_scaled_losses_that_overflow_skip_steps_and_go_on(tmp_path: Path) -> None:
+    """Each process by itself: its gradients are others, and so may its scale be."""
+    for state, scale, changed in run_ranks(2, lambda: scaled(2, tmp_path, scale=2.0**24, epochs=6)):
+        assert all(tensor.isfinite().all() for tensor in state.values())
+        assert scale < 2.0**24
+        assert changed == len(state)
+
+
+def test_scaled_losses_need_no_gradient_in_every_process(tmp_path: Path) -> None:
+    results = run_ranks(2, lambda: scaled(2, tmp_path, predictor=ZeroPredictor()))
+    whole = scaled(1, tmp_path, predictor=ZeroPredictor())
+    for state, _, count in results:
+        assert_same_state(whole[0], state)
+        assert count == whole[2] < len(state)

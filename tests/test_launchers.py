@@ -13,10 +13,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from lightning_sg import SyntheticGradients
-from tests.models import Classifier, loader, make_trainer
+from tests.models import Classifier, assert_same_state, loader, make_trainer
 from tests.ranks import free_port, run_ranks
 
 ROOT = Path(__file__).parents[1]
@@ -72,6 +74,45 @@ def test_every_launcher_trains_the_same(mode: str, tmp_path: Path, expected: dic
         assert "sg/net.3/cosine" in logged
 
 
+def test_a_killed_stage_restarts_the_job_which_ends_as_if_undisturbed(tmp_path: Path) -> None:
+    """Under torchrun with restarts, in the middle of an epoch, from the checkpoint at the end of the one before."""
+    ends = {}
+    for mode in ("undisturbed", "restarted"):
+        (tmp_path / mode).mkdir()
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+        process = start([sys.executable, *launcher, "tests/script.py", mode, str(tmp_path / mode)])
+        try:
+            output, _ = process.communicate(timeout=120)
+        finally:
+            process.kill()
+        assert process.returncode == 0, output
+        ends[mode] = torch.load(tmp_path / mode / "end.pt")
+    assert (ends["undisturbed"]["restarts"], ends["restarted"]["restarts"]) == ("0", "1")
+    assert_same_state(ends["undisturbed"]["state"], ends["restarted"]["state"], exact=True)
+
+
+def test_slurm_starts_the_processes(expected: dict[str, float]) -> None:
+    """With the variables that SLURM sets for each task; Lightning finds them by itself."""
+
+    def work() -> dict[str, float]:
+        rank, port = os.environ["RANK"], os.environ["MASTER_PORT"]
+        for name in [name for name in os.environ if name.startswith(("TORCHELASTIC", "GROUP_", "LOCAL_", "WORLD_"))]:
+            del os.environ[name]
+        tasks = {"NTASKS": "2", "NTASKS_PER_NODE": "2", "PROCID": rank, "LOCALID": rank, "NODEID": "0", "NNODES": "1"}
+        others = {"JOB_ID": "12345", "JOB_NAME": "train", "NODELIST": "localhost", "STEP_NUM_TASKS": "2"}
+        os.environ.update({f"SLURM_{name}": value for name, value in {**tasks, **others}.items()}, MASTER_PORT=port)
+        del os.environ["RANK"]
+        pl.seed_everything(5, verbose=False)
+        module = Classifier()
+        trainer = make_trainer(strategy="synthetic_gradients", devices=2, num_nodes=1)
+        assert isinstance(trainer.strategy.cluster_environment, SLURMEnvironment)
+        trainer.fit(module, loader(), loader(shuffle=False))
+        return {name: float(tensor.double().sum()) for name, tensor in module.state_dict().items()}
+
+    for sums in run_ranks(2, work):
+        assert sums == pytest.approx(expected, abs=1e-3)
+
+
 def test_control_c_ends_all_processes(tmp_path: Path) -> None:
     process = start([sys.executable, "tests/script.py", "slow", str(tmp_path)])
     assert process.stdout is not None
@@ -107,7 +148,10 @@ def test_figures_of_all_stages_reach_the_logger(kind: str, tmp_path: Path) -> No
         logger = Watched(save_dir=tmp_path, **({"offline": True} if kind == "wandb" else {}))
         pl.seed_everything(5, verbose=False)
         trainer = make_trainer(strategy="synthetic_gradients", devices=2, logger=logger, log_every_n_steps=1)
-        trainer.fit(Classifier(), loader(), loader(shuffle=False))
+        module = Classifier()
+        if kind == "wandb":
+            logger.watch(module, log="gradients", log_freq=1)
+        trainer.fit(module, loader(), loader(shuffle=False))
         logger.finalize("success")
         return logged
 
@@ -116,3 +160,17 @@ def test_figures_of_all_stages_reach_the_logger(kind: str, tmp_path: Path) -> No
     assert figures | {"train_loss", "val_loss", "val_accuracy"} <= set(rank_zero)
     assert rank_one == {} or kind == "tensorboard"
     assert any(path.is_file() for path in tmp_path.rglob("*"))
+    if kind == "wandb":
+        (run,) = tmp_path.rglob("*.wandb")
+        assert b"gradients/net.7.weight" in run.read_bytes()
+
+
+def test_watching_every_parameter_is_refused(tmp_path: Path) -> None:
+    def work() -> None:
+        logger = WandbLogger(save_dir=tmp_path, offline=True)
+        module = Classifier()
+        logger.watch(module, log="all")
+        make_trainer(strategy="synthetic_gradients", devices=2, logger=logger).fit(module, loader())
+
+    refused, _ = run_ranks(2, work, may_fail=True)  # rank 1 has no run to log to, and nothing to watch
+    assert "Use watch(log='gradients')" in refused.message

@@ -153,7 +153,7 @@ def connected(
         dist.init_process_group("gloo", timeout=timedelta(seconds=20))
         chain = ranks or list(range(processes))
         position = chain.index(dist.get_rank())
-        return work(*open_links(position, chain, NAMES[:processes], CPU, "gloo", timeout))
+        return work(*open_links(position, [chain], 0, NAMES[:processes], CPU, "gloo", timeout))
 
     return run_ranks(processes, run)
 

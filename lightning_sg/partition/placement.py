@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -56,6 +56,17 @@ class Placement:
         start = self.first[process]
         stages = f"stage {start}" if end == start + 1 else f"stages {start}-{end - 1}"
         return f"{stages} (rank {rank})"
+
+    def describe(self, module: nn.Module, ranks: Sequence[int]) -> str:
+        """The stages of every process with their boundaries and parameters, a line each."""
+        lines = []
+        for process, rank in enumerate(ranks):
+            count = sum(p.numel() for name, p in module.named_parameters() if self.owner.get(name) == process)
+            start = "from the start" if process == 0 else f"after '{self.receives_at(process)}'"
+            end = self.sends_at(process)
+            where = f"{start} to the loss" if end is None else f"{start} up to '{end}'"
+            lines.append(f"{self.name(process, rank)}: {where}, {count:,} parameters")
+        return "\n".join(lines)
 
     def elsewhere(self, process: int) -> set[str]:
         """The names of the parameters and buffers that other processes hold."""

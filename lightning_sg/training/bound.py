@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_sg.predictors.base import Gradients
+from lightning_sg.replicas import Replicas
 from lightning_sg.training.figures import mean_square
 
 
@@ -34,9 +35,11 @@ class TargetScale:
         """The running root mean square, one for each activation; ``None`` before the first target."""
         return None if self._sum is None else (self._sum / self._weight).sqrt()
 
-    def update(self, targets: Gradients) -> None:
-        """Takes one batch's targets into the average."""
+    def update(self, targets: Gradients, replicas: Replicas | None = None) -> None:
+        """Takes one batch's targets into the average, of all replicas together."""
         squares = torch.stack([mean_square(target) for target in targets])
+        if replicas is not None:
+            (squares,) = replicas.average([squares])
         self._sum = squares if self._sum is None else self._sum * self.decay + squares
         self._weight = self._weight * self.decay + 1.0
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
+from lightning_sg.replicas import Replicas
 
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -27,6 +28,7 @@ class Learner:
         updates: Optimizer steps for each batch.
         ema: Decay of an exponential moving average of the parameters, which then predicts; 0 for none.
         seed: Seeds the initial weights.
+        replicas: Those whose predictors at this boundary stay the same.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Learner:
         updates: int = 1,
         ema: float = 0.0,
         seed: int = 0,
+        replicas: Replicas | None = None,
     ) -> None:
         self.predictor = self._template = template
         self.built = False
@@ -46,6 +49,7 @@ class Learner:
         self._updates = updates
         self._ema = ema
         self._seed = seed
+        self._replicas = replicas or Replicas()
         self._restarts = 0
         self._optimizer: Optimizer | None = None
         self._scheduler: LRScheduler | None = None
@@ -71,6 +75,8 @@ class Learner:
                 torch.set_default_dtype(default)
         self.predictor.to(device)
         self.predictor.train()
+        # What it began with may have depended on the batch.
+        self._replicas.average_(_floating([*self.predictor.parameters(), *self.predictor.buffers()]))
         parameters = [parameter for parameter in self.predictor.parameters() if parameter.requires_grad]
         make_optimizer = self._make_optimizer or self.predictor.default_optimizer
         self._optimizer = make_optimizer(parameters) if parameters else None
@@ -104,6 +110,8 @@ class Learner:
                 loss = self.predictor.loss(activations, context, targets)
                 self._optimizer.zero_grad()
                 loss.backward()
+            gradients = [p.grad for p in self.predictor.parameters() if p.grad is not None]
+            self._replicas.average_([*gradients, *_floating(self.predictor.buffers())])
             self._optimizer.step()
         if self._scheduler is not None:
             self._scheduler.step()
@@ -141,6 +149,10 @@ class Learner:
         if self._average is not None:
             self._average.load_state_dict(state["average"] or state["predictor"])
         self._restarts = state["restarts"]
+
+
+def _floating(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor.is_floating_point()]
 
 
 __all__ = ["Learner", "OptimizerFactory", "SchedulerFactory"]

@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_sg._compat import tree_map_only
 from lightning_sg.errors import NonFinitePredictionError, SyntheticGradientsError
 from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
+from lightning_sg.replicas import Replicas
 from lightning_sg.timeline import actions
 from lightning_sg.training.bound import TargetScale
 from lightning_sg.training.cost import OperationCounter
@@ -47,6 +48,7 @@ class PredictorTrainer:
         bootstrap: Whether to learn from targets that are predictions in part, between exact ones.
         exact_weight: The share of the exact gradient in the target of a batch that has one.
         guard: Judges the predictions, or ``None``: then one that is not finite is an error.
+        replicas: Those whose predictors at this boundary learn from all their batches together.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class PredictorTrainer:
         bootstrap: bool = True,
         exact_weight: float = 1.0,
         guard: AlignmentGuard | None = None,
+        replicas: Replicas | None = None,
     ) -> None:
         self.name = name
         self.delay = delay
@@ -80,12 +83,13 @@ class PredictorTrainer:
         self.profile: Callable[[str], AbstractContextManager[Any]] = nullcontext
         #: FLOPs of one prediction and of one step of learning, once both were seen.
         self.flops: int | None = None
+        self._replicas = replicas or Replicas()
         self._factor = scale
         self._template = template
         self._bootstrap = bootstrap
         self._exact_weight = exact_weight
         seed = seed ^ zlib.crc32(name.encode())
-        arguments: dict[str, Any] = {"updates": updates, "ema": ema, "seed": seed}
+        arguments: dict[str, Any] = {"updates": updates, "ema": ema, "seed": seed, "replicas": self._replicas}
         self._learner = Learner(template, make_optimizer, make_scheduler, **arguments)
         self._watch = None if guard is None else Watch(guard)
         fallback = guard.fallback if guard is not None and isinstance(guard.fallback, GradientPredictor) else None
@@ -234,6 +238,9 @@ class PredictorTrainer:
         if self._non_finite is None:
             return
         (finite, healthy, step), self._non_finite = self._non_finite, None
+        if self._replicas.count > 1:  # all start afresh, or none
+            shares = self._replicas.average([torch.stack([finite, healthy]).float()])[0]
+            finite, healthy = (shares == 1).unbind()
         if bool(finite):
             return
         if bool(healthy) and self._watch is not None:
@@ -271,6 +278,7 @@ class PredictorTrainer:
         }
         # A copy: the saved state must not change when the training goes on.
         saved: dict[str, Any] = tree_map_only(Tensor, lambda tensor: tensor.detach().cpu().clone(), state)
+        saved["pending"] = self._replicas.join(saved["pending"])
         return saved
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -300,7 +308,8 @@ class PredictorTrainer:
         if self._fallback is not None and state["fallback"] is not None:
             self._fallback.load_state_dict(state["fallback"])
             self._fallback.tell_scale(self.scale.rms)
-        for entry in tree_map_only(Tensor, lambda tensor: tensor.to(device), state["pending"]):
+        pending = self._replicas.share(state["pending"])
+        for entry in tree_map_only(Tensor, lambda tensor: tensor.to(device), pending):
             self._pending.append(Record(**entry))
 
     # ------------------------------------------------------------------ the work
@@ -356,15 +365,17 @@ class PredictorTrainer:
     def _made_finite(self, prediction: Gradients, record: Record) -> Gradients:
         """The prediction, or zeros if it is not finite: then :meth:`check_finite` says so."""
         finite = all_finite(prediction)
-        healthy = True if finite.device.type == "cpu" and finite else all_finite(record.activations)
-        if finite.device.type == "cpu":
+        at_once = finite.device.type == "cpu" and self._replicas.count == 1
+        healthy = True if at_once and finite else all_finite(record.activations)
+        if at_once:
             if not finite:
                 assert isinstance(healthy, Tensor)
                 self._non_finite = (finite, healthy, record.step)
                 self.check_finite()
                 return tuple(torch.zeros_like(part) for part in prediction)
             return prediction
-        # Asking a device stops it: the answer is looked at in check_finite, and until then nothing is harmed.
+        # Asking a device stops it, and asking other replicas stops this one: the answer is looked at in check_finite,
+        # and until then nothing is harmed.
         assert isinstance(healthy, Tensor)
         if self._non_finite is not None:
             finite, healthy = finite & self._non_finite[0], healthy & self._non_finite[1]
@@ -380,7 +391,7 @@ class PredictorTrainer:
                 return
             if targets:
                 self._measure(record, targets)
-                self.scale.update(targets)
+                self.scale.update(targets, self._replicas)
                 self._learner.tell_scale(self.scale.rms)
             with self.profile(actions.LEARN), self._explaining(record.activations, record.context):
                 if self._learner.learns and (record.learns_target or self.predictor.learns_without_target):
@@ -420,7 +431,7 @@ class PredictorTrainer:
         self._figures |= figures
         if self._watch is None or not self._learner.learns:
             return
-        change = self._watch.see(figures["cosine"], figures["norm_ratio"])
+        change = self._watch.see(*self._replicas.average([figures["cosine"], figures["norm_ratio"]]))
         if change is not None:
             self._report(change)
         if self._watch.guarded or change is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 
@@ -66,13 +67,20 @@ class Downstream(Link):
 
 
 def open_links(
-    position: int, ranks: list[int], names: list[str], device: torch.device, backend: str, timeout: float
+    position: int,
+    chains: list[list[int]],
+    chain: int,
+    names: list[str],
+    device: torch.device,
+    backend: str,
+    timeout: float,
 ) -> tuple[Upstream | None, Downstream | None]:
-    """Connects this process with its neighbours. All processes must call it together.
+    """Connects this process with its neighbours. All processes, of all replicas, must call it together.
 
     Args:
-        position: This process's place in the chain, 0 for the first stage.
-        ranks: The global ranks in the order of the chain.
+        position: This process's place in its chain, 0 for the first stage.
+        chains: Of each replica, the global ranks in the order of the chain.
+        chain: Which of them is this process's.
         names: The processes' names for messages, in the same order.
         device: This process's device.
         backend: The backend for tensors: ``"gloo"`` or ``"nccl"``.
@@ -83,10 +91,13 @@ def open_links(
     """
     upstream: Upstream | None = None
     downstream: Downstream | None = None
-    for place in range(len(ranks) - 1):
-        above, below = ranks[place], ranks[place + 1]
+    # Every process takes part in making every group.
+    for number, place in product(range(len(chains)), range(len(names) - 1)):
+        above, below = chains[number][place : place + 2]
         down = Wire(above, below, device, backend, timeout)
         up = Wire(below, above, device, backend, timeout)
+        if number != chain:
+            continue
         if position == place:
             name = names[place + 1]
             downstream = Downstream(Outbox(down, name), Inbox(up, name, timeout), name, (down, up))
