@@ -9,6 +9,8 @@ with limited bandwidth and ``f-latency`` with added latency, which needs root. W
 in the same processes, one thread each, with the same model and data, and the order rotates with the rounds; single ones
 run in the first process while the others wait. ``--inspect`` also runs each contestant once on its own, for its memory
 and for what a step's time goes into. The file of records grows row by row; a row that is in it is replaced.
+``--passes`` goes through the conditions several times and puts the rounds together: what drifts with the machine then
+falls on all conditions.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import os
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +106,13 @@ def measure(condition: Record, options: argparse.Namespace) -> Record | None:
     }
 
 
+def together(before: Record, record: Record) -> Record:
+    """A condition's record with the rounds of a further pass."""
+    rounds = 1 + max(turn["round"] for turn in before["turns"])
+    more = [{**turn, "round": turn["round"] + rounds} for turn in record["turns"]]
+    return {**before, "turns": before["turns"] + more}
+
+
 def _processor() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
         if line.startswith("model name"):
@@ -119,6 +129,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--passes", type=int, default=1, help="through the conditions of all rows")
+    parser.add_argument("--latencies", type=float, nargs="+", default=LATENCIES, help="of row f-latency, in ms")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each turn that counts")
     parser.add_argument("--microbatches", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--contestants", nargs="+", help="only these; by default all")
@@ -129,13 +141,19 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="measure nothing: print and draw what the file has")
     options = parser.parse_args()
     records: list[Record] = json.loads(options.out.read_text()) if options.out.exists() else []
-    for condition in (
-        () if options.table else (each for row in options.rows for each in conditions(row, options.stage_ms))
-    ):
+    chosen_conditions = [
+        each
+        for row in options.rows
+        for each in conditions(row, options.stage_ms)
+        if row != "f-latency" or each["latency_ms"] in options.latencies
+    ]
+    for pass_, condition in () if options.table else product(range(options.passes), chosen_conditions):
         print(f"--- {condition}", flush=True)
         record = measure(condition, options)
         if record is not None:
-            records = [other for other in records if not _same(other, record)] + [record]
+            before = next((other for other in records if _same(other, record)), None)
+            records = [other for other in records if other is not before]
+            records.append(record if before is None or pass_ == 0 else together(before, record))
             options.out.write_text(json.dumps(records, indent=1) + "\n")
     print(tables(records))
     if options.figure:

@@ -19,7 +19,7 @@ from benchmarks.contest import Pace as Seen
 from benchmarks.contest import SavedTensors, skipped, speed_of, workload_of
 from benchmarks.contestants import COPIES, DELAYED, ONE, OURS, SINGLE, contestants
 from benchmarks.tasks import TASKS
-from benchmarks.throughput import chosen, conditions
+from benchmarks.throughput import chosen, conditions, together
 from benchmarks.throughput_figure import best, draw, kind_of
 from benchmarks.throughput_tables import ratio, speeds_of, tables
 from benchmarks.workers import run_group
@@ -269,3 +269,9 @@ def test_a_channel_carries_no_more_than_its_rate() -> None:
 def test_this_process_stays_in_its_own_network() -> None:
     with Channel(2, None, 0.0), socket.socket() as probe, pytest.raises(OSError, match=r"Cannot assign|unreachable"):
         probe.bind((address(0), 0))
+
+
+def test_rounds_of_several_passes_are_put_together() -> None:
+    before = {"row": "a", "turns": [{"round": 0, "speed": 1.0}, {"round": 1, "speed": 2.0}]}
+    found = together(before, {"row": "a", "turns": [{"round": 0, "speed": 3.0}]})
+    assert found["turns"] == [*before["turns"], {"round": 2, "speed": 3.0}]
