@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ from lightning_sg.partition.placement import Placement, assign, place
 from lightning_sg.partition.trace import copy_of, quiet, shadowed, trace_step
 from lightning_sg.replicas import Replicas, ReplicatedStages
 from lightning_sg.rng import StepRandomness
+from lightning_sg.tied import TiedWeights
 from lightning_sg.timeline import actions
 from lightning_sg.training import Record
 from lightning_sg.transport import Coding, Downstream, Message, Upstream, open_links
@@ -64,6 +66,7 @@ class StageRuntime(Exchange):
         coding: How activations and targets travel in training.
         pages: The parameters that are in files; those of its own stages, the process brings into memory.
         replicas: The processes with the same stages in other replicas.
+        tied: Whether stages on several processes may use one parameter.
         ddp: Arguments for ``DistributedDataParallel``, if there are any.
     """
 
@@ -83,6 +86,7 @@ class StageRuntime(Exchange):
         pages: PagedParameters,
         replicas: Replicas,
         ddp: dict[str, Any],
+        tied: bool,
     ) -> None:
         super().__init__()
         self.replicas = replicas
@@ -105,6 +109,8 @@ class StageRuntime(Exchange):
         self._upstream: Upstream | None = None
         self._downstream: Downstream | None = None
         self._ddp = ddp
+        self._may_tie = tied
+        self._tied: TiedWeights | None = None
         self._replicated: ReplicatedStages | None = None
         self._ghosts: Ghosts | None = None
         self._memory = GhostMemory([])
@@ -143,7 +149,8 @@ class StageRuntime(Exchange):
 
     def holds(self, parameter: str) -> bool:
         """See :meth:`Exchange.holds`."""
-        return self.placement is None or self.placement.owner.get(parameter, self.position) == self.position
+        placement = self.placement
+        return placement is None or parameter not in placement.owner or placement.trains(self.position, parameter)
 
     def writes(self, name: str) -> bool:
         """Whether this process saves the parameter or buffer of that name; one does, the last if no stage uses it."""
@@ -487,6 +494,17 @@ class StageRuntime(Exchange):
             self._replicated.prepare(loss)
         return loss
 
+    @contextlib.contextmanager
+    def summing_tied(self) -> Iterator[None]:
+        """Around a backward pass: copies of a tied weight get the sum of their gradients."""
+        if self._tied is None:
+            yield
+            return
+        before = self._tied.gradients()
+        yield
+        with self.meeting("adding up the gradients of a tied weight"):
+            self._tied.add_up(before)
+
     def accumulating(self) -> AbstractContextManager[None]:
         """While entered, gradients are not averaged over the replicas."""
         return contextlib.nullcontext() if self._replicated is None else self._replicated.accumulating()
@@ -554,7 +572,7 @@ class StageRuntime(Exchange):
             predictors: dict[str, float] = {}
             if trace.stages > len(self.ranks):  # else there is nothing to balance
                 predictors = callback.operations_of_predictors(trace, context_of(batch, callback.context))
-            self.placement = place(self.module, trace, len(self.ranks), predictors)
+            self.placement = place(self.module, trace, len(self.ranks), predictors, tied=self._may_tie)
             if self.is_last and self.replicas.index == 0:
                 rank_zero_info(f"The stages on {len(self.ranks)} processes:\n{self._described()}")
             names = [self.placement.name(place_, rank) for place_, rank in enumerate(self.ranks)]
@@ -562,9 +580,20 @@ class StageRuntime(Exchange):
                 self.position, self.chains, self.replicas.index, names, self.device, self.backend, self.timeout
             )
         else:
-            assign(self.placement, self.module, trace)
+            assign(self.placement, self.module, trace, tied=self._may_tie)
         with torch.inference_mode(False):  # what a validation step moves is trained later
             self._settle_in()
+        self._share_buffers()
+        if training and self.placement.tied:
+            self._tied = TiedWeights(
+                self.module,
+                self.placement,
+                self.chains,
+                self.replicas.index,
+                self.position,
+                self.backend,
+                self.timeout,
+            )
         if training and self.on_settled is not None:
             self.on_settled()
             self.on_settled = None
@@ -579,8 +608,6 @@ class StageRuntime(Exchange):
         """Puts ghosts in the place of what other processes hold, and lets go of its device memory."""
         assert self.placement is not None
         elsewhere = self.placement.elsewhere(self.position)
-        buffers = dict(self.module.named_buffers())
-        self._shared_versions = {name: buffers[name]._version for name in self.placement.shared}
         for name, parameter in self.module.named_parameters():
             if name not in elsewhere:
                 self.pages.keep(parameter)
@@ -595,9 +622,20 @@ class StageRuntime(Exchange):
         if self.replicas.count > 1:
             self._replicated = ReplicatedStages(self.module, self._keeps_alike, self.replicas, self._ddp)
 
+    def _share_buffers(self) -> None:
+        """Gives buffers that several processes use the last one's values: without a seed each has made its own."""
+        assert self.placement is not None
+        buffers = dict(self.module.named_buffers())
+        for name in sorted(self.placement.shared):
+            values = buffers[name].detach().cpu().contiguous()
+            dist.broadcast(values, src=self.ranks[-1], group=self.host_group)
+            with torch.no_grad():
+                buffers[name].copy_(values)
+        self._shared_versions = {name: buffers[name]._version for name in self.placement.shared}
+
     def _keeps_alike(self, name: str) -> bool:
         assert self.placement is not None
-        return self.placement.owner.get(name) == self.position
+        return self.placement.trains(self.position, name)
 
     # ------------------------------------------------------------------ for the callback
 
@@ -643,7 +681,7 @@ class StageRuntime(Exchange):
         self._await_answers(0)
         for link in self._links():
             link.close(self.timeout)
-        self._upstream = self._downstream = self._replicated = None
+        self._upstream = self._downstream = self._replicated = self._tied = None
         for child in self.module.modules():  # what a remote block kept of its outputs is without data here
             for name, value in child.__dict__.items():
                 if is_ghost(value):

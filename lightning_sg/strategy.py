@@ -81,6 +81,9 @@ class SyntheticGradientStrategy(ParallelStrategy):
             processes each; their gradients are averaged as by DDP.
         ddp: Arguments for the :class:`~torch.nn.parallel.DistributedDataParallel` that averages them, such as
             ``{"find_unused_parameters": True}``.
+        tied_weights: What to do about a parameter that stages on different processes use: ``"refuse"`` the split, or
+            ``"synchronize"``: each process has a copy, and all get the sum of their gradients, as one weight would;
+            these stages then wait for each other in every step.
         checkpoint: ``"whole"`` gathers all stages into one ordinary checkpoint, ``"sharded"`` has every process write
             its own into a folder, for models whose state does not fit one process; ``lightning-sg merge`` makes the one
             of the other.
@@ -99,6 +102,7 @@ class SyntheticGradientStrategy(ParallelStrategy):
         replicas: int = 1,
         ddp: dict[str, Any] | None = None,
         checkpoint: Literal["whole", "sharded"] = "whole",
+        tied_weights: Literal["refuse", "synchronize"] = "refuse",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -113,6 +117,9 @@ class SyntheticGradientStrategy(ParallelStrategy):
         if checkpoint not in ("whole", "sharded"):
             raise ValueError(f"checkpoint is 'whole' or 'sharded', not {checkpoint!r}.")
         self.checkpoint = checkpoint
+        if tied_weights not in ("refuse", "synchronize"):
+            raise ValueError(f"tied_weights is 'refuse' or 'synchronize', not {tied_weights!r}.")
+        self.tied_weights = tied_weights
         self.timeout = timeout
         self.clip_over = clip_over
         self.wire: Coding = wire
@@ -240,6 +247,7 @@ class SyntheticGradientStrategy(ParallelStrategy):
             self._pages,
             self._peers,
             self.ddp,
+            self.tied_weights == "synchronize",
         )
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [other for other in callbacks if not isinstance(other, StageCoordinator)]
@@ -297,11 +305,17 @@ class SyntheticGradientStrategy(ParallelStrategy):
                     "sync_batchnorm=True is not supported with replicas. Use a norm that needs no batch, such as "
                     "GroupNorm or LayerNorm, or train without."
                 )
+            by_norm = trainer.gradient_clip_val and trainer.gradient_clip_algorithm != GradClipAlgorithmType.VALUE
             scaler = getattr(self.precision_plugin, "scaler", None)
+            if self.tied_weights == "synchronize" and (scaler is not None or (by_norm and self.clip_over == "stages")):
+                raise SyntheticGradientsError(
+                    "tied_weights='synchronize' needs every copy to take the same step, which a loss scale of each "
+                    "process (precision='16-mixed') and clipping by the norm of each process's stages prevent. Use "
+                    "'bf16-mixed', and clip_over='model'."
+                )
             if scaler is not None and not isinstance(scaler, StageScaler):
                 # Each process scales its own surrogate loss, by a factor of its own once one of them has overflowed.
                 self.precision_plugin.scaler = StageScaler(self.root_device, scaler)  # type: ignore[attr-defined]
-            by_norm = trainer.gradient_clip_val and trainer.gradient_clip_algorithm != GradClipAlgorithmType.VALUE
             if self.clip_over == "model":
                 # Lightning's own place for what clipping means; `clip_gradients` of the module ends there too.
                 self.precision_plugin.clip_grad_by_norm = self._clip_by_norm_of_model  # type: ignore[method-assign]
@@ -415,7 +429,8 @@ class SyntheticGradientStrategy(ParallelStrategy):
         if self._runtime.keeps_graph:
             kwargs["retain_graph"] = True
             self._check_backward()
-        loss = super().backward(self._runtime.backward_loss(closure_loss), optimizer, *args, **kwargs)
+        with self._runtime.summing_tied():
+            loss = super().backward(self._runtime.backward_loss(closure_loss), optimizer, *args, **kwargs)
         assert self.lightning_module is not None
         if self.lightning_module.automatic_optimization:
             self._runtime.return_targets()
@@ -438,7 +453,9 @@ class SyntheticGradientStrategy(ParallelStrategy):
             return
         assert self._runtime is not None
         parameters = [p for p in self.precision_plugin.main_params(optimizer) if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
+        owned = {id(p) for name, p in self._runtime.module.named_parameters() if self._runtime.writes(name)}
+        # Of a weight with copies in several processes, one counts.
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None and id(p) in owned])
         squares = norm.detach().double().cpu() ** 2
         with self._runtime.meeting("clipping gradients"):
             dist.all_reduce(squares, group=self._stage_group)
@@ -557,7 +574,7 @@ class SyntheticGradientStrategy(ParallelStrategy):
         runtime = self._runtime
         if _SHARDS in checkpoint and runtime is not None:
             runtime.on_settled = lambda: load_optimizers(
-                checkpoint[_SHARDS], self.optimizers, runtime.module, runtime.writes, self._host_group
+                checkpoint[_SHARDS], self.optimizers, runtime.module, runtime.holds, self._host_group
             )
 
     def _gather_weights(self) -> None:

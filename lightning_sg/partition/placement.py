@@ -22,12 +22,14 @@ class Placement:
         first: For each process of the chain, the number of its first stage.
         owner: For each parameter and buffer name, the process that holds it.
         shared: Buffers that several processes use; each keeps its own.
+        tied: Of parameters that several processes use, where that is allowed, these processes; the last is the owner.
     """
 
     order: list[str]
     first: list[int]
     owner: dict[str, int] = field(default_factory=dict)
     shared: set[str] = field(default_factory=set)
+    tied: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def processes(self) -> int:
@@ -70,10 +72,21 @@ class Placement:
 
     def elsewhere(self, process: int) -> set[str]:
         """The names of the parameters and buffers that other processes hold."""
-        return {name for name, owner in self.owner.items() if owner != process}
+        return {name for name in self.owner if not self.trains(process, name)}
+
+    def trains(self, process: int, name: str) -> bool:
+        """Whether a process trains the parameter, or keeps the buffer, of that name."""
+        return self.owner.get(name) == process or process in self.tied.get(name, ())
 
 
-def place(module: nn.Module, trace: Trace, processes: int, predictors: Mapping[str, float] | None = None) -> Placement:
+def place(
+    module: nn.Module,
+    trace: Trace,
+    processes: int,
+    predictors: Mapping[str, float] | None = None,
+    *,
+    tied: bool = False,
+) -> Placement:
     """Gives each process a run of neighbouring stages so that the slowest is as fast as can be.
 
     The cost of a stage is its share of the model's operations plus its share of the parameters, which stands for
@@ -84,9 +97,10 @@ def place(module: nn.Module, trace: Trace, processes: int, predictors: Mapping[s
         trace: A traced step.
         processes: How many processes there are.
         predictors: The floating-point operations of the predictor at each boundary, for a batch.
+        tied: Whether several processes may use a parameter.
 
     Raises:
-        PartitionError: If there are fewer stages than processes, or a parameter is used by two processes.
+        PartitionError: If there are fewer stages than processes, or a parameter is used by two and must not be.
     """
     stages = trace.stages
     if stages < processes:
@@ -95,27 +109,31 @@ def place(module: nn.Module, trace: Trace, processes: int, predictors: Mapping[s
     for stage, name in enumerate(trace.order):
         costs[stage] += (predictors or {}).get(name, 0.0)
     placement = Placement(list(trace.order), balance(costs, processes))
-    assign(placement, module, trace)
+    assign(placement, module, trace, tied=tied)
     return placement
 
 
-def assign(placement: Placement, module: nn.Module, trace: Trace) -> None:
+def assign(placement: Placement, module: nn.Module, trace: Trace, *, tied: bool = False) -> None:
     """Enters each parameter and buffer at the process that uses it; those that no stage uses go to the last.
 
     Raises:
-        PartitionError: If two processes use one parameter.
+        PartitionError: If two processes use one parameter, unless ``tied``.
     """
     parameters = dict(module.named_parameters())
     for name, _tensor in [*module.named_parameters(), *module.named_buffers()]:
         users = sorted({placement.process_of(stage) for stage in trace.uses.get(name, set())})
-        if len(users) > 1 and name in parameters:
+        if len(users) > 1 and name in parameters and tied:
+            placement.tied[name] = tuple(users)
+            placement.owner[name] = users[-1]
+        elif len(users) > 1 and name in parameters:
             first, second = sorted(trace.uses[name])[0], sorted(trace.uses[name])[-1]
             raise PartitionError(
                 f"Parameter '{name}'{_aliases(module, name)} is used by {between(trace.order, first)} and by "
                 f"{between(trace.order, second)}, which are on different processes. A tied parameter needs all "
-                "its uses in one process: move a boundary, use fewer processes, or untie it."
+                "its uses in one process: move a boundary, use fewer processes, untie it, or have its copies kept in "
+                "step, for which stages wait in every step: SyntheticGradientStrategy(tied_weights='synchronize')."
             )
-        if len(users) > 1:
+        elif len(users) > 1:
             placement.shared.add(name)
         placement.owner.setdefault(name, users[-1] if users else placement.processes - 1)
         if len(users) == 1:
@@ -124,6 +142,8 @@ def assign(placement: Placement, module: nn.Module, trace: Trace) -> None:
         if name not in placement.owner:  # a second name of a tied parameter
             original = next(other for other, value in parameters.items() if value is module.get_parameter(name))
             placement.owner[name] = placement.owner[original]
+            if original in placement.tied:
+                placement.tied[name] = placement.tied[original]
     for name in placement.shared:
         placement.owner.pop(name, None)
 
