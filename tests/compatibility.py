@@ -57,7 +57,8 @@ AREAS: dict[str, list[str]] = {
         "activation checkpointing inside a stage", "a dict with a mask and a number across a boundary", "BatchNorm",
         "a branch on the batch size", "torch.compile of a stage", "an in-place operation right behind a boundary",
         "a block that is called twice, a keyword argument", "an operation with several results, some unused",
-        "bare parameters, an alias, a buffer", "hooks of the user's, forwards and backwards",
+        "a table made from a buffer, used by every stage", "bare parameters, an alias, a buffer",
+        "hooks of the user's, forwards and backwards",
     ],
 }  # fmt: skip
 
@@ -139,8 +140,12 @@ OTHERS = [
         "test_auto_boundaries.py::test_training_is_as_with_these_boundaries_named_in_one_process"),
     Row("Modules", "a tied weight within a process", WORKS, "",
         "test_paging.py::test_training_is_as_in_one_process_and_a_checkpoint_resumes_in_either"),
-    Row("Modules", "a tied weight across processes", REFUSED, "",
+    Row("Modules", "a tied weight across processes", REFUSED, "unless its copies are kept in step",
         "test_errors.py::test_tied_parameter_across_processes"),
+    Row("Modules", 'a tied weight across processes, tied_weights="synchronize"', WORKS,
+        "these stages wait for each other in every step", "test_tied.py::test_copies_train_as_one_weight"),
+    Row("Modules", "transformers: GPT-2 (also tied), Llama, BERT with a padding mask, ViT, ResNet, by name", WORKS, "",
+        "test_third_party.py::test_a_model_split_by_name_trains_as_in_one_process"),
     Row("Modules", "a skip connection across a boundary", REFUSED, "pass it through the boundary too",
         "test_errors.py::test_activation_that_goes_around_a_boundary"),
     Row("Modules", "a branch on the value of an activation", REFUSED, "before the last boundary",

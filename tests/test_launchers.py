@@ -134,6 +134,14 @@ def test_control_c_ends_all_processes(tmp_path: Path) -> None:
     assert not any(alive(pid) for pid in everyone), output
 
 
+class Saved(Classifier):
+    """Has hyperparameters to log."""
+
+    def __init__(self, learning_rate: float = 0.0123) -> None:
+        super().__init__(learning_rate=learning_rate)
+        self.save_hyperparameters()
+
+
 @pytest.mark.parametrize("kind", ["wandb", "tensorboard"])
 def test_figures_of_all_stages_reach_the_logger(kind: str, tmp_path: Path) -> None:
     def work() -> Any:
@@ -148,7 +156,7 @@ def test_figures_of_all_stages_reach_the_logger(kind: str, tmp_path: Path) -> No
         logger = Watched(save_dir=tmp_path, **({"offline": True} if kind == "wandb" else {}))
         pl.seed_everything(5, verbose=False)
         trainer = make_trainer(strategy="synthetic_gradients", devices=2, logger=logger, log_every_n_steps=1)
-        module = Classifier()
+        module = Saved()
         if kind == "wandb":
             logger.watch(module, log="gradients", log_freq=1)
         trainer.fit(module, loader(), loader(shuffle=False))
@@ -163,6 +171,7 @@ def test_figures_of_all_stages_reach_the_logger(kind: str, tmp_path: Path) -> No
     if kind == "wandb":
         (run,) = tmp_path.rglob("*.wandb")
         assert b"gradients/net.7.weight" in run.read_bytes()
+        assert b"0.0123" in run.read_bytes()
 
 
 def test_watching_every_parameter_is_refused(tmp_path: Path) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from benchmarks import wire
-from benchmarks.channel import Channel, NoChannelError, address
+from benchmarks.channel import DEVICE, Channel, NoChannelError, address
 from benchmarks.contest import Pace as Seen
 from benchmarks.contest import SavedTensors, skipped, speed_of, workload_of
 from benchmarks.contestants import COPIES, DELAYED, ONE, OURS, SINGLE, contestants
@@ -24,7 +27,8 @@ from benchmarks.throughput_figure import best, draw, kind_of
 from benchmarks.throughput_tables import ratio, speeds_of, tables
 from benchmarks.workers import run_group
 from benchmarks.workloads import WORKLOADS, emulated, loss_of
-from lightning_sg.transport import CODINGS
+from lightning_sg.transport import CODINGS, Message, open_links
+from tests.ranks import run_ranks
 
 # ---------------------------------------------------------------------- workloads
 
@@ -269,6 +273,35 @@ def test_a_channel_carries_no_more_than_its_rate() -> None:
 def test_this_process_stays_in_its_own_network() -> None:
     with Channel(2, None, 0.0), socket.socket() as probe, pytest.raises(OSError, match=r"Cannot assign|unreachable"):
         probe.bind((address(0), 0))
+
+
+@pytest.mark.usefixtures("networks")
+def test_messages_on_a_slow_link_are_under_way_together() -> None:
+    latency, count = 0.05, 12
+    channel = Channel(2, None, latency)
+
+    def work() -> float:
+        rank = int(os.environ["RANK"])
+        channel.enter_as(rank)
+        os.environ.update(MASTER_ADDR=address(0), GLOO_SOCKET_IFNAME=DEVICE)
+        dist.init_process_group("gloo", timeout=timedelta(seconds=30))
+        upstream, downstream = open_links(rank, [[0, 1]], 0, ["a", "b"], torch.device("cpu"), "gloo", 30.0)
+        if downstream is not None:
+            for number in range(count):
+                downstream.send(Message(number=number, tensors=[torch.ones(100)]))
+            downstream.close(30)
+            return 0.0
+        assert upstream is not None
+        upstream.inbox.receive(0, "the first")
+        begun = time.perf_counter()
+        upstream.inbox.receive(count - 1, "the last")
+        took = time.perf_counter() - begun
+        upstream.close(30)
+        return took
+
+    with channel:
+        _, took = run_ranks(2, work)
+    assert took < count * latency  # one after the other, each would take four latencies
 
 
 def test_rounds_of_several_passes_are_put_together() -> None:

@@ -503,3 +503,26 @@ def test_a_step_may_change_its_batch_and_use_detached_activations() -> None:
         module, loader(shuffle=False)
     )
     assert torch.equal(module.seen, 2 * next(iter(loader(shuffle=False)))[0])
+
+
+class Projected(Two):
+    """A fixed random projection in a buffer, which both stages use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("projection", torch.randn(16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.cut(torch.relu(self.first(x)) @ self.projection) @ self.projection))
+
+
+def test_a_random_buffer_that_both_stages_use_is_one() -> None:
+    def work() -> tuple[Tensor, Tensor]:
+        torch.manual_seed(100 + int(os.environ["RANK"]))  # as without a seed
+        module = Projected()
+        make_trainer(strategy="synthetic_gradients", devices=2).fit(module, loader())
+        return module.projection, module.first.weight
+
+    (one, first), (other, same) = run_ranks(2, work)
+    assert torch.equal(one, other)
+    assert torch.equal(first, same)

@@ -171,25 +171,43 @@ class _Tracer(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._crossing_now:
             return func(*args, **kwargs)
-        touched = False
+        touched, buffers = False, set()
         for tensor in tree_leaves((args, kwargs)):
             if isinstance(tensor, Tensor):
                 touched = self._note(tensor, func) or touched
+                buffers |= self._buffers_of(tensor)
         self._note_loss(func, args, kwargs)
         if func in _READS and self._stage == len(self._sites) and is_ghost(args[0]):
             return _READS[func]  # any value does: it only lets the step go on
         result = func(*args, **kwargs)
-        if touched:
+        if touched or buffers:
             for tensor in tree_leaves(result):
-                if isinstance(tensor, Tensor):
+                if isinstance(tensor, Tensor) and touched:
                     tensor._sg_origin = (self._stage, self._inside[-1])  # type: ignore[attr-defined]
+                elif isinstance(tensor, Tensor):
+                    tensor._sg_buffers = buffers  # type: ignore[attr-defined]
         return result
+
+    def _buffers_of(self, tensor: Tensor) -> set[str]:
+        """Notes the use of buffers that one argument is made from, by way of nothing but inputs; returns their names.
+
+        Such a tensor belongs to no stage: every process that uses it makes it, from a copy of the buffers.
+        """
+        assert self.ghosts is not None
+        original = self.ghosts.origin.get(id(tensor))
+        if original is not None and not isinstance(original, nn.Parameter):
+            names = {self._tensor_names[id(original)]}
+        else:
+            names = getattr(tensor, "_sg_buffers", set())
+        for name in names:
+            self.trace.uses.setdefault(name, set()).add(self._stage)
+        return names
 
     def _note(self, tensor: Tensor, func: Callable[..., Any]) -> bool:
         """Notes the use of one argument; returns whether it depends on a parameter."""
         assert self.ghosts is not None
         original = self.ghosts.origin.get(id(tensor))
-        if original is not None:
+        if isinstance(original, nn.Parameter):
             self.trace.uses.setdefault(self._tensor_names[id(original)], set()).add(self._stage)
             return True
         origin = getattr(tensor, "_sg_origin", None)
@@ -228,6 +246,7 @@ class _Tracer(TorchFunctionMode):
         def cross(tensors: list[Tensor]) -> list[Tensor]:
             for tensor in tensors:
                 self._note(tensor, cross)
+                self._buffers_of(tensor)
             self._count_flops()
             self.trace.order.append(site.name)
             self._crossing_now = True
