@@ -114,12 +114,12 @@ def _links(axes: Axes, records: list[Record]) -> None:
     names = [name for name in speeds_of(records[0]) if name not in SINGLE]
     for name in names:
         kind = kind_of(name)
-        if kind is None and not name.startswith(f"{OURS}, wire"):
+        if kind is None and not name.startswith((f"{OURS}, wire", f"{OURS}, delay")):
             continue
         # What was not measured is a gap.
         values = [ratio(speeds_of(record), name, ONE) or math.nan for record in records]
         style = "--" if kind is None else "-"
-        marker = {"bf16": "s", "int8": "^"}.get(name[-4:], "o")
+        marker = {"bf16": "s", "int8": "^", "ay=2": "s", "ay=4": "^"}.get(name[-4:], "o")
         axes.plot(range(len(records)), values, style, marker=marker, color=_COLOURS[kind or OURS], label=name)
     axes.axhline(1, color=GREY, linewidth=1, linestyle="--")
     axes.set_xticks(range(len(records)), [link_of(record) for record in records])
