@@ -106,7 +106,7 @@ class DigitsClassifier(pl.LightningModule):
         x, y = batch
         logits = self(x)
         self.val_accuracy(logits, y)
-        self.log("val_loss", F.cross_entropy(logits, y))
+        self.log("val_loss", F.cross_entropy(logits, y), sync_dist=True)  # over replicas, where there are any
         self.log("val_accuracy", self.val_accuracy, prog_bar=True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
