@@ -60,40 +60,60 @@ class Replicas:
         dist.all_reduce(votes, group=self.host_group)
         return bool(votes)
 
-    def join(self, batches: Any) -> Any:
+    def join(self, batches: list[dict[str, Any]], samples: Callable[[dict[str, Any]], int]) -> list[dict[str, Any]]:
         """Puts the samples of all replicas together, for a checkpoint. A collective.
 
         Args:
-            batches: Tensors on the host in any nesting, most of them with the samples first.
+            batches: Of each batch, tensors on the host in any nesting, most of them ``(N, ...)``.
+            samples: The number of samples N of a batch.
 
         Returns:
-            The same with tensors ``(N, ...)`` put together. Those without dimensions, and those that have other sizes
-            behind the samples in other replicas, are replica 0's.
+            The batches with these tensors put together; a batch whose tensors have other sizes behind the samples in
+            other replicas is replica 0's alone.
         """
         if self.count == 1:
             return batches
-        leaves, structure = tree_flatten(batches)
-        every: list[list[Any]] = [[] for _ in range(self.count)]
-        dist.all_gather_object(every, leaves, group=self.host_group)
-        if len({len(each) for each in every}) > 1:
-            return batches  # a replica whose last batch was another kind: nothing to put together
-        return tree_unflatten([_joined(list(parts)) for parts in zip(*every)], structure)
+        every: list[list[dict[str, Any]]] = [[] for _ in range(self.count)]
+        dist.all_gather_object(every, batches, group=self.host_group)
+        return [_joined(list(parts), samples) for parts in zip(*every)]
 
-    def share(self, batches: Any) -> Any:
+    def share(self, batches: list[dict[str, Any]], samples: Callable[[dict[str, Any]], int]) -> list[dict[str, Any]]:
         """This replica's part of what :meth:`join` put together, by however many replicas it was saved."""
-        if self.count == 1:
-            return batches
-        return tree_map_only(
-            Tensor, lambda tensor: tensor.tensor_split(self.count)[self.index] if tensor.ndim else tensor, batches
-        )
+
+        def part(batch: dict[str, Any]) -> Any:
+            count = samples(batch)
+            if count < self.count:
+                return batch  # too few for all: everyone has them
+            return tree_map_only(
+                Tensor,
+                lambda tensor: tensor.tensor_split(self.count)[self.index] if _has(tensor, count) else tensor,
+                batch,
+            )
+
+        return batches if self.count == 1 else [part(batch) for batch in batches]
 
 
-def _joined(parts: list[Any]) -> Any:
-    first = parts[0]
-    if not isinstance(first, Tensor) or first.ndim == 0:
-        return first
-    same = all(isinstance(part, Tensor) and part.shape[1:] == first.shape[1:] for part in parts)
-    return torch.cat(parts) if same else first
+def _joined(parts: list[dict[str, Any]], samples: Callable[[dict[str, Any]], int]) -> dict[str, Any]:
+    leaves, structure = tree_flatten(parts[0])
+    others = [tree_flatten(part)[0] for part in parts]
+    counts = [samples(part) for part in parts]
+    together = []
+    for place, first in enumerate(leaves):
+        if not _has(first, counts[0]):
+            together.append(first)
+            continue
+        same = [other[place] for other in others if len(other) == len(leaves)]
+        fits = [_has(each, n) and each.shape[1:] == first.shape[1:] for each, n in zip(same, counts)]
+        if len(fits) < len(parts) or not all(fits):
+            return parts[0]
+        together.append(torch.cat(same))
+    joined: dict[str, Any] = tree_unflatten(together, structure)
+    return joined
+
+
+def _has(leaf: Any, count: int) -> bool:
+    """Whether a leaf is a tensor with so many samples first."""
+    return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == count
 
 
 class _OwnTensors(nn.Module):
@@ -107,6 +127,12 @@ class _OwnTensors(nn.Module):
         for name, buffer in module.named_buffers():
             if holds(name):
                 self.register_buffer(name.replace(".", "/"), buffer)
+
+    def refresh(self, module: nn.Module) -> None:
+        """Takes in buffers that the user's code has replaced, as DDP does before it sends them."""
+        for name, buffer in module.named_buffers():
+            if name.replace(".", "/") in self._buffers:
+                self._buffers[name.replace(".", "/")] = buffer
 
     def forward(self, step: Callable[[], Any]) -> Any:
         return step()
@@ -143,12 +169,13 @@ class ReplicatedStages:
         ]
         if trainable != self._trainable:  # at the first step, and when a callback freezes or thaws layers
             self._trainable = trainable
-            tensors = _OwnTensors(self._module, self._holds)
+            self._tensors = _OwnTensors(self._module, self._holds)
             self._ddp = None
             if trainable:
-                self._ddp = DistributedDataParallel(tensors, process_group=self._replicas.group, **self._options)
+                self._ddp = DistributedDataParallel(self._tensors, process_group=self._replicas.group, **self._options)
         if self._ddp is None:
             return step()
+        self._tensors.refresh(self._module)
         # What goes backward is known only later, by hand still within the step: it may be no loss of this step's.
         self._ddp.require_backward_grad_sync = False
         return self._ddp(step)
@@ -160,6 +187,11 @@ class ReplicatedStages:
         self._ddp.require_backward_grad_sync = True
         prepare_for_backward(self._ddp, loss)
         self._ddp.require_backward_grad_sync = False
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether the backward pass that comes leaves the gradients to each replica."""
+        return self._accumulating
 
     @contextmanager
     def accumulating(self) -> Iterator[None]:

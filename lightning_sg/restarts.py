@@ -22,7 +22,8 @@ def store_of_attempt(world_size: int, timeout: timedelta) -> dict[str, Any]:
     Returns:
         A store with keys of this attempt's own; nothing where there is no store of an agent.
     """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    # On several nodes each agent counts for itself, and the counts may differ: torch's own way, then.
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
         return {}
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = TCPStore(host, port, world_size, is_master=False, timeout=timeout)

@@ -40,11 +40,9 @@ def own_weights(module: nn.Module, holds: Callable[[str], bool]) -> dict[str, An
         module: The module.
         holds: Whether it holds the parameter or buffer of that name.
     """
-    first = {id(parameter): name for name, parameter in module.named_parameters()}
-    names = {
-        name: first[id(parameter)]  # of a tied weight, the name that it was placed by
-        for name, parameter in module.named_parameters(remove_duplicate=False)
-    }
+    first = {id(tensor): name for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
+    every = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    names = {name: first[id(tensor)] for name, tensor in every}  # of one with two names, that by which it was placed
     return {name: value for name, value in module.state_dict().items() if holds(names.get(name, name))}
 
 
@@ -84,7 +82,7 @@ def save(path: Path, checkpoint: dict[str, Any], group: Any, writes_rest: bool) 
         shutil.rmtree(old, ignore_errors=True)
 
 
-def load_rest(path: Path, weights_only: bool | None) -> dict[str, Any]:
+def load_rest(path: Path, weights_only: bool) -> dict[str, Any]:
     """What is no tensor of a stage; see :func:`load_weights` and :func:`load_optimizers` for these."""
     rest: dict[str, Any] = torch.load(path / _REST, map_location="cpu", weights_only=weights_only)
     return {**rest, "state_dict": {}, "optimizer_states": [{"state": {}, **each} for each in rest["optimizer_states"]]}
@@ -112,9 +110,10 @@ def load_weights(path: Path, module: nn.Module, group: Any, strict: bool = True)
         )
     wanted = {_WEIGHT + name: value for name, value in own.items() if name in names}
     _read(path, wanted, group)
-    if objects := {name: value for name, value in wanted.items() if not isinstance(value, Tensor)}:
-        extra = {**own, **{name.removeprefix(_WEIGHT): value for name, value in objects.items()}}
-        module.load_state_dict(extra, strict=strict)
+    every = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    in_place = {_WEIGHT + name for name, _tensor in every}
+    if others := {name: value for name, value in wanted.items() if name not in in_place}:  # metrics, extra state
+        module.load_state_dict({**own, **{name.removeprefix(_WEIGHT): others[name] for name in others}}, strict=strict)
 
 
 def load_optimizers(

@@ -7,7 +7,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -42,6 +42,8 @@ from lightning_sg.tied import TiedWeights
 from lightning_sg.timeline import actions
 from lightning_sg.training import Record
 from lightning_sg.transport import Coding, Downstream, Message, Upstream, open_links
+
+Choice = TypeVar("Choice")
 
 # How many batches of validation, test or prediction a stage may be ahead of the next.
 MAX_BATCHES_IN_EVALUATION = 2
@@ -226,6 +228,14 @@ class StageRuntime(Exchange):
                 f"{self.name}: {type(error).__name__}: {error}. The code reads a value of a tensor of another "
                 f"stage. {advice}"
             ) from error
+        if training and len(self.ranks) == 1 and self.replicas.any(self.stop_wanted):
+            self.final = True  # no neighbour tells this process
+        if training and result is None and self.is_last and not manual and self._must_go_backward:
+            raise SyntheticGradientsError(
+                f"{self.name}: training_step returned None at {self.doing}. With replicas or a synchronized tied "
+                "weight every process must go backward at every batch, as the others wait for its gradients. Return "
+                "a loss, of zero if need be."
+            )
         self._check_reached()
         self._check_shared_buffers()
         if manual or not training:
@@ -315,7 +325,8 @@ class StageRuntime(Exchange):
         raise BatchMismatchError(
             f"{self.name} and {self._upstream.neighbour} were given different batches at {self.doing}: the latter's "
             f"has {what}. Every stage must load the same data in the same order: seed all processes alike "
-            "(`seed_everything`), draw random augmentations from torch's generator, and use no distributed sampler."
+            "(`seed_everything`), draw random augmentations from torch's generator, and take a replica's part of the "
+            "data by `trainer.strategy.distributed_sampler_kwargs`, not by the process's rank."
         )
 
     def return_targets(self) -> None:
@@ -501,6 +512,9 @@ class StageRuntime(Exchange):
             yield
             return
         before = self._tied.gradients()
+        if self._replicated is not None and not self._replicated.accumulates:
+            # The backward pass averages what was accumulated, too.
+            self.replicas.average_([gradient for gradient in before if gradient is not None])
         yield
         with self.meeting("adding up the gradients of a tied weight"):
             self._tied.add_up(before)
@@ -560,6 +574,7 @@ class StageRuntime(Exchange):
         callback = self.callback
         if callback.undecided:
             names = callback.choose_boundaries(self.module, len(self.ranks), call, self.device, batch)
+            names = self._of_first_replica(names)
             callback.cut(self.module.trainer, self.module, names)
         assert callback.boundaries is not None
         trace = trace_step(self.module, callback.boundaries.sites, call, self.device)
@@ -573,6 +588,10 @@ class StageRuntime(Exchange):
             if trace.stages > len(self.ranks):  # else there is nothing to balance
                 predictors = callback.operations_of_predictors(trace, context_of(batch, callback.context))
             self.placement = place(self.module, trace, len(self.ranks), predictors, tied=self._may_tie)
+            first = self._of_first_replica(self.placement.first)
+            if first != self.placement.first:
+                self.placement = Placement(self.placement.order, first)
+                assign(self.placement, self.module, trace, tied=self._may_tie)
             if self.is_last and self.replicas.index == 0:
                 rank_zero_info(f"The stages on {len(self.ranks)} processes:\n{self._described()}")
             names = [self.placement.name(place_, rank) for place_, rank in enumerate(self.ranks)]
@@ -585,6 +604,7 @@ class StageRuntime(Exchange):
             self._settle_in()
         self._share_buffers()
         if training and self.placement.tied:
+            self._check_tied()
             self._tied = TiedWeights(
                 self.module,
                 self.placement,
@@ -594,9 +614,26 @@ class StageRuntime(Exchange):
                 self.backend,
                 self.timeout,
             )
-        if training and self.on_settled is not None:
-            self.on_settled()
-            self.on_settled = None
+        if training:
+            self.settle()
+
+    def _of_first_replica(self, choice: Choice) -> Choice:
+        """What replica 0 chose by its first batch, which may have other shapes: all replicas are cut alike."""
+        if self.replicas.count == 1:
+            return choice
+        box = [choice]
+        dist.broadcast_object_list(box, src=self.chains[0][self.position], group=self.replicas.host_group)
+        return box[0]
+
+    def settle(self) -> None:
+        """Does what was put off until this process knows which stages it trains."""
+        if self.on_settled is not None:
+            on_settled, self.on_settled = self.on_settled, None
+            on_settled()
+
+    @property
+    def _must_go_backward(self) -> bool:
+        return self._replicated is not None or self._tied is not None
 
     def _described(self) -> str:
         assert self.placement is not None
@@ -621,6 +658,21 @@ class StageRuntime(Exchange):
         self._memory = GhostMemory(_remote_blocks(self.module, elsewhere, self.callback))
         if self.replicas.count > 1:
             self._replicated = ReplicatedStages(self.module, self._keeps_alike, self.replicas, self._ddp)
+
+    def _check_tied(self) -> None:
+        """Refuses what copies of a tied weight in several processes do not go with."""
+        callback = self.callback
+        trainers = callback.trainers.values()
+        corrects = callback.correction > 0 or any(trained.correction for trained in trainers)
+        couples = callback.guard is not None and callback.guard.fallback == "couple"
+        waits = callback.warm_up or callback.mix or couples or any(trained.exact for trained in trainers)
+        if corrects:
+            what = "corrections (SyntheticGradients(correction=...), DelayedGradient)"
+        elif waits and not self.module.automatic_optimization:
+            what = "manual optimization where the true gradient is waited for (warm_up, mix, TrueGradient, 'couple')"
+        else:
+            return
+        raise SyntheticGradientsError(f"tied_weights='synchronize' does not go with {what}.")
 
     def _share_buffers(self) -> None:
         """Gives buffers that several processes use the last one's values: without a seed each has made its own."""

@@ -300,6 +300,13 @@ class SyntheticGradientStrategy(ParallelStrategy):
             if len(boundaries) + 1 < self.stages_in_parallel and not callback.undecided:
                 raise too_few_stages(len(boundaries) + 1, self.stages_in_parallel)
             self._refuse_watched_parameters()
+            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            averaging = any(kind.__name__ == "WeightAveraging" for each in callbacks for kind in type(each).__mro__)
+            if self.checkpoint == "sharded" and averaging:  # a class that Lightning 2.5 does not have
+                raise SyntheticGradientsError(
+                    "checkpoint='sharded' does not support WeightAveraging, which saves a second whole model. Use "
+                    "checkpoint='whole'."
+                )
             if self.replicas > 1 and self._layer_sync is not None:
                 raise SyntheticGradientsError(
                     "sync_batchnorm=True is not supported with replicas. Use a norm that needs no batch, such as "
@@ -312,6 +319,11 @@ class SyntheticGradientStrategy(ParallelStrategy):
                     "tied_weights='synchronize' needs every copy to take the same step, which a loss scale of each "
                     "process (precision='16-mixed') and clipping by the norm of each process's stages prevent. Use "
                     "'bf16-mixed', and clip_over='model'."
+                )
+            if scaler is not None and self.clip_over == "model":
+                raise SyntheticGradientsError(
+                    "clip_over='model' needs gradients that are finite in every process, and with precision='16-mixed' "
+                    "they overflow in one at a time. Use 'bf16-mixed', or clip_over='stages'."
                 )
             if scaler is not None and not isinstance(scaler, StageScaler):
                 # Each process scales its own surrogate loss, by a factor of its own once one of them has overflowed.
@@ -429,11 +441,12 @@ class SyntheticGradientStrategy(ParallelStrategy):
         if self._runtime.keeps_graph:
             kwargs["retain_graph"] = True
             self._check_backward()
+        assert self.lightning_module is not None
         with self._runtime.summing_tied():
             loss = super().backward(self._runtime.backward_loss(closure_loss), optimizer, *args, **kwargs)
-        assert self.lightning_module is not None
-        if self.lightning_module.automatic_optimization:
-            self._runtime.return_targets()
+            if self.lightning_module.automatic_optimization:
+                # Before copies of a tied weight meet: the stage before may wait for this target before its backward.
+                self._runtime.return_targets()
         return loss
 
     def _check_backward(self) -> None:
@@ -499,8 +512,9 @@ class SyntheticGradientStrategy(ParallelStrategy):
         """Gathers a tensor from the replicas, among the processes with the same stages: ``(replicas, ...)``."""
         if self._runtime is None or self.replicas == 1:
             return tensor
+        everyone = group is None or group is dist.group.WORLD  # what `LightningModule.all_gather` makes of no group
         with self._runtime.meeting("gathering a value"):
-            return super().all_gather(tensor, self._peers.group if group is None else group, sync_grads)
+            return super().all_gather(tensor, self._peers.group if everyone else group, sync_grads)
 
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
         """Asks all processes: whether all (or any) of them say yes."""
@@ -525,6 +539,8 @@ class SyntheticGradientStrategy(ParallelStrategy):
         """The whole optimizer's state, on global rank 0; of shards, this process's. A collective."""
         inner: Optimizer = getattr(optimizer, "_optimizer", optimizer)
         runtime = self._runtime
+        if runtime is not None:
+            runtime.settle()  # no batch has come since shards were loaded
         if runtime is None or runtime.placement is None:
             return super().optimizer_state(inner)
         with runtime.meeting("saving optimizers"):
@@ -543,7 +559,15 @@ class SyntheticGradientStrategy(ParallelStrategy):
         if self._runtime is None or self.checkpoint == "whole":
             super().save_checkpoint(checkpoint, filepath, storage_options)
             return
+        if "://" in str(filepath):
+            raise SyntheticGradientsError(
+                f"checkpoint='sharded' writes to a local or shared folder, not to {filepath}."
+            )
         path = Path(self.broadcast(filepath))
+        own = own_weights(self._runtime.module, self._runtime.writes)
+        # What callbacks put there besides is not this process's, and another has it right.
+        state = {name: value for name, value in checkpoint["state_dict"].items() if name in own}
+        checkpoint = {**checkpoint, "state_dict": state}
         with self._runtime.meeting("saving shards"):
             if self.replica == 0:
                 save_shards(path, checkpoint, self._stage_group, writes_rest=self.is_global_zero)
@@ -557,7 +581,7 @@ class SyntheticGradientStrategy(ParallelStrategy):
         if self._runtime is None:
             return merge(path)
         weights_only = args[0] if args else kwargs.get("weights_only")
-        return {**load_rest(path, weights_only), _SHARDS: path}
+        return {**load_rest(path, bool(weights_only)), _SHARDS: path}
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Restores the weights of all stages."""

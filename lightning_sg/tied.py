@@ -54,13 +54,17 @@ class TiedWeights:
                 dist.broadcast(parameter.data, src=chains[chain][placement.owner[name]], group=group)
                 self._copies.append((parameter, group))
 
+    @property
+    def _trained(self) -> list[tuple[nn.Parameter, Any]]:
+        return [(copy, group) for copy, group in self._copies if copy.requires_grad]  # callbacks freeze and thaw
+
     def gradients(self) -> list[Tensor | None]:
         """The gradients of the copies before a backward pass, for :meth:`add_up`."""
-        return [None if copy.grad is None else copy.grad.to_dense().clone() for copy, _group in self._copies]
+        return [None if copy.grad is None else copy.grad.to_dense().clone() for copy, _group in self._trained]
 
     def add_up(self, before: list[Tensor | None]) -> None:
         """After the backward pass: what it added to the gradient of a copy, all copies add up. A collective."""
-        for (copy, group), old in zip(self._copies, before):
+        for (copy, group), old in zip(self._trained, before):
             new = _dense_gradient(copy)
             added = new if old is None else new - old
             dist.all_reduce(added, group=group)

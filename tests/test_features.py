@@ -681,6 +681,16 @@ def test_scaled_losses_that_overflow_skip_steps_and_go_on(tmp_path: Path) -> Non
         assert changed == len(state)
 
 
+def test_scaled_losses_and_the_norm_of_the_model_are_refused_together() -> None:
+    def work() -> None:
+        plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+        strategy = SyntheticGradientStrategy(timeout=20.0, clip_over="model")
+        make_trainer(strategy=strategy, devices=2, plugins=[plugin], gradient_clip_val=1.0).fit(plain(), loader())
+
+    for failure in run_ranks(2, work, may_fail=True):
+        assert "Use 'bf16-mixed', or clip_over='stages'" in failure.message
+
+
 def test_scaled_losses_need_no_gradient_in_every_process(tmp_path: Path) -> None:
     results = run_ranks(2, lambda: scaled(2, tmp_path, predictor=ZeroPredictor()))
     whole = scaled(1, tmp_path, predictor=ZeroPredictor())

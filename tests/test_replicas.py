@@ -26,6 +26,7 @@ from lightning_sg import (
     ZeroPredictor,
 )
 from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.replicas import Replicas, _joined
 from tests.models import CLASSES, FEATURES, dataset, make_trainer, state_of
 from tests.ranks import run_ranks
 
@@ -141,6 +142,20 @@ class Frozen(Smooth):
             self.requires_grad_(True)
 
 
+class Tied(Smooth):
+    """A weight of stages on two processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net[6].weight = self.net[3].weight
+
+
+class Nothing(Smooth):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        loss = super().training_step(batch, batch_idx)
+        return None if batch_idx == 2 else loss
+
+
 class TwoOptimizers(Smooth):
     """Manual optimization, with an optimizer for the last stage and one for the others."""
 
@@ -202,6 +217,11 @@ RUNS: dict[str, dict[str, Any]] = {
     "an average of the predictor": {"callback": synthetic(ema=0.5, updates=2)},
     "frozen layers": {"make": Frozen},
     "manual optimization": {"make": TwoOptimizers},
+    "a tied weight, accumulated": {
+        "make": Tied,
+        "accumulate_grad_batches": 2,
+        "strategy": {"tied_weights": "synchronize"},
+    },
     "DDP's options": {"strategy": {"ddp": {"find_unused_parameters": True, "gradient_as_bucket_view": True}}},
 }
 
@@ -241,24 +261,54 @@ def test_a_run_goes_on_in_another_number_of_processes(devices: int, checkpoint_o
 
 
 class StopsOnce(Callback):
-    """Wants to stop in the last stage of the second replica alone."""
+    """Wants to stop in the second replica alone."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_arguments: Any) -> None:
-        if trainer.global_rank == 2 and trainer.global_step == 3:
+        if trainer.strategy.replica == 1 and trainer.global_step == 3:
             trainer.should_stop = True
 
 
-def test_a_stop_that_one_replica_wants_is_everyones() -> None:
+@pytest.mark.parametrize("devices", [2, 4])
+def test_a_stop_that_one_replica_wants_is_everyones_in_mid_epoch(devices: int) -> None:
     def work() -> int:
         pl.seed_everything(SEED, verbose=False)
         strategy = SyntheticGradientStrategy(replicas=2, timeout=20)
-        trainer = make_trainer(devices=4, strategy=strategy, callbacks=[StopsOnce()], max_epochs=50)
-        trainer.fit(Smooth(), **data(2, 4))
+        trainer = make_trainer(devices=devices, strategy=strategy, callbacks=[StopsOnce()], max_epochs=50)
+        trainer.fit(Smooth(), DataLoader(dataset(40 * BATCH), batch_size=BATCH, shuffle=True))
         return trainer.global_step
 
-    steps = set(run_ranks(4, work))
+    steps = set(run_ranks(devices, work))
     assert len(steps) == 1
-    assert steps.pop() < 20
+    assert steps.pop() < 20  # an epoch has 20 batches a replica
+
+
+def test_a_batch_without_a_loss_is_refused() -> None:
+    def work() -> None:
+        strategy = SyntheticGradientStrategy(replicas=2, timeout=20)
+        make_trainer(devices=4, strategy=strategy).fit(Nothing(), **data(2, 4))
+
+    failures = run_ranks(4, work, may_fail=True)
+    assert "training_step returned None at training batch 2" in failures[0].message
+
+
+def test_the_samples_of_replicas_are_put_together_batch_by_batch() -> None:
+    def samples(batch: dict[str, Any]) -> int:
+        return len(batch["activations"][0])
+
+    def batch(count: int, length: int) -> dict[str, Any]:
+        labels = torch.arange(count)
+        return {"activations": (torch.ones(count, length),), "context": {"y": labels, "w": torch.ones(9)}, "step": 3}
+
+    joined = _joined([batch(4, 5), batch(3, 5)], samples)
+    assert joined["activations"][0].shape == (7, 5)
+    assert joined["context"]["y"].tolist() == [0, 1, 2, 3, 0, 1, 2]
+    assert joined["context"]["w"].shape == (9,)
+    alone = _joined([batch(4, 5), batch(4, 6)], samples)  # padded to other lengths
+    assert (alone["activations"][0].shape, alone["context"]["y"].shape) == ((4, 5), (4,))
+    parts = [Replicas(2, index).share([joined], samples)[0] for index in range(2)]
+    assert [len(part["context"]["y"]) for part in parts] == [4, 3]
+    assert all(part["context"]["w"].shape == (9,) for part in parts)
+    assert Replicas(8, 7).share([joined], samples)[0]["activations"][0].shape == (7, 5)
 
 
 class Batches(Callback):
@@ -284,7 +334,7 @@ def test_each_replica_has_its_part_of_the_data_and_the_stages_of_one_the_same() 
         trainer = make_trainer(devices=4, strategy=strategy, callbacks=[watch], max_epochs=1, num_sanity_val_steps=0)
         trainer.fit(module, **data(2, 4))
         best = trainer.validate(module, data(2, 4)["val_dataloaders"], verbose=False)
-        gathered = trainer.strategy.all_gather(torch.tensor(float(strategy.replica)))
+        gathered = module.all_gather(torch.tensor(float(strategy.replica)))
         return watch.sums, best, (strategy.replica, gathered.tolist(), strategy.distributed_sampler_kwargs)
 
     results = run_ranks(4, work)

@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from torch import Tensor, nn
 
 from lightning_sg import SyntheticGradients, SyntheticGradientStrategy
@@ -27,6 +27,7 @@ class Tied(Classifier):
         self.net[6][0].weight = self.net[4][0].weight
         self.unused = nn.Parameter(torch.arange(3.0))
         self.register_buffer("noted", torch.arange(2))
+        self.alias = self.net[0]  # its BatchNorm has buffers, under two names now
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["own"] = "kept"
@@ -104,6 +105,31 @@ def test_a_process_reads_the_optimizer_states_of_its_own_stages_alone(first: Pat
     last, start = run_ranks(2, work)
     assert start == {name for name, _ in Classifier().named_parameters() if name.startswith(("net.0.", "net.2."))}
     assert last == {name for name, _ in Classifier().named_parameters()} - start
+
+
+def test_a_finished_run_that_is_saved_again_keeps_its_optimizer_states(first: Path, tmp_path: Path) -> None:
+    run_ranks(2, lambda: train(2, tmp_path, str(first), epochs=2))  # which it has had
+    before, after = merge(first)["optimizer_states"][0], merge(tmp_path / "last.ckpt")["optimizer_states"][0]
+    assert after["state"].keys() == before["state"].keys()
+    torch.testing.assert_close(after["state"], before["state"])
+
+
+def test_what_shards_cannot_do_is_refused(tmp_path: Path) -> None:
+    def averaged() -> None:
+        strategy = SyntheticGradientStrategy(checkpoint="sharded", timeout=30)
+        callbacks = [WeightAveraging()]
+        make_trainer(strategy=strategy, devices=2, callbacks=callbacks).fit(Classifier(), loader(shuffle=False))
+
+    def remote() -> None:
+        strategy = SyntheticGradientStrategy(checkpoint="sharded", timeout=30)
+        trainer = make_trainer(strategy=strategy, devices=2, max_epochs=1)
+        trainer.fit(Classifier(), loader(shuffle=False))
+        trainer.save_checkpoint("s3://bucket/last.ckpt")
+
+    for failure in run_ranks(2, averaged, may_fail=True):
+        assert "does not support WeightAveraging" in failure.message
+    for failure in run_ranks(2, remote, may_fail=True):
+        assert "not to s3://bucket/last.ckpt" in failure.message
 
 
 def test_shards_go_on_from_one_file_and_one_file_from_shards(

@@ -43,6 +43,15 @@ class Language(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.3, momentum=0.9)
 
 
+class Frozen(Language):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed.weight.requires_grad_(False)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), lr=0.01, weight_decay=0.3)
+
+
 class ByHand(Language):
     """Two backward passes before a step."""
 
@@ -86,7 +95,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "a language model": {},
     "manual optimization": {"make": ByHand},
     "a sparse gradient": {"make": lambda: Language(sparse=True)},
-    "exact gradients and corrections": {"callback": {"exact_every": 2, "correction": 0.5}},
+    "exact gradients": {"callback": {"exact_every": 2}},
+    "a warm-up with the true gradient": {"callback": {"warm_up": 3}},
+    "a share of the true gradient": {"callback": {"mix": 0.5}},
+    "a frozen weight under weight decay": {"make": lambda: Frozen()},
     "accumulation": {"accumulate_grad_batches": 2},
     "clipping by the norm of the model": {"gradient_clip_val": 0.1, "clip_over": "model"},
 }
@@ -148,5 +160,9 @@ def test_what_would_part_the_copies_is_refused() -> None:
         assert "clip_over='model'" in failure.message
     for failure in run_ranks(2, lambda: train(2, tied_weights="refuse"), may_fail=True):
         assert "tied_weights='synchronize'" in failure.message
+    for failure in run_ranks(2, lambda: train(2, callback={"correction": 0.5}), may_fail=True):
+        assert "does not go with corrections" in failure.message
+    for failure in run_ranks(2, lambda: train(2, make=ByHand, callback={"warm_up": 2}), may_fail=True):
+        assert "does not go with manual optimization where the true gradient is waited for" in failure.message
     with pytest.raises(ValueError, match="'refuse' or 'synchronize', not 'copy'"):
         SyntheticGradientStrategy(tied_weights="copy")  # type: ignore[arg-type]

@@ -16,8 +16,8 @@ class AlignmentGuard:
     The rule: over the last batches learned from, the running mean of the cosine similarity of prediction and target
     falls below ``threshold``: the boundary falls back. The predictor goes on learning and being measured; when the
     running mean is above ``threshold + margin`` again, its predictions are used again. A predictor that gives NaN or
-    infinity falls back and starts afresh, at once on a CPU and at the next logging step on a device, which is not
-    asked before; until then the prediction is zero. Both changes are reported as warnings.
+    infinity falls back and starts afresh, at once on a CPU; on a device, and with replicas, which are not asked before,
+    at the next logging step, and until then the prediction is zero. Both changes are reported as warnings.
 
     The running mean is looked at after every tenth batch learned from, so that a device is hardly ever asked for it.
 

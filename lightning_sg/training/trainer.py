@@ -278,7 +278,7 @@ class PredictorTrainer:
         }
         # A copy: the saved state must not change when the training goes on.
         saved: dict[str, Any] = tree_map_only(Tensor, lambda tensor: tensor.detach().cpu().clone(), state)
-        saved["pending"] = self._replicas.join(saved["pending"])
+        saved["pending"] = self._replicas.join(saved["pending"], _samples_of)
         return saved
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -308,7 +308,7 @@ class PredictorTrainer:
         if self._fallback is not None and state["fallback"] is not None:
             self._fallback.load_state_dict(state["fallback"])
             self._fallback.tell_scale(self.scale.rms)
-        pending = self._replicas.share(state["pending"])
+        pending = self._replicas.share(state["pending"], _samples_of)
         for entry in tree_map_only(Tensor, lambda tensor: tensor.to(device), pending):
             self._pending.append(Record(**entry))
 
@@ -452,6 +452,11 @@ class PredictorTrainer:
         self._counted[what] = counter.flops
         if len(self._counted) == 2:
             self.flops = self._counted["prediction"] + self._counted["learning"] // self.train_every
+
+
+def _samples_of(entry: dict[str, Any]) -> int:
+    """The number of samples of a saved record."""
+    return int(entry["activations"][0].shape[0])
 
 
 __all__ = ["PredictorTrainer"]
