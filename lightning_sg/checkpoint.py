@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
@@ -33,17 +32,13 @@ def gather_weights(module: pl.LightningModule, placement: Placement, ranks: list
             tensor.data.copy_(on_host)
 
 
-def gather_optimizer_state(
-    optimizer: Optimizer,
-    module: pl.LightningModule,
-    placement: Placement,
-    position: int,
-    gather: Callable[[dict[int, Any]], dict[int, Any]],
+def own_optimizer_state(
+    optimizer: Optimizer, module: pl.LightningModule, placement: Placement, position: int
 ) -> dict[str, Any]:
-    """The state of the whole model's optimizer, where the last stage is. A collective.
+    """The part of an optimizer's state that is about a process's own stages, on the host.
 
     Every process has an optimizer over all parameters, but only the parameters of its own stages get gradients,
-    so the numbers of the parameters are those of an undivided run and the states are disjoint; ``gather`` unites them.
+    so the numbers of the parameters are those of an undivided run, whose state :func:`gather_union` makes of the parts.
     """
     state = optimizer.state_dict()
     elsewhere = placement.elsewhere(position)
@@ -52,7 +47,7 @@ def gather_optimizer_state(
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     foreign = {number for number, parameter in zip(numbers, parameters) if names.get(id(parameter)) in elsewhere}
     own = {number: value for number, value in state["state"].items() if number not in foreign}
-    return {**state, "state": dict(sorted(gather(_on_host(own)).items()))}
+    return {**state, "state": _on_host(own)}
 
 
 def gather_union(own: dict[Key, Any], group: Any, to: int) -> dict[Key, Any]:
@@ -69,4 +64,4 @@ def _on_host(state: dict[int, Any]) -> dict[int, Any]:
     }
 
 
-__all__ = ["gather_optimizer_state", "gather_union", "gather_weights"]
+__all__ = ["gather_union", "gather_weights", "own_optimizer_state"]

@@ -28,7 +28,6 @@ class ExactPass:
     leaves: list[Tensor | None] = field(default_factory=list)
     parameters: dict[str, Tensor | None] = field(default_factory=dict)
     _before: dict[str, Tensor | None] = field(default_factory=dict)
-    _ran: bool = False
 
     @classmethod
     def run(
@@ -60,13 +59,11 @@ class ExactPass:
             gradients = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
         unscaled = iter([None if gradient is None else gradient / scale for gradient in gradients][len(carriers) :])
         before = {name: None if p.grad is None else p.grad.clone() for name, p in parameters.items()}
-        return cls([next(unscaled) for _ in leaves], {name: next(unscaled) for name in parameters}, before, True)
+        return cls([next(unscaled) for _ in leaves], {name: next(unscaled) for name in parameters}, before)
 
     def corrections(self, parameters: Parameters, scale: Tensor | float) -> dict[str, Tensor]:
         """After the batch's own backward pass: the exact gradients less those that it gave."""
-        corrections: dict[str, Tensor] = {}
-        if not self._ran:
-            return corrections
+        corrections = {}
         for name, parameter in parameters.items():
             exact, before, after = self.parameters.get(name), self._before.get(name), parameter.grad
             given = None if after is None else (after if before is None else after - before) / scale

@@ -20,9 +20,9 @@ class Exchange:
 
     split = False
 
-    def __init__(self) -> None:
+    def __init__(self, replicas: Replicas | None = None) -> None:
         #: The processes that hold the same stages in other replicas.
-        self.replicas = Replicas()
+        self.replicas = replicas or Replicas()
 
     @property
     def has_loss(self) -> bool:

@@ -130,7 +130,7 @@ class _OwnTensors(nn.Module):
 
     def refresh(self, module: nn.Module) -> None:
         """Takes in buffers that the user's code has replaced, as DDP does before it sends them."""
-        for name, buffer in module.named_buffers():
+        for name, buffer in module.named_buffers() if self._buffers else ():
             if name.replace(".", "/") in self._buffers:
                 self._buffers[name.replace(".", "/")] = buffer
 
@@ -155,23 +155,20 @@ class ReplicatedStages:
         self, module: nn.Module, holds: Callable[[str], bool], replicas: Replicas, options: dict[str, Any]
     ) -> None:
         self._module = module
-        self._holds = holds
+        self._tensors = _OwnTensors(module, holds)
         self._replicas = replicas
         self._options = options
-        self._trainable: list[str] | None = None
+        self._trainable: list[bool] = []
         self._ddp: DistributedDataParallel | None = None
         self._accumulating = False
 
     def run(self, step: Callable[[], Any]) -> Any:
         """Runs the forward pass of a training step."""
-        trainable = [
-            name for name, parameter in self._module.named_parameters() if parameter.requires_grad and self._holds(name)
-        ]
+        trainable = [parameter.requires_grad for parameter in self._tensors.parameters()]
         if trainable != self._trainable:  # at the first step, and when a callback freezes or thaws layers
             self._trainable = trainable
-            self._tensors = _OwnTensors(self._module, self._holds)
             self._ddp = None
-            if trainable:
+            if any(trainable):
                 self._ddp = DistributedDataParallel(self._tensors, process_group=self._replicas.group, **self._options)
         if self._ddp is None:
             return step()

@@ -41,8 +41,8 @@ def own_weights(module: nn.Module, holds: Callable[[str], bool]) -> dict[str, An
         holds: Whether it holds the parameter or buffer of that name.
     """
     first = {id(tensor): name for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
-    every = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-    names = {name: first[id(tensor)] for name, tensor in every}  # of one with two names, that by which it was placed
+    # Of one with two names, that by which it was placed.
+    names = {name: first[id(tensor)] for name, tensor in _named_tensors(module)}
     return {name: value for name, value in module.state_dict().items() if holds(names.get(name, name))}
 
 
@@ -110,8 +110,7 @@ def load_weights(path: Path, module: nn.Module, group: Any, strict: bool = True)
         )
     wanted = {_WEIGHT + name: value for name, value in own.items() if name in names}
     _read(path, wanted, group)
-    every = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-    in_place = {_WEIGHT + name for name, _tensor in every}
+    in_place = {_WEIGHT + name for name, _tensor in _named_tensors(module)}
     if others := {name: value for name, value in wanted.items() if name not in in_place}:  # metrics, extra state
         module.load_state_dict({**own, **{name.removeprefix(_WEIGHT): others[name] for name in others}}, strict=strict)
 
@@ -175,6 +174,11 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(f"{options.file} exists; nothing was written.")
     torch.save(merge(options.folder), options.file)
     print(options.file)
+
+
+def _named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """The parameters and buffers, each under all of its names."""
+    return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
 
 
 def _metadata(path: Path) -> Mapping[str, Any]:

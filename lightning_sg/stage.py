@@ -7,6 +7,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
@@ -44,6 +45,7 @@ from lightning_sg.training import Record
 from lightning_sg.transport import Coding, Downstream, Message, Upstream, open_links
 
 Choice = TypeVar("Choice")
+Key = TypeVar("Key")
 
 # How many batches of validation, test or prediction a stage may be ahead of the next.
 MAX_BATCHES_IN_EVALUATION = 2
@@ -90,8 +92,7 @@ class StageRuntime(Exchange):
         ddp: dict[str, Any],
         tied: bool,
     ) -> None:
-        super().__init__()
-        self.replicas = replicas
+        super().__init__(replicas)
         self.host_group = host_group
         self.module = module
         self.callback = callback
@@ -505,6 +506,11 @@ class StageRuntime(Exchange):
             self._replicated.prepare(loss)
         return loss
 
+    @property
+    def borrowed(self) -> set[int]:
+        """The ids of the parameters trained here that are copies of another process's."""
+        return set() if self._tied is None else self._tied.borrowed
+
     @contextlib.contextmanager
     def summing_tied(self) -> Iterator[None]:
         """Around a backward pass: copies of a tied weight get the sum of their gradients."""
@@ -657,7 +663,9 @@ class StageRuntime(Exchange):
         self._ghosts = Ghosts(self.module, elsewhere, self.device, trainable=False)
         self._memory = GhostMemory(_remote_blocks(self.module, elsewhere, self.callback))
         if self.replicas.count > 1:
-            self._replicated = ReplicatedStages(self.module, self._keeps_alike, self.replicas, self._ddp)
+            self._replicated = ReplicatedStages(
+                self.module, partial(self.placement.trains, self.position), self.replicas, self._ddp
+            )
 
     def _check_tied(self) -> None:
         """Refuses what copies of a tied weight in several processes do not go with."""
@@ -685,10 +693,6 @@ class StageRuntime(Exchange):
                 buffers[name].copy_(values)
         self._shared_versions = {name: buffers[name]._version for name in self.placement.shared}
 
-    def _keeps_alike(self, name: str) -> bool:
-        assert self.placement is not None
-        return self.placement.trains(self.position, name)
-
     # ------------------------------------------------------------------ for the callback
 
     def route(self, figures: Figures) -> Figures:
@@ -707,7 +711,11 @@ class StageRuntime(Exchange):
     def gather(self, states: dict[str, Any]) -> dict[str, Any]:
         """See :meth:`Exchange.gather`."""
         with self.meeting("saving predictors"):
-            return gather_union(states, self.host_group, self.ranks[-1])
+            return self.unite(states)
+
+    def unite(self, own: dict[Key, Any]) -> dict[Key, Any]:
+        """The union of the disjoint dicts of this replica's processes, in the last one. A collective."""
+        return gather_union(own, self.host_group, self.ranks[-1])
 
     @contextlib.contextmanager
     def meeting(self, what: str) -> Iterator[None]:

@@ -37,7 +37,7 @@ from lightning_sg._compat import (
     set_rank_zero,
 )
 from lightning_sg.callback import SyntheticGradients
-from lightning_sg.checkpoint import gather_optimizer_state, gather_union, gather_weights
+from lightning_sg.checkpoint import gather_weights, own_optimizer_state
 from lightning_sg.coordination import StageCoordinator, agree_on_stop
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.exchange import Exchange
@@ -112,13 +112,14 @@ class SyntheticGradientStrategy(ParallelStrategy):
             raise ValueError(f"timeout is in seconds and must be positive, not {timeout}.")
         if wire not in CODINGS:
             raise ValueError(f"wire is one of {CODINGS}, not {wire!r}.")
-        if clip_over not in ("stages", "model"):
-            raise ValueError(f"clip_over is 'stages' or 'model', not {clip_over!r}.")
-        if checkpoint not in ("whole", "sharded"):
-            raise ValueError(f"checkpoint is 'whole' or 'sharded', not {checkpoint!r}.")
+        for name, value, (one, other) in (
+            ("clip_over", clip_over, ("stages", "model")),
+            ("checkpoint", checkpoint, ("whole", "sharded")),
+            ("tied_weights", tied_weights, ("refuse", "synchronize")),
+        ):
+            if value not in (one, other):
+                raise ValueError(f"{name} is '{one}' or '{other}', not {value!r}.")
         self.checkpoint = checkpoint
-        if tied_weights not in ("refuse", "synchronize"):
-            raise ValueError(f"tied_weights is 'refuse' or 'synchronize', not {tied_weights!r}.")
         self.tied_weights = tied_weights
         self.timeout = timeout
         self.clip_over = clip_over
@@ -149,9 +150,13 @@ class SyntheticGradientStrategy(ParallelStrategy):
         return len(self.parallel_devices) if self.parallel_devices is not None else 0
 
     @property
+    def _all_processes(self) -> int:
+        return self.num_nodes * self.num_processes
+
+    @property
     def stages_in_parallel(self) -> int:
         """The number of processes that the stages of a replica are on."""
-        return self.num_nodes * self.num_processes // self.replicas
+        return self._all_processes // self.replicas
 
     @property
     def replica(self) -> int:
@@ -194,7 +199,7 @@ class SyntheticGradientStrategy(ParallelStrategy):
         """Tells the cluster environment and Lightning's rank-zero tools which process this is."""
         if self.cluster_environment is not None:
             self.cluster_environment.set_global_rank(self.node_rank * self.num_processes + self.local_rank)
-            self.cluster_environment.set_world_size(self.num_nodes * self.num_processes)
+            self.cluster_environment.set_world_size(self._all_processes)
         set_rank_zero(self.global_rank)
 
     def setup_environment(self) -> None:
@@ -204,7 +209,7 @@ class SyntheticGradientStrategy(ParallelStrategy):
         assert self.lightning_module is not None
         trainer = self.lightning_module.trainer
         callback = self._find_callback(trainer)
-        processes = self.num_nodes * self.num_processes
+        processes = self._all_processes
         if processes % self.replicas:
             raise SyntheticGradientsError(
                 f"{processes} processes cannot hold {self.replicas} replicas with the same number of stages each: "
@@ -299,32 +304,9 @@ class SyntheticGradientStrategy(ParallelStrategy):
             assert boundaries is not None
             if len(boundaries) + 1 < self.stages_in_parallel and not callback.undecided:
                 raise too_few_stages(len(boundaries) + 1, self.stages_in_parallel)
-            self._refuse_watched_parameters()
-            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-            averaging = any(kind.__name__ == "WeightAveraging" for each in callbacks for kind in type(each).__mro__)
-            if self.checkpoint == "sharded" and averaging:  # a class that Lightning 2.5 does not have
-                raise SyntheticGradientsError(
-                    "checkpoint='sharded' does not support WeightAveraging, which saves a second whole model. Use "
-                    "checkpoint='whole'."
-                )
-            if self.replicas > 1 and self._layer_sync is not None:
-                raise SyntheticGradientsError(
-                    "sync_batchnorm=True is not supported with replicas. Use a norm that needs no batch, such as "
-                    "GroupNorm or LayerNorm, or train without."
-                )
             by_norm = trainer.gradient_clip_val and trainer.gradient_clip_algorithm != GradClipAlgorithmType.VALUE
             scaler = getattr(self.precision_plugin, "scaler", None)
-            if self.tied_weights == "synchronize" and (scaler is not None or (by_norm and self.clip_over == "stages")):
-                raise SyntheticGradientsError(
-                    "tied_weights='synchronize' needs every copy to take the same step, which a loss scale of each "
-                    "process (precision='16-mixed') and clipping by the norm of each process's stages prevent. Use "
-                    "'bf16-mixed', and clip_over='model'."
-                )
-            if scaler is not None and self.clip_over == "model":
-                raise SyntheticGradientsError(
-                    "clip_over='model' needs gradients that are finite in every process, and with precision='16-mixed' "
-                    "they overflow in one at a time. Use 'bf16-mixed', or clip_over='stages'."
-                )
+            self._refuse_unsupported(trainer, bool(by_norm), scaled=scaler is not None)
             if scaler is not None and not isinstance(scaler, StageScaler):
                 # Each process scales its own surrogate loss, by a factor of its own once one of them has overflowed.
                 self.precision_plugin.scaler = StageScaler(self.root_device, scaler)  # type: ignore[attr-defined]
@@ -351,6 +333,33 @@ class SyntheticGradientStrategy(ParallelStrategy):
         self.setup_precision_plugin()
         if trainer.state.fn == TrainerFn.FITTING:
             optimizers_to_device(self.optimizers, self.root_device)
+
+    def _refuse_unsupported(self, trainer: pl.Trainer, by_norm: bool, scaled: bool) -> None:
+        """Refuses by name what does not go with a split run, or with the strategy's options."""
+        self._refuse_watched_parameters()
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        averaging = any(kind.__name__ == "WeightAveraging" for each in callbacks for kind in type(each).__mro__)
+        if self.checkpoint == "sharded" and averaging:  # a class that Lightning 2.5 does not have
+            raise SyntheticGradientsError(
+                "checkpoint='sharded' does not support WeightAveraging, which saves a second whole model. Use "
+                "checkpoint='whole'."
+            )
+        if self.replicas > 1 and self._layer_sync is not None:
+            raise SyntheticGradientsError(
+                "sync_batchnorm=True is not supported with replicas. Use a norm that needs no batch, such as "
+                "GroupNorm or LayerNorm, or train without."
+            )
+        if self.tied_weights == "synchronize" and (scaled or (by_norm and self.clip_over == "stages")):
+            raise SyntheticGradientsError(
+                "tied_weights='synchronize' needs every copy to take the same step, which a loss scale of each "
+                "process (precision='16-mixed') and clipping by the norm of each process's stages prevent. Use "
+                "'bf16-mixed', and clip_over='model'."
+            )
+        if scaled and self.clip_over == "model":
+            raise SyntheticGradientsError(
+                "clip_over='model' needs gradients that are finite in every process, and with precision='16-mixed' "
+                "they overflow in one at a time. Use 'bf16-mixed', or clip_over='stages'."
+            )
 
     def _refuse_watched_parameters(self) -> None:
         """Refuses Weights & Biases' hook that reads every parameter in each forward pass."""
@@ -466,9 +475,9 @@ class SyntheticGradientStrategy(ParallelStrategy):
             return
         assert self._runtime is not None
         parameters = [p for p in self.precision_plugin.main_params(optimizer) if p.grad is not None]
-        owned = {id(p) for name, p in self._runtime.module.named_parameters() if self._runtime.writes(name)}
-        # Of a weight with copies in several processes, one counts.
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None and id(p) in owned])
+        borrowed = self._runtime.borrowed  # of a weight with copies in several processes, one counts
+        counted = (p.grad for p in parameters if p.grad is not None and id(p) not in borrowed)
+        norm = torch.nn.utils.get_total_norm(counted)
         squares = norm.detach().double().cpu() ** 2
         with self._runtime.meeting("clipping gradients"):
             dist.all_reduce(squares, group=self._stage_group)
@@ -544,15 +553,10 @@ class SyntheticGradientStrategy(ParallelStrategy):
         if runtime is None or runtime.placement is None:
             return super().optimizer_state(inner)
         with runtime.meeting("saving optimizers"):
-            return gather_optimizer_state(
-                inner,
-                runtime.module,
-                runtime.placement,
-                runtime.position,
-                (lambda own: own)
-                if self.checkpoint == "sharded"
-                else (lambda own: gather_union(own, runtime.host_group, runtime.ranks[-1])),
-            )
+            state = own_optimizer_state(inner, runtime.module, runtime.placement, runtime.position)
+            if self.checkpoint == "whole":
+                state["state"] = dict(sorted(runtime.unite(state["state"]).items()))
+        return state
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         """Writes a checkpoint: on global rank 0, or of shards, in each process of the first replica."""

@@ -47,12 +47,16 @@ class TiedWeights:
                 if number == chain and position in users:
                     groups[users] = group
         self._copies: list[tuple[nn.Parameter, Any]] = []
+        #: The ids of the copies that are another process's to save, and to count.
+        self.borrowed: set[int] = set()
         for name, parameter in module.named_parameters():
             group = groups.get(placement.tied.get(name, ()))
             if group is not None:
                 # Without a seed every process has made weights of its own.
                 dist.broadcast(parameter.data, src=chains[chain][placement.owner[name]], group=group)
                 self._copies.append((parameter, group))
+                if placement.owner[name] != position:
+                    self.borrowed.add(id(parameter))
 
     @property
     def _trained(self) -> list[tuple[nn.Parameter, Any]]:

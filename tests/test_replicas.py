@@ -102,7 +102,6 @@ def train(
     replicas: int,
     callback: Callable[[], SyntheticGradients] | None = None,
     make: Callable[[], pl.LightningModule] = Smooth,
-    others: Callable[[], list[Callback]] = list,
     checkpoint: str | None = None,
     folder: Path | None = None,
     epoch: int = 0,
@@ -115,9 +114,7 @@ def train(
     defaults: dict[str, Any] = {"precision": "64-true", "max_epochs": 2, "use_distributed_sampler": devices > 1}
     if devices > 1:
         defaults["strategy"] = SyntheticGradientStrategy(replicas=replicas, timeout=40, **(strategy or {}))
-    trainer = make_trainer(
-        devices=devices, callbacks=[own, *others()], default_root_dir=folder, **{**defaults, **arguments}
-    )
+    trainer = make_trainer(devices=devices, callbacks=[own], default_root_dir=folder, **{**defaults, **arguments})
     trainer.fit(module, **data(replicas, devices, epoch), ckpt_path=checkpoint)
     if folder is not None:
         trainer.save_checkpoint(folder / "last.ckpt")

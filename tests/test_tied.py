@@ -114,17 +114,14 @@ def test_copies_train_as_one_weight(name: str, devices: int) -> None:
 
 def test_processes_without_a_seed_begin_with_the_owners_weight() -> None:
     def work() -> Any:
+        torch.manual_seed(int(os.environ["RANK"]))
         module = Language()
         callback = SyntheticGradients(predictor=LossModelPredictor(hidden=8))
         strategy = SyntheticGradientStrategy(tied_weights="synchronize", timeout=20.0)
         make_trainer(devices=2, strategy=strategy, callbacks=[callback]).fit(module, words())
         return state_of(module)
 
-    def unalike() -> Any:
-        torch.manual_seed(int(os.environ["RANK"]))
-        return work()
-
-    one, other = run_ranks(2, unalike)
+    one, other = run_ranks(2, work)
     assert_same_state(one, other, exact=True)
     assert torch.equal(one["embed.weight"], one["head.weight"])
 
