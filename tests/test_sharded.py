@@ -40,7 +40,6 @@ def train(
     epochs: int = 2,
     how: str = "sharded",
     make: Any = Classifier,
-    **arguments: Any,
 ) -> dict[str, Tensor]:
     pl.seed_everything(3, verbose=False)
     module = make()
@@ -50,7 +49,6 @@ def train(
         callbacks=[SyntheticGradients(seed=2)],
         max_epochs=epochs,
         default_root_dir=folder,
-        **arguments,
     )
     trainer.fit(module, loader(shuffle=False), ckpt_path=checkpoint)
     trainer.save_checkpoint(folder / "last.ckpt")
