@@ -25,6 +25,7 @@ from lightning_sg.predictors import (
     TrueGradient,
     ZeroPredictor,
 )
+from lightning_sg.recurrent import Chunk, Chunks, MessageBoundary, ThroughTime, TimeBoundary, parallel_streams
 from lightning_sg.strategy import SyntheticGradientStrategy
 from lightning_sg.timeline import Timeline
 from lightning_sg.training import AlignmentGuard
@@ -37,6 +38,8 @@ __all__ = [
     "BatchMismatchError",
     "Boundary",
     "BoundaryError",
+    "Chunk",
+    "Chunks",
     "DelayedGradient",
     "Detach",
     "FeedbackAlignment",
@@ -45,15 +48,19 @@ __all__ = [
     "LocalLoss",
     "LossModelPredictor",
     "MLPPredictor",
+    "MessageBoundary",
     "NonFinitePredictionError",
     "PartitionError",
     "StageLostError",
     "SyntheticGradientStrategy",
     "SyntheticGradients",
     "SyntheticGradientsError",
+    "ThroughTime",
+    "TimeBoundary",
     "Timeline",
     "TrueGradient",
     "ZeroPredictor",
+    "parallel_streams",
 ]
 
 # Lightning has no entry point for strategies, so the name exists from this import on.

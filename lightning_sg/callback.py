@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -26,10 +27,15 @@ from lightning_sg.exchange import Exchange, Figures
 from lightning_sg.partition.automatic import choose_boundaries
 from lightning_sg.partition.checks import check_cuts, check_trainable
 from lightning_sg.partition.trace import Trace, call_training_step, trace_step
-from lightning_sg.predictors import AutoPredictor, GradientPredictor
+from lightning_sg.predictors import AutoPredictor, GradientPredictor, MLPPredictor
+from lightning_sg.recurrent.auxiliary import Auxiliary
+from lightning_sg.recurrent.boundary import boundaries_in_time
+from lightning_sg.recurrent.crossings import TimeCrossings
+from lightning_sg.recurrent.settings import ThroughTime
 from lightning_sg.step import Step
 from lightning_sg.training import AlignmentGuard, PredictorTrainer
 from lightning_sg.training.cost import PredictorCost, cost_of_predictor
+from lightning_sg.training.learner import Learner
 
 # Lightning's own, which its users see; each boundary speaks in the one process that has its predictor.
 _log = logging.getLogger("lightning.pytorch")
@@ -87,6 +93,8 @@ class SyntheticGradients(Callback):
         lr_scheduler: Makes a learning-rate schedule from a predictor's optimizer, stepped with it.
         updates: Optimizer steps of a predictor for each batch that it learns from.
         ema: Decay of an exponential moving average of a predictor's parameters, which then predicts; 0 for none.
+        through_time: How boundaries in time are predicted, see :class:`~lightning_sg.ThroughTime`: every
+            :class:`~lightning_sg.TimeBoundary` and :class:`~lightning_sg.MessageBoundary` in the model.
 
     Raises:
         BoundaryError: At the start of training, if a boundary is unknown, not reached, or gone around.
@@ -113,6 +121,7 @@ class SyntheticGradients(Callback):
         lr_scheduler: LRSchedulerCallable | None = None,
         updates: int = 1,
         ema: float = 0.0,
+        through_time: ThroughTime = ThroughTime(),  # noqa: B008 (settings, never changed)
     ) -> None:
         super().__init__()
         if delay < 0 or train_every < 1 or bound <= 0:
@@ -159,18 +168,22 @@ class SyntheticGradients(Callback):
         self.lr_scheduler = lr_scheduler
         self.updates = updates
         self.ema = ema
+        self.through_time = through_time
         #: How many training batches there have been.
         self.batches = 0
         self.corrections = Corrections()
         self.step = Step()
         self.exchange = Exchange()
         self.boundaries: Boundaries | None = None
+        #: Of the boundaries between stages.
         self.trainers: dict[str, PredictorTrainer] = {}
+        self.times = TimeCrossings()
         self.trace: Trace | None = None
         self._module: pl.LightningModule | None = None
         self._restored: dict[str, Any] = {}
         self._pass: ExactPass | None = None
         self._first_backward = True
+        self._seed = 0
         self._announced: set[str] = set()
         self._unlogged: Figures = {}
 
@@ -210,13 +223,27 @@ class SyntheticGradients(Callback):
         """
         self.boundaries = Boundaries(pl_module, names)
         names = [site.name for site in self.boundaries.sites]
-        if self._module is not pl_module or list(self.trainers) != names:
+        in_time = list(boundaries_in_time(pl_module))
+        if in_time and names and self.through_time.trace_decay:
+            raise SyntheticGradientsError(
+                f"ThroughTime(trace_decay=...) with boundaries between stages too ({names}): how the state of a chunk "
+                "depends on the one before cannot be found through them. Use trace_decay=0."
+            )
+        if self._module is not pl_module or list(self._all_trainers) != [*names, *in_time]:
             if self._module is not None and not self._restored:
                 self.batches, self.corrections = 0, Corrections()
             self._module = pl_module
-            self.trainers = self._new_trainers(trainer, names)
-        for trained in self.trainers.values():
+            trainers = self._new_trainers(trainer, names, in_time)
+            self.trainers = {name: trainers[name] for name in names}
+            self.times.attach(pl_module, trainers, self._new_auxiliary, self.step, self.through_time)
+        self.times.install()
+        for trained in self._all_trainers.values():
             trained.profile = trainer.profiler.profile  # type: ignore[attr-defined]
+
+    @property
+    def _all_trainers(self) -> dict[str, PredictorTrainer]:
+        """The predictors at all boundaries, between stages and in time."""
+        return {**self.trainers, **self.times.trainers}
 
     @property
     def undecided(self) -> bool:
@@ -308,16 +335,21 @@ class SyntheticGradients(Callback):
         if not isinstance(self.predictor, Mapping):
             return dict.fromkeys(names, self.predictor)
         templates = dict(self.predictor)
-        if set(templates) != set(names):
+        in_time = () if self._module is None else boundaries_in_time(self._module)
+        if set(templates) - set(in_time) != set(names) - set(in_time) or not set(names) <= set(templates):
             raise SyntheticGradientsError(
                 f"SyntheticGradients(predictor=...) names the boundaries {sorted(templates)}, but the model has "
-                f"{sorted(names)}. Give one predictor for each, or one for all."
+                f"{sorted({*names, *in_time})}. Give one predictor for each, or one for all."
             )
         return templates
 
-    def _new_trainers(self, trainer: pl.Trainer, names: list[str]) -> dict[str, PredictorTrainer]:
+    def _new_trainers(
+        self, trainer: pl.Trainer, between_stages: list[str], in_time: list[str]
+    ) -> dict[str, PredictorTrainer]:
         seed = trainer.strategy.broadcast(torch.initial_seed()) if self.seed is None else self.seed
+        names = [*between_stages, *in_time]
         templates = self.templates(names)
+        self._seed = seed & (2**63 - 1)
         trainers = {
             name: PredictorTrainer(
                 name,
@@ -326,11 +358,11 @@ class SyntheticGradients(Callback):
                 delay=self.delay,
                 train_every=self.train_every,
                 bound=self.bound,
-                seed=seed & (2**63 - 1),
+                seed=self._seed,
                 make_scheduler=self.lr_scheduler,
                 updates=self.updates,
                 ema=self.ema,
-                scale=self.scale,
+                scale=self.scale * (self.through_time.scale if name in in_time else 1.0),
                 bootstrap=self.bootstrap,
                 exact_weight=self.exact_weight,
                 guard=self.guard,
@@ -343,9 +375,19 @@ class SyntheticGradients(Callback):
         self._restored = {}
         return trainers
 
+    def _new_auxiliary(self, name: str) -> Auxiliary | None:
+        """The auxiliary task at a boundary in time, if one is wanted."""
+        if not self.through_time.auxiliary:
+            return None
+        seed = self._seed ^ zlib.crc32(f"{name} (auxiliary)".encode())
+        predictor = MLPPredictor(conditional=False)
+        learner = Learner(predictor, self.optimizer, self.lr_scheduler, seed=seed, replicas=self.exchange.replicas)
+        return Auxiliary(learner, self.through_time.auxiliary)
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leaves the module as it was: without hooks, an ordinary LightningModule."""
         self.step.end()
+        self.times.remove()
         if self.boundaries is not None:
             self.boundaries.remove()
 
@@ -376,22 +418,30 @@ class SyntheticGradients(Callback):
         if self.trace is None and len(self.boundaries) and not self.exchange.split:
             self._check(trainer, pl_module, batch, batch_idx)
         self._ask_for_exact()
+        self.times.begin(trainer.strategy.root_device)
         if not self.exchange.split:
             for site in self.boundaries.sites:
                 site.open(LocalCrossing(self.trainers[site.name], self.step), without_gradient=False)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """On a batch whose exact gradient is asked for, finds it where the loss is."""
-        if self._first_backward and self.step.exact and self.exchange.has_loss:
+        """Lets boundaries in time predict; on a batch whose exact gradient is asked for, finds it where the loss is."""
+        if not self._first_backward:
+            return
+        self.times.inject(loss)
+        if self.step.exact and self.exchange.has_loss:
             self._pass = ExactPass.run(
                 loss, self.step.crossings, self.exchange.leaves, self.corrected(), self.step.gradient_scale()
             )
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Applies what earlier batches' exact gradients, which have arrived, were more than those used."""
+        """Applies what earlier batches' exact gradients, which have arrived, were more than those used.
+
+        Predictors at boundaries in time learn from the targets that this backward pass has brought.
+        """
         if not self._first_backward:
             return
         self._first_backward = False
+        self.times.learn()
         scale = self.step.gradient_scale()
         if self._pass is not None:
             self.hold(self.batches, self._pass.corrections(self.corrected(), scale))
@@ -404,14 +454,15 @@ class SyntheticGradients(Callback):
         assert self.boundaries is not None
         self.batches += 1
         self._pass = None
+        self.times.end()
         self.step.end()
         self.boundaries.close()
         logs = logs_now(trainer) or trainer.is_last_batch or trainer.global_step == trainer.max_steps
         if logs:
-            for trained in self.trainers.values():
+            for trained in self._all_trainers.values():
                 trained.check_finite()
         self._announce(pl_module)
-        figures = {name: self._figures_of(trained) for name, trained in self.trainers.items()}
+        figures = {name: self._figures_of(trained) for name, trained in self._all_trainers.items()}
         for name, values in self.exchange.route(figures).items():
             self._unlogged.setdefault(name, {}).update(values)
         # `log` takes longer than a small predictor: it is called only where its value is seen.
@@ -427,10 +478,10 @@ class SyntheticGradients(Callback):
 
     def _announce(self, module: pl.LightningModule) -> None:
         """Says, once, what was chosen for each boundary and what it costs."""
-        if len(self._announced) == len(self.trainers):
+        if len(self._announced) == len(self._all_trainers):
             return
         size = sum(parameter.numel() for parameter in module.parameters())
-        for name, trained in self.trainers.items():
+        for name, trained in self._all_trainers.items():
             if name in self._announced or trained.flops is None or not isinstance(trained.predictor, AutoPredictor):
                 continue
             self._announced.add(name)
@@ -555,26 +606,31 @@ class SyntheticGradients(Callback):
     # ------------------------------------------------------------------ checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """The predictors with their optimizers and the targets under way, by boundary."""
-        if not self.trainers:
-            return {"batches": self.batches, "boundaries": self._restored, "corrections": self.corrections.state_dict()}
+        """The predictors with their optimizers and the targets under way, by boundary; what is carried in time."""
+        if not self._all_trainers:
+            corrections = self.corrections.state_dict()
+            return {"batches": self.batches, "boundaries": self._restored, "corrections": corrections, "times": {}}
         self.exchange.flush()
-        states = {name: trained.state_dict() for name, trained in self.trainers.items() if self.exchange.owns(name)}
+        in_time = self.times.here(split=self.exchange.split)
+        owned = [name for name in self.trainers if self.exchange.owns(name)] + in_time
+        trainers = self._all_trainers
         return {
             "batches": self.batches,
-            "boundaries": self.exchange.gather(states),
+            "boundaries": self.exchange.gather({name: trainers[name].state_dict() for name in owned}),
             "corrections": self.exchange.gather(self.corrections.state_dict()),
+            "times": self.exchange.gather(self.times.state_dict(in_time)),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`; a boundary that the saved run did not have starts afresh."""
         self.batches = state_dict["batches"]
         self.corrections.load_state_dict(state_dict["corrections"])
-        if not self.trainers:
+        self.times.load_state_dict(state_dict.get("times", {}))  # checkpoints of version 0.1 have none
+        if not self._all_trainers:
             self._restored = state_dict["boundaries"]
             return
         for name, state in state_dict["boundaries"].items():
-            self._load(self.trainers, name, state)
+            self._load(self._all_trainers, name, state)
 
     @staticmethod
     def _load(trainers: dict[str, PredictorTrainer], name: str, state: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_sg._compat import tree_map_only
 from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.recurrent.chunks import Chunk
 
 ContextSource = str | int | Callable[[Any], Any] | None
 
@@ -32,6 +33,8 @@ def context_of(batch: Any, source: ContextSource) -> Any:
     """
     if source is None:
         return None
+    if isinstance(batch, Chunk):
+        batch = batch.batch
     if callable(source):
         context = source(batch)
     elif source == "auto":

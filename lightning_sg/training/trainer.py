@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
 import zlib
 from collections import deque
@@ -24,6 +25,9 @@ from lightning_sg.training.figures import all_finite, compare, cosine
 from lightning_sg.training.guard import AlignmentGuard, Watch
 from lightning_sg.training.learner import Learner, OptimizerFactory, SchedulerFactory
 from lightning_sg.training.record import Record
+
+#: Takes the predictor, a batch's activations and its targets; returns what is to be learned from it and from others.
+Echo = Callable[[Callable[[Gradients, Any], Gradients | None], Gradients, Gradients], tuple[Gradients, Gradients]]
 
 
 class PredictorTrainer:
@@ -130,6 +134,17 @@ class PredictorTrainer:
         """Whether the guard has taken the boundary from the predictor."""
         return self._watch is not None and self._watch.guarded
 
+    def ready(self, inputs: Gradients, context: Any, loss: LossInfo | None) -> None:
+        """Builds the predictor for such inputs, and restores it, unless that is done already.
+
+        Raises:
+            SyntheticGradientsError: If the predictor cannot be built for this boundary.
+        """
+        if not self._learner.built:
+            self._loss = loss
+            with torch.autocast(inputs[0].device.type, enabled=False), self._explaining(inputs, context):
+                self._build(inputs, context)
+
     def prepare(
         self,
         activations: Iterable[Tensor],
@@ -162,10 +177,7 @@ class PredictorTrainer:
                 f"A scalar reaches boundary '{self.name}'. What crosses a boundary has the samples first: give it a "
                 "batch dimension, or compute it in the stage that uses it."
             )
-        if not self._learner.built:
-            self._loss = loss
-            with torch.autocast(inputs[0].device.type, enabled=False), self._explaining(inputs, context):
-                self._build(inputs, context)
+        self.ready(inputs, context, loss)
         # Of this boundary alone the true gradient may be used: the next stages' is then still biased.
         biased = self.distance > 1 and not exact and true_share < 1
         if self.exact or (self.guarded and self._watch is not None and self._watch.guard.fallback == "couple"):
@@ -216,6 +228,28 @@ class PredictorTrainer:
             self._pending.remove(record)
             record.collect()
             self._learn(record)
+
+    def await_target(self, record: Record) -> None:
+        """Says that the target of a batch comes at a time of its own: then :meth:`learn` is called, or :meth:`drop`."""
+        record.due = sys.maxsize
+
+    def pending(self, step: int) -> Record:
+        """The record of the batch that was the ``step``-th here."""
+        return next(record for record in self._pending if record.step == step)
+
+    def drop(self, step: int) -> None:
+        """No target will come for this batch."""
+        self._pending = deque(record for record in self._pending if record.step != step)
+
+    def learn(self, record: Record, echo: Echo | None = None) -> None:
+        """Learns from a batch whose target has come.
+
+        Args:
+            record: The batch, with its target.
+            echo: Adds to what this batch is to learn what others are.
+        """
+        self.drop(record.step)
+        self._learn(record, echo)
 
     def collect(self) -> None:
         """Waits for all targets under way, without learning from those that are not due."""
@@ -382,7 +416,7 @@ class PredictorTrainer:
         self._non_finite = (finite, healthy, record.step)
         return tuple(torch.where(finite, part, torch.zeros_like(part)) for part in prediction)
 
-    def _learn(self, record: Record) -> None:
+    def _learn(self, record: Record, echo: Echo | None = None) -> None:
         if record.activations[0].numel() == 0:
             return
         with torch.autocast(record.activations[0].device.type, enabled=False):
@@ -395,9 +429,11 @@ class PredictorTrainer:
                 self._learner.tell_scale(self.scale.rms)
             with self.profile(actions.LEARN), self._explaining(record.activations, record.context):
                 if self._learner.learns and (record.learns_target or self.predictor.learns_without_target):
-                    goal = targets if record.learns_target else ()
+                    inputs, goal = record.activations, targets if record.learns_target else ()
+                    if echo is not None and goal:
+                        inputs, goal = echo(self._learner.predict, inputs, goal)
                     with self._counting("learning"):
-                        self._figures["loss"] = self._learner.learn(record.activations, record.context, goal)
+                        self._figures["loss"] = self._learner.learn(inputs, record.context, goal)
                 if self.guarded and targets and self._fallback is not None and self._fallback.learns:
                     self._fallback.tell_scale(self.scale.rms)
                     self._fallback.learn(record.activations, record.context, targets)

@@ -1,0 +1,65 @@
+"""The auxiliary task: foretell, from the state at the start of a chunk, the synthetic gradient at its end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_sg.predictors.base import Gradients
+from lightning_sg.training.learner import Learner
+
+
+class Auxiliary:
+    """A second predictor at a boundary in time, whose own loss the network helps to lower.
+
+    Its loss reaches the network as a part of the target of the synthetic gradient. So it adds, to what the state must
+    be good for, that of the chunk after, and the horizon grows by a chunk. Source: Jaderberg et al. 2017
+    (arXiv 1608.05343), section 3.2.
+
+    Args:
+        learner: The second predictor.
+        weight: Of its loss, the relative squared error.
+    """
+
+    def __init__(self, learner: Learner, weight: float) -> None:
+        self._learner = learner
+        self._weight = weight
+        self._restored: dict[str, Any] | None = None
+
+    def gradient(self, state: Gradients, goal: Gradients, rms: Tensor | None) -> Gradients:
+        """Takes a step of learning; returns what would have made it easier.
+
+        Args:
+            state: At the start of the chunk, each ``(N, ...)``.
+            goal: The per-sample synthetic gradients at its end, of the same shapes.
+            rms: The root mean square that gradients here usually have, one for each.
+
+        Returns:
+            The per-sample gradient of the weighted loss by ``state``.
+        """
+        inputs = tuple(part.detach().float().requires_grad_() for part in state)
+        detached = tuple(part.detach() for part in inputs)
+        if not self._learner.built:
+            self._learner.build(detached, None, None)
+            if self._restored is not None:
+                self._learner.load_state_dict(self._restored)
+        self._learner.tell_scale(rms)
+        with torch.enable_grad():
+            loss = self._learner.predictor.loss(inputs, None, goal)
+        gradients = torch.autograd.grad(loss, inputs)
+        self._learner.learn(detached, None, goal)
+        samples = len(inputs[0])
+        return tuple(self._weight * samples * gradient for gradient in gradients)
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """The state to save."""
+        return self._learner.state_dict() if self._learner.built else self._restored
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Restores :meth:`state_dict`, at once or as soon as the sizes are known."""
+        self._learner.built, self._restored = False, state
+
+
+__all__ = ["Auxiliary"]
