@@ -78,9 +78,20 @@ class Chunks:
         self.stateful = stateful
         self.sequence_length = sequence_length
         self._cut = cut or self._cut_time
+        self._done = 0
+        self._skip = 0
 
     def __iter__(self) -> Iterator[Chunk]:
-        """Goes through the loader once."""
+        """Goes through the loader once; after :meth:`load_state_dict`, from there on."""
+        skip, self._skip, self._done = self._skip, 0, 0
+        for chunk in self._chunks():
+            if self._done >= skip:
+                yield chunk
+            self._done += 1
+        if 0 < self._done <= skip:  # saved at the end of an epoch: the next one begins
+            yield from self
+
+    def _chunks(self) -> Iterator[Chunk]:
         begins = True
         for batch in self.loader:
             total, ends = self._steps_of(batch)
@@ -104,6 +115,21 @@ class Chunks:
                 "The number of chunks is not known: Chunks(sequence_length=...) says how long sequences are."
             )
         return len(self.loader) * -(-self.sequence_length // self.length)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the epoch is, for Lightning's checkpoints: a resumed run goes on with the next chunk.
+
+        The loader is gone through again up to there; one that shuffles must give the same order again.
+        """
+        return {"chunks": self._done + (1 if self._known() else 0)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        self._skip = state["chunks"]
+
+    def _known(self) -> bool:
+        # Lightning fetches a batch ahead where the number of batches is not known, to see which is the last one.
+        return self.sequence_length is not None and isinstance(self.loader, Sized)
 
     def _steps_of(self, batch: Any) -> tuple[int, Tensor | None]:
         """The number of time steps, and the true lengths of the sequences if they are known."""

@@ -90,7 +90,7 @@ class TimeCrossing:
             self.trainer.ready(choose(rows, going_on(read.last)), None, None)
         for written in self._new:
             self._predict(written, loss, scale)
-            if self.trace is not None and written.carriers:
+            if self.trace is not None:
                 self.trace.advance(read, written)
             self._foretell(read, written)
 

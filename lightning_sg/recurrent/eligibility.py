@@ -51,8 +51,16 @@ class EligibilityTrace:
         self._snapshots, self._step = [], None
 
     def advance(self, read: Written | None, written: Written) -> None:
-        """While the graph of a chunk is there: how the state at its end depends on the one at its start."""
-        self._step = None if read is None else _jacobian(written, read.read, read.dims)
+        """While the graph of a chunk is there: how the state at its end depends on the one at its start.
+
+        Args:
+            read: What the chunk began with; ``None`` at the start of a sequence.
+            written: What it ends with; at the end of a sequence, without a prediction.
+        """
+        if read is None:
+            self.clear()
+        elif written.step is not None:
+            self._step = _jacobian(written, read.read, read.dims)
 
     def shift(self, read: Written) -> None:
         """The error at the start of the chunk was learned from: its end is the newest state now."""
