@@ -12,6 +12,7 @@ from lightning_sg.errors import (
     StageLostError,
     SyntheticGradientsError,
 )
+from lightning_sg.inputs import InputPredictor, MLPInputPredictor, SyntheticInputs
 from lightning_sg.predictors import (
     AutoPredictor,
     DelayedGradient,
@@ -41,9 +42,11 @@ __all__ = [
     "Detach",
     "FeedbackAlignment",
     "GradientPredictor",
+    "InputPredictor",
     "LinearPredictor",
     "LocalLoss",
     "LossModelPredictor",
+    "MLPInputPredictor",
     "MLPPredictor",
     "NonFinitePredictionError",
     "PartitionError",
@@ -51,6 +54,7 @@ __all__ = [
     "SyntheticGradientStrategy",
     "SyntheticGradients",
     "SyntheticGradientsError",
+    "SyntheticInputs",
     "Timeline",
     "TrueGradient",
     "ZeroPredictor",

@@ -23,6 +23,7 @@ from lightning_sg.crossing import LocalCrossing
 from lightning_sg.errors import PartitionError, SyntheticGradientsError
 from lightning_sg.exact import ExactPass, Parameters
 from lightning_sg.exchange import Exchange, Figures
+from lightning_sg.inputs import InputBoundaries, SyntheticInputs
 from lightning_sg.partition.automatic import choose_boundaries
 from lightning_sg.partition.checks import check_cuts, check_trainable
 from lightning_sg.partition.trace import Trace, call_training_step, trace_step
@@ -30,6 +31,7 @@ from lightning_sg.predictors import AutoPredictor, GradientPredictor
 from lightning_sg.step import Step
 from lightning_sg.training import AlignmentGuard, PredictorTrainer
 from lightning_sg.training.cost import PredictorCost, cost_of_predictor
+from lightning_sg.updates import RandomUpdates
 
 # Lightning's own, which its users see; each boundary speaks in the one process that has its predictor.
 _log = logging.getLogger("lightning.pytorch")
@@ -49,7 +51,8 @@ class SyntheticGradients(Callback):
     predictor), ``cosine`` and ``norm_ratio`` (of prediction to target), ``bias`` and ``variance`` (of its error, see
     :func:`~lightning_sg.training.compare`), ``bootstrapped_cosine`` (of the next stage's target with the exact one, on
     batches that have both), ``guarded`` (when the guard changes its mind, and while it has taken over) and ``cost``
-    (the predictor's operations as a share of the model's).
+    (the predictor's operations as a share of the model's). With ``inputs`` also ``input_error``, the relative squared
+    error of the predicted activations.
 
     Args:
         boundaries: Names of submodules, as in ``model.named_modules()``, to cut after. By default every
@@ -87,6 +90,10 @@ class SyntheticGradients(Callback):
         lr_scheduler: Makes a learning-rate schedule from a predictor's optimizer, stepped with it.
         updates: Optimizer steps of a predictor for each batch that it learns from.
         ema: Decay of an exponential moving average of a predictor's parameters, which then predicts; 0 for none.
+        inputs: Has the activations at the boundaries predicted too, so that no stage waits for those before it;
+            ``None``: stages go on with the true ones.
+        update_probability: Each stage is updated at a step with this probability only, and what belongs to it learns
+            on those batches only; for the study of stages that are updated at random times.
 
     Raises:
         BoundaryError: At the start of training, if a boundary is unknown, not reached, or gone around.
@@ -113,6 +120,8 @@ class SyntheticGradients(Callback):
         lr_scheduler: LRSchedulerCallable | None = None,
         updates: int = 1,
         ema: float = 0.0,
+        inputs: SyntheticInputs | None = None,
+        update_probability: float = 1.0,
     ) -> None:
         super().__init__()
         if delay < 0 or train_every < 1 or bound <= 0:
@@ -132,6 +141,15 @@ class SyntheticGradients(Callback):
             )
         if correction and not exact_every:
             raise ValueError("SyntheticGradients(correction=...) needs exact gradients: exact_every must be 1 or more.")
+        if not 0 < update_probability <= 1:
+            raise ValueError(
+                f"SyntheticGradients needs update_probability above 0 and at most 1, not {update_probability}."
+            )
+        if correction and update_probability < 1:
+            raise ValueError(
+                "SyntheticGradients(correction=...) does not go with update_probability below 1: a stage that was not "
+                "updated with a batch has nothing to correct. Use correction=0."
+            )
         if isinstance(boundaries, str) and boundaries != "auto":
             raise ValueError(f"boundaries takes a list of names: boundaries=['{boundaries}'].")
         #: Whether :meth:`choose_boundaries` is to say where to cut.
@@ -162,7 +180,9 @@ class SyntheticGradients(Callback):
         #: How many training batches there have been.
         self.batches = 0
         self.corrections = Corrections()
-        self.step = Step()
+        self.inputs = InputBoundaries(inputs, delay)
+        self.random_updates = RandomUpdates(update_probability)
+        self.step = Step(self.inputs, self.random_updates)
         self.exchange = Exchange()
         self.boundaries: Boundaries | None = None
         self.trainers: dict[str, PredictorTrainer] = {}
@@ -213,10 +233,12 @@ class SyntheticGradients(Callback):
         if self._module is not pl_module or list(self.trainers) != names:
             if self._module is not None and not self._restored:
                 self.batches, self.corrections = 0, Corrections()
+                self.random_updates.forget()
             self._module = pl_module
             self.trainers = self._new_trainers(trainer, names)
         for trained in self.trainers.values():
             trained.profile = trainer.profiler.profile  # type: ignore[attr-defined]
+        self.inputs.follow(trainer)
 
     @property
     def undecided(self) -> bool:
@@ -338,6 +360,13 @@ class SyntheticGradients(Callback):
             )
             for name in names
         }
+        if not self.random_updates.certain and any(trained.correction for trained in trainers.values()):
+            raise SyntheticGradientsError(
+                "SyntheticGradients(update_probability=...) does not go with DelayedGradient: a stage that was not "
+                "updated with a batch would be corrected for it. Use another predictor, or update_probability=1."
+            )
+        self.inputs.install(names, seed & (2**63 - 1), self.exchange.replicas)
+        self.random_updates.start(seed & (2**63 - 1))
         for name, state in self._restored.items():
             self._load(trainers, name, state)
         self._restored = {}
@@ -356,6 +385,7 @@ class SyntheticGradients(Callback):
     def accept(self, trace: Trace) -> None:
         """Takes what a traced step showed about the model."""
         self.trace = trace
+        self.random_updates.accept(trace, len(self.trainers))
         self.step.loss = trace.loss
         order = trace.order or list(self.trainers)
         for place, name in enumerate(order):
@@ -373,12 +403,15 @@ class SyntheticGradients(Callback):
         self._pass, self._first_backward = None, True
         true_share = 1.0 if self.batches < self.warm_up else self.mix
         self.step.begin(trainer, context_of(batch, self.context), true_share=true_share)
+        self.inputs.begin(batch)
+        self.random_updates.begin(trainer.global_step)
         if self.trace is None and len(self.boundaries) and not self.exchange.split:
             self._check(trainer, pl_module, batch, batch_idx)
         self._ask_for_exact()
         if not self.exchange.split:
             for site in self.boundaries.sites:
-                site.open(LocalCrossing(self.trainers[site.name], self.step), without_gradient=False)
+                inputs = self.inputs.trainers.get(site.name)
+                site.open(LocalCrossing(self.trainers[site.name], self.step, inputs), without_gradient=False)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """On a batch whose exact gradient is asked for, finds it where the loss is."""
@@ -397,6 +430,10 @@ class SyntheticGradients(Callback):
             self.hold(self.batches, self._pass.corrections(self.corrected(), scale))
         self.corrections.apply(pl_module, self.batches, scale, self.exchange.holds)
 
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        """Leaves stages out that are not updated at this step, before gradients are clipped."""
+        self.random_updates.drop(pl_module)
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -410,8 +447,10 @@ class SyntheticGradients(Callback):
         if logs:
             for trained in self.trainers.values():
                 trained.check_finite()
+        self.inputs.end(check=logs)
         self._announce(pl_module)
         figures = {name: self._figures_of(trained) for name, trained in self.trainers.items()}
+        self.inputs.add_figures(figures)
         for name, values in self.exchange.route(figures).items():
             self._unlogged.setdefault(name, {}).update(values)
         # `log` takes longer than a small predictor: it is called only where its value is seen.
@@ -557,19 +596,29 @@ class SyntheticGradients(Callback):
     def state_dict(self) -> dict[str, Any]:
         """The predictors with their optimizers and the targets under way, by boundary."""
         if not self.trainers:
-            return {"batches": self.batches, "boundaries": self._restored, "corrections": self.corrections.state_dict()}
+            return {
+                "batches": self.batches,
+                "boundaries": self._restored,
+                "corrections": self.corrections.state_dict(),
+                "inputs": self.inputs.state_dict(self.exchange.owns_inputs),
+                "updates": self.random_updates.state_dict(),
+            }
         self.exchange.flush()
         states = {name: trained.state_dict() for name, trained in self.trainers.items() if self.exchange.owns(name)}
         return {
             "batches": self.batches,
             "boundaries": self.exchange.gather(states),
             "corrections": self.exchange.gather(self.corrections.state_dict()),
+            "inputs": self.exchange.gather(self.inputs.state_dict(self.exchange.owns_inputs)),
+            "updates": self.random_updates.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`; a boundary that the saved run did not have starts afresh."""
         self.batches = state_dict["batches"]
         self.corrections.load_state_dict(state_dict["corrections"])
+        self.inputs.load_state_dict(state_dict.get("inputs", {}))  # not in checkpoints of earlier versions
+        self.random_updates.load_state_dict(state_dict.get("updates", {}))
         if not self.trainers:
             self._restored = state_dict["boundaries"]
             return

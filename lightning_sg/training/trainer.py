@@ -215,7 +215,8 @@ class PredictorTrainer:
             record = next(record for record in self._pending if record.step == step)
             self._pending.remove(record)
             record.collect()
-            self._learn(record)
+            if not record.skipped:
+                self._learn(record)
 
     def collect(self) -> None:
         """Waits for all targets under way, without learning from those that are not due."""
