@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,9 +12,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
-from lightning_sg import Boundary, DelayedGradient, SyntheticGradients, SyntheticGradientsError, SyntheticInputs
+from lightning_sg import (
+    Boundary,
+    DelayedGradient,
+    SyntheticGradients,
+    SyntheticGradientsError,
+    SyntheticGradientStrategy,
+    SyntheticInputs,
+)
 from lightning_sg.partition.trace import Trace
 from lightning_sg.updates import RandomUpdates
 from tests.models import (
@@ -145,29 +155,74 @@ def test_a_parameter_of_several_stages_follows_the_first() -> None:
     assert len(seen) == 8
 
 
-def train(devices: int, epochs: int = 4, accumulate: int = 1, **callback: Any) -> Any:
+class Manual(Classifier):
+    """Optimizes by hand."""
+
+    def __init__(self, stages: int = 4) -> None:
+        super().__init__(stages)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(F.cross_entropy(self(batch[0]), batch[1]))
+        optimizer.step()
+
+
+def train(
+    devices: int,
+    kind: type[Classifier] = Classifier,
+    trainer: Mapping[str, Any] = MappingProxyType({}),
+    **callback: Any,
+) -> Any:
     def work() -> Any:
         pl.seed_everything(7, verbose=False)
-        module = Classifier(stages=4)
-        trainer = make_trainer(
-            strategy="synthetic_gradients" if devices > 1 else "auto",
+        module = kind(stages=4)
+        fitted = make_trainer(
+            strategy=SyntheticGradientStrategy(clip_over="model") if devices > 1 else "auto",
             devices=devices,
-            max_epochs=epochs,
-            accumulate_grad_batches=accumulate,
+            max_epochs=4,
             callbacks=[SyntheticGradients(update_probability=0.5, **callback)],
+            **trainer,
         )
-        trainer.fit(module, loader(), loader(shuffle=False))
+        fitted.fit(module, loader(), loader(shuffle=False))
         return state_of(module)
 
     return run_ranks(devices, work) if devices > 1 else [work()]
 
 
-@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"inputs": SyntheticInputs()}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"trainer": {"accumulate_grad_batches": 2}},
+        {"trainer": {"gradient_clip_val": 0.05}},
+        {"kind": Manual, "inputs": SyntheticInputs()},
+        {"inputs": SyntheticInputs(), "delay": 0, "exact_every": 2},
+    ],
+)
 def test_several_processes_make_the_same_choices_as_one(options: dict[str, Any]) -> None:
     (expected,) = train(1, **options)
     for devices in (2, 4):
         for state in train(devices, **options):
             assert_same_state(expected, state)
+
+
+def test_by_hand_and_by_lightning_the_same_stages_are_updated() -> None:
+    assert_same_state(train(1)[0], train(1, kind=Manual)[0], exact=True)
+
+
+def test_a_gradient_scaler_bears_steps_without_any_gradient() -> None:
+    pl.seed_everything(3, verbose=False)
+    module = Classifier(stages=2)
+    callback = SyntheticGradients(update_probability=0.3, seed=5)
+    watcher = Watcher(callback)
+    scaling = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**10))
+    make_trainer(callbacks=[callback, watcher], plugins=[scaling], max_epochs=8).fit(module, loader())
+    later = watcher.steps[12:]  # before, the predictor may not have begun to predict
+    changed = [bool(changed) for _updated, changed, _stepped in later]
+    assert changed == [any(updated[:2]) for updated, _changed, _stepped in later]
+    assert set(changed) == {True, False}
 
 
 def test_a_resumed_run_goes_on_exactly(tmp_path: Path) -> None:
