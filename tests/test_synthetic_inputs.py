@@ -214,6 +214,30 @@ def test_an_untrained_predictor_says_the_running_mean() -> None:
     torch.testing.assert_close(second, activations[1].mean().expand(8))
 
 
+class Linear(InputPredictor):
+    """A predictor of one's own, as docs/unlocked.md shows it."""
+
+    def build(self, features: Tensor, shapes: list[tuple[int, ...]]) -> None:
+        (shape,) = shapes
+        self.net = nn.Linear(features.flatten(1).shape[1], shape[0])
+
+    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
+        return (self.net(features.flatten(1)),)
+
+
+def test_a_predictor_of_ones_own_learns_with_an_optimizer_of_ones_own() -> None:
+    made: list[torch.optim.Optimizer] = []
+
+    def optimizer(parameters: Any) -> torch.optim.Optimizer:
+        made.append(torch.optim.SGD(parameters, lr=0.05))
+        return made[-1]
+
+    settings = SyntheticInputs(Linear(), optimizer=optimizer)
+    trainer = fit(classifier(), SyntheticGradients(inputs=settings), max_epochs=40)
+    assert len(made) == 3
+    assert trainer.callback_metrics["sg/net.1/input_error"] < 0.7
+
+
 def test_batches_are_learned_from_delay_and_one_later_in_order() -> None:
     trainer = InputTrainer("cut", SyntheticInputs(), delay=2, seed=1)
     seen: list[tuple[int, int]] = []
