@@ -325,11 +325,14 @@ class StageRuntime(Exchange):
                 return self._go_ahead(inputs, ghosts)
         message = self._take_activations(self._number, self._fingerprint, [tuple(ghost.shape) for ghost in ghosts])
         self._wanted = message.wants_target
+        values = message.tensors
         if inputs is not None:
             self._check_predictable(inputs, message)
-            inputs.cross(self.callback.inputs.of_batch, message.tensors, learns=self._learns_inputs(inputs))
+            # A predictor that goes on from a checkpoint may learn for the first time from what was saved with it.
+            of_batch, learns = self.callback.inputs.of_batch, self._learns_inputs(inputs)
+            values = inputs.cross(of_batch, message.tensors, learns=learns) or values
         tensors = []
-        for tensor, spec in zip(message.tensors, message.specs):
+        for tensor, spec in zip(values, message.specs):
             if training and spec.requires_grad and torch.is_grad_enabled():
                 leaf = tensor.requires_grad_()
                 self._leaves.append(leaf)

@@ -426,6 +426,35 @@ def test_a_checkpoint_goes_on_with_another_number_of_processes(tmp_path: Path) -
             assert_same_state(expected, state)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_checkpoint_from_before_the_first_prediction_goes_on(steps: int, tmp_path: Path) -> None:
+    def run(devices: int, checkpoint: Path | None, **length: Any) -> Any:
+        def work() -> Any:
+            pl.seed_everything(7, verbose=False)
+            module = Classifier(stages=2)
+            trainer = make_trainer(
+                strategy="synthetic_gradients" if devices > 1 else "auto",
+                devices=devices,
+                callbacks=[SyntheticGradients(inputs=SyntheticInputs(), seed=1)],
+                **length,
+            )
+            trainer.fit(module, loader(shuffle=False), ckpt_path=None if checkpoint is None else str(checkpoint))
+            trainer.save_checkpoint(tmp_path / f"{devices}.ckpt")
+            return state_of(module)
+
+        return run_ranks(devices, work) if devices > 1 else [work()]
+
+    for devices in (1, 2):
+        run(devices, None, max_steps=steps)
+    saved = [tmp_path / f"{devices}.ckpt" for devices in (2, 1)]
+    for path in saved:
+        path.rename(path.with_suffix(".saved"))
+    (expected,) = run(1, saved[1].with_suffix(".saved"), max_epochs=3)
+    for path in saved:
+        for state in run(2, path.with_suffix(".saved"), max_epochs=3):
+            assert_same_state(expected, state)
+
+
 class SlowFirstStage(Classifier):
     """Its first stage sleeps in one batch; the module notes when each batch was done."""
 
