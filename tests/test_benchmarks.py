@@ -305,7 +305,7 @@ def unlocked_record(method: str, seed: int, error: float | None, steps: int, **o
 
 def test_unlocked_methods_are_given_more_steps_the_rarer_updates_are():
     budgets = {run.method: run.budget for run in unlocked.plan(unlocked.COMPARED, [0])}
-    assert list(budgets.values()) == pytest.approx([1, 1, 1, 5, 10])
+    assert list(budgets.values()) == pytest.approx([1, 1, 1, 5, 20])
     assert [run.seed for run in unlocked.plan(unlocked.COMPARED, [3, 4])] == [3] * 5 + [4] * 5
 
 
