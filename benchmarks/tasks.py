@@ -164,7 +164,21 @@ ABLATIONS: dict[str, Method] = {
     "delay 4": Method(callback_arguments={"delay": 4}),
 }
 
-ALL_METHODS: dict[str, Method | None] = METHODS | ABLATIONS
+
+def _unlocked(probability: float) -> Method:
+    """Nothing waits for anything: gradients and inputs are predicted, and stages updated at random times."""
+    inputs = lightning_sg.SyntheticInputs()
+    return Method(callback_arguments={"inputs": inputs, "update_probability": probability})
+
+
+#: Without a backward or a forward lock, by the probability of an update. Trained by ``benchmarks.unlocked``.
+UNLOCKED: dict[str, Method] = {
+    "synthetic gradients and inputs": _unlocked(1.0),
+    "synthetic gradients and inputs, p = 0.2": _unlocked(0.2),
+    "synthetic gradients and inputs, p = 0.05": _unlocked(0.05),
+}
+
+ALL_METHODS: dict[str, Method | None] = METHODS | ABLATIONS | UNLOCKED
 
 _ERROR = Metric("test_error", "val_error", "test error, %", 2)
 _NATS = Metric("val_loss", "val_loss", "nats a character", 4)

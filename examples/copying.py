@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_sg import Chunk, Chunks, TimeBoundary
-
-Batch = tuple[Tensor, Tensor, Tensor]
+from lightning_sg import Chunk, TimeBoundary
 
 
 class Curriculum:
-    """The length to copy and how often, raised whenever the last batches were solved.
+    """The length to copy and how often, raised whenever sequences of the current length are solved.
 
     Args:
         repeats: Whether the number of repetitions is raised too, in turn with the length.
-        threshold: Bits of error for each bit below which a batch counts as solved.
-        memory: Over how many batches the error is averaged, exponentially.
+        threshold: Bits of error for each bit below which a length counts as solved.
+        memory: Over how many bits the error is averaged, exponentially.
     """
 
-    def __init__(self, repeats: bool = False, threshold: float = 0.15, memory: float = 10.0) -> None:
+    def __init__(self, repeats: bool = False, threshold: float = 0.15, memory: float = 2000.0) -> None:
         self.raises_repeats = repeats
         self.threshold = threshold
         self.memory = memory
@@ -33,9 +30,10 @@ class Curriculum:
         self.solved = 0
         self._error = 1.0
 
-    def see(self, bits: float) -> None:
-        """Takes in the error of one batch of the current length."""
-        self._error += (bits - self._error) / self.memory
+    def see(self, bits_of_error: float, bits: float) -> None:
+        """Takes in the error summed over so many bits of the current length."""
+        share = min(1.0, bits / self.memory)
+        self._error += share * (bits_of_error / max(bits, 1) - self._error)
         if self._error < self.threshold:
             self.solved = self.length * self.repeats
             if self.raises_repeats and self.repeats <= self.length:
@@ -45,38 +43,56 @@ class Curriculum:
             self._error = 1.0
 
 
-class CopySequences:
-    """Batches of random bits to be read, and then given back as often as a number beside them says.
+class CopyStreams:
+    """Parallel streams of sequences: bits to be read, then to be given back as often as a number beside them says.
 
-    Inputs are ``(N, L, 3)``: a bit as -1 or 1, a mark where the copies begin, and there the number of repetitions; goals
-    and the mask of what counts are ``(N, L)``.
+    Each stream is at another place of its sequences, so that a chunk has all of them in it. A sequence begins with a
+    chunk: it is padded up to that. Inputs are ``(N, T, 3)``: a bit as -1 or 1, a mark where the copies begin, and there
+    the number of repetitions; goals ``(N, T)``; what counts ``(N, T)``, 1, or 2 in sequences of the newest length.
 
     Args:
         curriculum: Says how long sequences are.
-        batch_size: Sequences in a batch.
+        number: Streams N.
+        chunk: Time steps T in a chunk.
         seed: Seeds the bits.
     """
 
-    def __init__(self, curriculum: Curriculum, batch_size: int, seed: int) -> None:
+    def __init__(self, curriculum: Curriculum, number: int, chunk: int, seed: int) -> None:
         self.curriculum = curriculum
-        self.batch_size = batch_size
+        self.number = number
+        self.chunk = chunk
         self._generator = torch.Generator().manual_seed(seed)
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Without end."""
+    def __iter__(self) -> Iterator[Chunk]:
+        """Chunks without end."""
+        streams = [self._sequence() for _ in range(self.number)]
+        places = [self.chunk * (number % (len(one[1]) // self.chunk)) for number, one in enumerate(streams)]
+        first = torch.ones(self.number, dtype=torch.bool)
         while True:
-            length, repeats = self.curriculum.length, self.curriculum.repeats
-            bits = torch.randint(2, (self.batch_size, length), generator=self._generator).float()
-            total = length + 1 + length * repeats
-            x = torch.zeros(self.batch_size, total, 3)
-            x[:, :length, 0] = 2 * bits - 1
-            x[:, length, 1] = 1
-            x[:, length, 2] = repeats / 10
-            y = torch.zeros(self.batch_size, total)
-            y[:, length + 1 :] = bits.repeat(1, repeats)
-            mask = torch.zeros(self.batch_size, total)
-            mask[:, length + 1 :] = 1
-            yield x, y, mask
+            pieces = []
+            for number, place in enumerate(places):
+                x, y, asked, length = streams[number]
+                newest = length == (self.curriculum.length, self.curriculum.repeats)
+                piece = slice(place, place + self.chunk)
+                pieces.append((x[piece], y[piece], asked[piece] * (2 if newest else 1)))
+                places[number] += self.chunk
+            last = torch.tensor([place >= len(one[1]) for place, one in zip(places, streams)])
+            batch = tuple(torch.stack(parts) for parts in zip(*pieces))
+            for number in last.nonzero().flatten().tolist():
+                streams[number], places[number] = self._sequence(), 0
+            yield Chunk(batch, first, last)
+            first = last
+
+    def _sequence(self) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
+        length, repeats = self.curriculum.length, self.curriculum.repeats
+        total = math.ceil((length + 1 + length * repeats) / self.chunk) * self.chunk
+        bits = torch.randint(2, (length,), generator=self._generator).float()
+        x, y, asked = torch.zeros(total, 3), torch.zeros(total), torch.zeros(total)
+        x[:length, 0] = 2 * bits - 1
+        x[length, 1:] = torch.tensor([1, repeats / 10])
+        answer = slice(length + 1, length + 1 + length * repeats)
+        y[answer], asked[answer] = bits.repeat(repeats), 1
+        return x, y, asked, (length, repeats)
 
 
 class Copier(pl.LightningModule):
@@ -86,7 +102,7 @@ class Copier(pl.LightningModule):
         chunk: Time steps in a chunk.
         repeats: Whether to copy several times.
         width: Of the LSTM.
-        batch_size: Sequences in a batch.
+        batch_size: Streams in a batch.
         learning_rate: Adam's.
         seed: Seeds the bits.
     """
@@ -106,30 +122,22 @@ class Copier(pl.LightningModule):
         self.core = nn.LSTM(3, width, batch_first=True)
         self.out = nn.Linear(width, 1)
         self.memory = TimeBoundary()
-        self._errors: list[Tensor] = []
 
     def training_step(self, chunk: Chunk, batch_idx: int) -> Tensor:
         """Nats for each position of one chunk; positions where nothing is asked count as zero."""
-        (x, y, mask), first, last = chunk
+        (x, y, asked), first, last = chunk
         out, state = self.core(x, self.memory.read(first))
         self.memory.write(state, last)
-        nats = F.binary_cross_entropy_with_logits(self.out(out).squeeze(-1), y, reduction="none") * mask
-        self._note(nats.detach().sum() / len(x), bool(last))
+        nats = F.binary_cross_entropy_with_logits(self.out(out).squeeze(-1), y, reduction="none") * (asked > 0)
+        newest = asked == 2
+        self.curriculum.see(float(nats[newest].sum()) / math.log(2), float(newest.sum()))
+        self.log("solved", float(self.curriculum.solved), prog_bar=True, batch_size=len(x))
         return nats.mean()
 
-    def _note(self, nats: Tensor, last: bool) -> None:
-        """At the end of a sequence, tells the curriculum how well it went."""
-        self._errors.append(nats)
-        if last:
-            asked = self.curriculum.length * self.curriculum.repeats
-            self.curriculum.see(float(torch.stack(self._errors).sum()) / asked / math.log(2))
-            self._errors = []
-            self.log("solved", float(self.curriculum.solved), prog_bar=True)
-
-    def train_dataloader(self) -> Any:
-        """Sequences of the curriculum's length, chunk by chunk."""
+    def train_dataloader(self) -> CopyStreams:
+        """Streams of sequences of the curriculum's length, chunk by chunk."""
         h = self.hparams
-        return Chunks(CopySequences(self.curriculum, h.batch_size, h.seed), h.chunk)
+        return CopyStreams(self.curriculum, h.batch_size, h.chunk, h.seed)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam on everything."""

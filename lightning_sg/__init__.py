@@ -12,6 +12,7 @@ from lightning_sg.errors import (
     StageLostError,
     SyntheticGradientsError,
 )
+from lightning_sg.inputs import InputPredictor, MLPInputPredictor, SyntheticInputs
 from lightning_sg.predictors import (
     AutoPredictor,
     DelayedGradient,
@@ -44,9 +45,11 @@ __all__ = [
     "Detach",
     "FeedbackAlignment",
     "GradientPredictor",
+    "InputPredictor",
     "LinearPredictor",
     "LocalLoss",
     "LossModelPredictor",
+    "MLPInputPredictor",
     "MLPPredictor",
     "MessageBoundary",
     "NonFinitePredictionError",
@@ -55,6 +58,7 @@ __all__ = [
     "SyntheticGradientStrategy",
     "SyntheticGradients",
     "SyntheticGradientsError",
+    "SyntheticInputs",
     "ThroughTime",
     "TimeBoundary",
     "Timeline",

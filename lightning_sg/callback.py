@@ -24,6 +24,7 @@ from lightning_sg.crossing import LocalCrossing
 from lightning_sg.errors import PartitionError, SyntheticGradientsError
 from lightning_sg.exact import ExactPass, Parameters
 from lightning_sg.exchange import Exchange, Figures
+from lightning_sg.inputs import InputBoundaries, SyntheticInputs
 from lightning_sg.partition.automatic import choose_boundaries
 from lightning_sg.partition.checks import check_cuts, check_trainable
 from lightning_sg.partition.trace import Trace, call_training_step, trace_step
@@ -36,6 +37,7 @@ from lightning_sg.step import Step
 from lightning_sg.training import AlignmentGuard, PredictorTrainer
 from lightning_sg.training.cost import PredictorCost, cost_of_predictor
 from lightning_sg.training.learner import Learner
+from lightning_sg.updates import RandomUpdates
 
 # Lightning's own, which its users see; each boundary speaks in the one process that has its predictor.
 _log = logging.getLogger("lightning.pytorch")
@@ -55,7 +57,8 @@ class SyntheticGradients(Callback):
     predictor), ``cosine`` and ``norm_ratio`` (of prediction to target), ``bias`` and ``variance`` (of its error, see
     :func:`~lightning_sg.training.compare`), ``bootstrapped_cosine`` (of the next stage's target with the exact one, on
     batches that have both), ``guarded`` (when the guard changes its mind, and while it has taken over) and ``cost``
-    (the predictor's operations as a share of the model's).
+    (the predictor's operations as a share of the model's). With ``inputs`` also ``input_error``, the relative squared
+    error of the predicted activations.
 
     Args:
         boundaries: Names of submodules, as in ``model.named_modules()``, to cut after. By default every
@@ -95,6 +98,10 @@ class SyntheticGradients(Callback):
         ema: Decay of an exponential moving average of a predictor's parameters, which then predicts; 0 for none.
         through_time: How boundaries in time are predicted, see :class:`~lightning_sg.ThroughTime`: every
             :class:`~lightning_sg.TimeBoundary` and :class:`~lightning_sg.MessageBoundary` in the model.
+        inputs: Has the activations at the boundaries predicted too, so that no stage waits for those before it;
+            ``None``: stages go on with the true ones.
+        update_probability: Each stage is updated at a step with this probability only, and what belongs to it learns
+            on those batches only; for the study of stages that are updated at random times.
 
     Raises:
         BoundaryError: At the start of training, if a boundary is unknown, not reached, or gone around.
@@ -122,6 +129,8 @@ class SyntheticGradients(Callback):
         updates: int = 1,
         ema: float = 0.0,
         through_time: ThroughTime = ThroughTime(),  # noqa: B008 (settings, never changed)
+        inputs: SyntheticInputs | None = None,
+        update_probability: float = 1.0,
     ) -> None:
         super().__init__()
         if delay < 0 or train_every < 1 or bound <= 0:
@@ -141,6 +150,15 @@ class SyntheticGradients(Callback):
             )
         if correction and not exact_every:
             raise ValueError("SyntheticGradients(correction=...) needs exact gradients: exact_every must be 1 or more.")
+        if not 0 < update_probability <= 1:
+            raise ValueError(
+                f"SyntheticGradients needs update_probability above 0 and at most 1, not {update_probability}."
+            )
+        if correction and update_probability < 1:
+            raise ValueError(
+                "SyntheticGradients(correction=...) does not go with update_probability below 1: a stage that was not "
+                "updated with a batch has nothing to correct. Use correction=0."
+            )
         if isinstance(boundaries, str) and boundaries != "auto":
             raise ValueError(f"boundaries takes a list of names: boundaries=['{boundaries}'].")
         #: Whether :meth:`choose_boundaries` is to say where to cut.
@@ -172,7 +190,9 @@ class SyntheticGradients(Callback):
         #: How many training batches there have been.
         self.batches = 0
         self.corrections = Corrections()
-        self.step = Step()
+        self.inputs = InputBoundaries(inputs, delay)
+        self.random_updates = RandomUpdates(update_probability)
+        self.step = Step(self.inputs, self.random_updates)
         self.exchange = Exchange()
         self.boundaries: Boundaries | None = None
         #: Of the boundaries between stages.
@@ -232,6 +252,7 @@ class SyntheticGradients(Callback):
         if self._module is not pl_module or list(self._all_trainers) != [*names, *in_time]:
             if self._module is not None and not self._restored:
                 self.batches, self.corrections = 0, Corrections()
+                self.random_updates.forget()
             self._module = pl_module
             trainers = self._new_trainers(trainer, names, in_time)
             self.trainers = {name: trainers[name] for name in names}
@@ -239,6 +260,7 @@ class SyntheticGradients(Callback):
         self.times.install()
         for trained in self._all_trainers.values():
             trained.profile = trainer.profiler.profile  # type: ignore[attr-defined]
+        self.inputs.follow(trainer)
 
     @property
     def _all_trainers(self) -> dict[str, PredictorTrainer]:
@@ -370,6 +392,13 @@ class SyntheticGradients(Callback):
             )
             for name in names
         }
+        if not self.random_updates.certain and any(trained.correction for trained in trainers.values()):
+            raise SyntheticGradientsError(
+                "SyntheticGradients(update_probability=...) does not go with DelayedGradient: a stage that was not "
+                "updated with a batch would be corrected for it. Use another predictor, or update_probability=1."
+            )
+        self.inputs.install(between_stages, self._seed, self.exchange.replicas)
+        self.random_updates.start(self._seed)
         for name, state in self._restored.items():
             self._load(trainers, name, state)
         self._restored = {}
@@ -398,6 +427,7 @@ class SyntheticGradients(Callback):
     def accept(self, trace: Trace) -> None:
         """Takes what a traced step showed about the model."""
         self.trace = trace
+        self.random_updates.accept(trace, len(self.trainers))
         self.step.loss = trace.loss
         order = trace.order or list(self.trainers)
         for place, name in enumerate(order):
@@ -415,13 +445,16 @@ class SyntheticGradients(Callback):
         self._pass, self._first_backward = None, True
         true_share = 1.0 if self.batches < self.warm_up else self.mix
         self.step.begin(trainer, context_of(batch, self.context), true_share=true_share)
+        self.inputs.begin(batch)
+        self.random_updates.begin(trainer.global_step)
         if self.trace is None and len(self.boundaries) and not self.exchange.split:
             self._check(trainer, pl_module, batch, batch_idx)
         self._ask_for_exact()
         self.times.begin(trainer.strategy.root_device)
         if not self.exchange.split:
             for site in self.boundaries.sites:
-                site.open(LocalCrossing(self.trainers[site.name], self.step), without_gradient=False)
+                inputs = self.inputs.trainers.get(site.name)
+                site.open(LocalCrossing(self.trainers[site.name], self.step, inputs), without_gradient=False)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Lets boundaries in time predict; on a batch whose exact gradient is asked for, finds it where the loss is."""
@@ -447,6 +480,10 @@ class SyntheticGradients(Callback):
             self.hold(self.batches, self._pass.corrections(self.corrected(), scale))
         self.corrections.apply(pl_module, self.batches, scale, self.exchange.holds)
 
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        """Leaves stages out that are not updated at this step, before gradients are clipped."""
+        self.random_updates.drop(pl_module)
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -461,8 +498,10 @@ class SyntheticGradients(Callback):
         if logs:
             for trained in self._all_trainers.values():
                 trained.check_finite()
+        self.inputs.end(check=logs)
         self._announce(pl_module)
         figures = {name: self._figures_of(trained) for name, trained in self._all_trainers.items()}
+        self.inputs.add_figures(figures)
         for name, values in self.exchange.route(figures).items():
             self._unlogged.setdefault(name, {}).update(values)
         # `log` takes longer than a small predictor: it is called only where its value is seen.
@@ -608,8 +647,14 @@ class SyntheticGradients(Callback):
     def state_dict(self) -> dict[str, Any]:
         """The predictors with their optimizers and the targets under way, by boundary; what is carried in time."""
         if not self._all_trainers:
-            corrections = self.corrections.state_dict()
-            return {"batches": self.batches, "boundaries": self._restored, "corrections": corrections, "times": {}}
+            return {
+                "batches": self.batches,
+                "boundaries": self._restored,
+                "corrections": self.corrections.state_dict(),
+                "inputs": self.inputs.state_dict(self.exchange.owns_inputs),
+                "updates": self.random_updates.state_dict(),
+                "times": {},
+            }
         self.exchange.flush()
         in_time = self.times.here(split=self.exchange.split)
         owned = [name for name in self.trainers if self.exchange.owns(name)] + in_time
@@ -619,13 +664,17 @@ class SyntheticGradients(Callback):
             "boundaries": self.exchange.gather({name: trainers[name].state_dict() for name in owned}),
             "corrections": self.exchange.gather(self.corrections.state_dict()),
             "times": self.exchange.gather(self.times.state_dict(in_time)),
+            "inputs": self.exchange.gather(self.inputs.state_dict(self.exchange.owns_inputs)),
+            "updates": self.random_updates.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`; a boundary that the saved run did not have starts afresh."""
         self.batches = state_dict["batches"]
         self.corrections.load_state_dict(state_dict["corrections"])
-        self.times.load_state_dict(state_dict.get("times", {}))  # checkpoints of version 0.1 have none
+        self.inputs.load_state_dict(state_dict.get("inputs", {}))  # not in checkpoints of earlier versions
+        self.random_updates.load_state_dict(state_dict.get("updates", {}))
+        self.times.load_state_dict(state_dict.get("times", {}))
         if not self._all_trainers:
             self._restored = state_dict["boundaries"]
             return

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from lightning_sg._compat import tree_map_only
 from lightning_sg.errors import SyntheticGradientsError
-from lightning_sg.recurrent.chunks import Chunk
+from lightning_sg.recurrent.chunks import content_of
 
 ContextSource = str | int | Callable[[Any], Any] | None
 
-_LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+#: What entries with labels are usually called.
+LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 
 
 def context_of(batch: Any, source: ContextSource) -> Any:
@@ -33,29 +34,38 @@ def context_of(batch: Any, source: ContextSource) -> Any:
     """
     if source is None:
         return None
-    if isinstance(batch, Chunk):
-        batch = batch.batch
-    if callable(source):
-        context = source(batch)
-    elif source == "auto":
-        context = _labels(batch)
-    else:
-        try:
-            context = batch[source]
-        except (KeyError, IndexError, TypeError) as error:
-            kind = f"keys {list(batch)}" if isinstance(batch, Mapping) else type(batch).__name__
-            raise SyntheticGradientsError(
-                f"SyntheticGradients(context={source!r}): the batch has no such entry ({kind})."
-            ) from error
+    batch = content_of(batch)
+    option = f"SyntheticGradients(context={source!r})"
+    context = _labels(batch) if source == "auto" else entry_of(batch, source, option)
     return tree_map_only(Tensor, lambda tensor: tensor.detach(), context)
+
+
+def entry_of(batch: Any, source: str | int | Callable[[Any], Any], option: str) -> Any:
+    """Takes an entry from a batch.
+
+    Args:
+        batch: What the data loader gave.
+        source: A key or an index of the batch, or a function of it.
+        option: Who asks, for messages.
+
+    Raises:
+        SyntheticGradientsError: If the batch has no such key or index.
+    """
+    if callable(source):
+        return source(batch)
+    try:
+        return batch[source]
+    except (KeyError, IndexError, TypeError) as error:
+        kind = f"keys {list(batch)}" if isinstance(batch, Mapping) else type(batch).__name__
+        raise SyntheticGradientsError(f"{option}: the batch has no such entry ({kind}).") from error
 
 
 def _labels(batch: Any) -> Any:
     if isinstance(batch, Mapping):
-        return next((batch[key] for key in _LABEL_KEYS if key in batch), None)
+        return next((batch[key] for key in LABEL_KEYS if key in batch), None)
     if isinstance(batch, Sequence) and len(batch) >= 2 and isinstance(batch[1], Tensor):
         return batch[1]
     return None
 
 
-__all__ = ["ContextSource", "context_of"]
+__all__ = ["LABEL_KEYS", "ContextSource", "context_of", "entry_of"]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_sg.boundary import differentiable
 from lightning_sg.errors import BoundaryError
+from lightning_sg.inputs.trainer import InputTrainer
 from lightning_sg.step import Step
 from lightning_sg.training import PredictorTrainer, Record
 
@@ -30,13 +31,15 @@ class LocalCrossing:
     Args:
         trainer: The boundary's predictor.
         step: What is going on in the current step.
+        inputs: Predicts what the next stage goes on with in the activations' place, or ``None``.
     """
 
     record: Record
     carriers: list[Tensor]
 
-    def __init__(self, trainer: PredictorTrainer, step: Step) -> None:
+    def __init__(self, trainer: PredictorTrainer, step: Step, inputs: InputTrainer | None = None) -> None:
         self.trainer = trainer
+        self._inputs = inputs
         self._step = step
         self.passing: Callable[[Optional], Optional] = self._synthetic
         self._passed = False
@@ -51,13 +54,18 @@ class LocalCrossing:
         self.record = self.trainer.prepare(
             carriers, step.context, step.loss, exact=step.exact, true_share=step.true_share, bootstrap=step.bootstrap
         )
+        self.record.skipped = not step.updates.before(self.trainer.name)
         self.trainer.predict(self.record)
+        ahead = None
+        if self._inputs is not None:
+            learns = step.updates.after(self.trainer.name)
+            ahead = self._inputs.cross(step.inputs.of_batch, carriers, learns=learns)
         self._scale = step.gradient_scale()
         self._dtypes = [tensor.dtype for tensor in carriers]
         if step.exact:
             self.carriers = carriers
             step.crossings.append(self)
-        crossed = _Cut.apply(self._backward, *carriers)
+        crossed = _Cut.apply(self._backward, ahead, *carriers)
         tensors = list(tensors)
         for place, tensor in zip(places, crossed):
             tensors[place] = tensor
@@ -111,18 +119,22 @@ class LocalCrossing:
 
 
 class _Cut(torch.autograd.Function):
-    """Identity whose gradient is what ``backward`` returns."""
+    """Identity, or other values in the tensors' place, whose gradient is what ``backward`` returns."""
 
     @staticmethod
-    def forward(ctx: Any, backward: Callable[..., Any], *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, backward: Callable[..., Any], values: list[Tensor] | None, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.sg_backward = backward
         ctx.set_materialize_grads(False)  # an output that the loss does not use has no gradient, not a zero one
+        if values is not None:
+            return tuple(values)
         # A copy, so that an in-place operation in the next stage cannot reach what the predictor learns from.
         return tuple(tensor.clone() for tensor in tensors)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (None, *ctx.sg_backward(gradients))
+        return (None, None, *ctx.sg_backward(gradients))
 
 
 __all__ = ["LocalCrossing"]

@@ -45,6 +45,10 @@ class Exchange:
         """Whether the predictor of ``boundary`` lives in this process."""
         return True
 
+    def owns_inputs(self, boundary: str) -> bool:
+        """Whether the input predictor of ``boundary`` lives in this process."""
+        return True
+
     def route(self, figures: Figures) -> Figures:
         """Takes this process's figures of one batch and returns those that this process is to log."""
         return figures

@@ -84,4 +84,23 @@ def unchanged_randomness() -> Iterator[None]:
         set_random_state(state)
 
 
-__all__ = ["StepRandomness", "random_state", "set_random_state", "unchanged_randomness"]
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """While entered, a predictor can make its parameters, without touching the user's random numbers.
+
+    Args:
+        seed: That of the numbers drawn meanwhile.
+        device: That of the predictor's inputs.
+    """
+    devices = [device] if device.type == "cuda" else []
+    default = torch.get_default_dtype()
+    with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
+        torch.manual_seed(seed)
+        torch.set_default_dtype(torch.float32)  # under "bf16-true" and "64-true" Lightning changes it
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(default)
+
+
+__all__ = ["StepRandomness", "random_state", "seeded", "set_random_state", "unchanged_randomness"]

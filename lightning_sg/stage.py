@@ -32,6 +32,7 @@ from lightning_sg.errors import (
 )
 from lightning_sg.exact import KeptGraph, keeping_weights
 from lightning_sg.exchange import Exchange, Figures
+from lightning_sg.inputs import InputTrainer
 from lightning_sg.partition.checks import check_cuts, check_trainable
 from lightning_sg.partition.ghosts import GhostMemory, Ghosts, ghost_like, is_ghost
 from lightning_sg.partition.paging import PagedParameters
@@ -46,6 +47,7 @@ from lightning_sg.transport import Coding, Downstream, Message, Upstream, open_l
 
 Choice = TypeVar("Choice")
 Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 # How many batches of validation, test or prediction a stage may be ahead of the next.
 MAX_BATCHES_IN_EVALUATION = 2
@@ -105,7 +107,7 @@ class StageRuntime(Exchange):
         self.coding = coding
         self.pages = pages
         self.placement: Placement | None = None
-        self.final = False  # training ends after the batch that is going on
+        self.ends: int | None = None  # the number of the training batch after which training ends
         self.stop_wanted = False
         self.doing = "start-up"
         self._traced_training = False
@@ -120,7 +122,9 @@ class StageRuntime(Exchange):
         self._randomness = StepRandomness(position, device)
         self._number = -1
         self._fingerprint = 0
-        self._received: Message | None = None
+        self._reached = False  # the boundary before this process's stages
+        self._wanted = False  # the target of this batch
+        self._arrived: dict[str, dict[str, float]] = {}
         self._leaves: list[Tensor] = []
         self._answered = True
         self._unconfirmed: deque[int] = deque()
@@ -173,9 +177,19 @@ class StageRuntime(Exchange):
         profiler: Profiler = self.module.trainer.profiler  # type: ignore[attr-defined]
         return profiler
 
+    @property
+    def final(self) -> bool:
+        """Whether training ends after the batch that has just been counted."""
+        return self.ends is not None and self.callback.batches > self.ends
+
     def owns(self, boundary: str) -> bool:
         """See :meth:`Exchange.owns`."""
         return self.placement is None or self.placement.predictor_process(boundary) == self.position
+
+    def owns_inputs(self, boundary: str) -> bool:
+        """See :meth:`Exchange.owns_inputs`: the process of the stage after the boundary."""
+        placement = self.placement
+        return placement is None or placement.process_of(placement.order.index(boundary) + 1) == self.position
 
     # ------------------------------------------------------------------ one step
 
@@ -205,7 +219,7 @@ class StageRuntime(Exchange):
             self._profiler.start(actions.GHOSTS)  # until the activations are asked for
         assert self.placement is not None
         self._number += 1
-        self._received, self._leaves, self._surrogate, self._keeps = None, [], None, False
+        self._reached, self._leaves, self._surrogate, self._keeps = False, [], None, False
         self._answered = self.position == 0
         manual = training and not self.module.automatic_optimization
 
@@ -230,7 +244,7 @@ class StageRuntime(Exchange):
                 f"stage. {advice}"
             ) from error
         if training and len(self.ranks) == 1 and self.replicas.any(self.stop_wanted):
-            self.final = True  # no neighbour tells this process
+            self.ends = self.callback.batches  # no neighbour tells this process
         if training and result is None and self.is_last and not manual and self._must_go_backward:
             raise SyntheticGradientsError(
                 f"{self.name}: training_step returned None at {self.doing}. With replicas or a synchronized tied "
@@ -293,7 +307,8 @@ class StageRuntime(Exchange):
         if site.name == self.placement.receives_at(self.position):
             return lambda ghosts: self._receive(ghosts, training)
         if training and self.owns(site.name):
-            return LocalCrossing(self.callback.trainers[site.name], self.callback.step)
+            inputs = self.callback.inputs.trainers.get(site.name)
+            return LocalCrossing(self.callback.trainers[site.name], self.callback.step, inputs)
         return lambda tensors: tensors
 
     # ------------------------------------------------------------------ the boundary at the start
@@ -302,13 +317,22 @@ class StageRuntime(Exchange):
         assert self._upstream is not None
         self._profiler.stop(actions.GHOSTS)
         self._randomness.diverge()
-        with self._profiler.profile(actions.WAIT_ACTIVATIONS):
-            message = self._upstream.inbox.receive(self._number, f"the activations of {self.doing}")
-        self._check_same_batch(message, ghosts)
-        self._received = message
-        self.final = self.final or message.stop
+        self._reached = True
+        inputs = self._inputs_of_process() if training and torch.is_grad_enabled() else None
+        if inputs is not None:
+            inputs.settle()
+            if not inputs.waits:
+                return self._go_ahead(inputs, ghosts)
+        message = self._take_activations(self._number, self._fingerprint, [tuple(ghost.shape) for ghost in ghosts])
+        self._wanted = message.wants_target
+        values = message.tensors
+        if inputs is not None:
+            self._check_predictable(inputs, message)
+            # A predictor that goes on from a checkpoint may learn for the first time from what was saved with it.
+            of_batch, learns = self.callback.inputs.of_batch, self._learns_inputs(inputs)
+            values = inputs.cross(of_batch, message.tensors, learns=learns) or values
         tensors = []
-        for tensor, spec in zip(message.tensors, message.specs):
+        for tensor, spec in zip(values, message.specs):
             if training and spec.requires_grad and torch.is_grad_enabled():
                 leaf = tensor.requires_grad_()
                 self._leaves.append(leaf)
@@ -316,11 +340,58 @@ class StageRuntime(Exchange):
             tensors.append(tensor)
         return tensors
 
-    def _check_same_batch(self, message: Message, ghosts: list[Tensor]) -> None:
+    def _take_activations(self, number: int, fingerprint: int, shapes: list[tuple[int, ...]]) -> Message:
+        """Waits for the activations of a batch, and takes what else the stage before had to say."""
         assert self._upstream is not None
-        own = [tuple(ghost.shape) for ghost in ghosts]
+        behind = self._number - number
+        whose = self.doing if not behind else f"a batch {behind} before ({self.doing} is going on)"
+        with self._profiler.profile(actions.WAIT_ACTIVATIONS):
+            message = self._upstream.inbox.receive(number, f"the activations of {whose}")
+        self._check_same_batch(message, fingerprint, shapes)
+        self.ends = message.ends if self.ends is None else self.ends
+        self._arrived = _merged(self._arrived, message.figures)
+        return message
+
+    def _inputs_of_process(self) -> InputTrainer | None:
+        """What predicts the activations that this process receives."""
+        assert self.placement is not None
+        return self.callback.inputs.trainers.get(self.placement.receives_at(self.position) or "")
+
+    def _learns_inputs(self, inputs: InputTrainer) -> bool:
+        return self.callback.random_updates.after(inputs.name)
+
+    def _go_ahead(self, inputs: InputTrainer, ghosts: list[Tensor]) -> list[Tensor]:
+        """Goes on with predicted activations; the true ones are waited for when they are due to be learned from."""
+        number, fingerprint = self._number, self._fingerprint
+        shapes = [tuple(ghost.shape) for ghost in ghosts]
+
+        def fetch() -> tuple[Tensor, ...]:
+            message = self._take_activations(number, fingerprint, shapes)
+            self._check_predictable(inputs, message)
+            return tuple(message.tensors)
+
+        of_batch = self.callback.inputs.of_batch
+        predicted = inputs.cross(of_batch, ghosts, learns=self._learns_inputs(inputs), fetch=fetch)
+        assert predicted is not None
+        self._wanted = True  # whether the stage before does want the target is in a message that is not waited for
+        self._leaves = [tensor.requires_grad_() for tensor in predicted]
+        return [leaf.clone() for leaf in self._leaves]
+
+    def _check_predictable(self, inputs: InputTrainer, message: Message) -> None:
+        """Refuses what cannot be predicted, and would have to be waited for."""
+        fixed = [spec.shape for spec in message.specs if not spec.requires_grad]
+        if fixed:
+            raise BoundaryError(
+                f"A tensor of shape {fixed[0]} that carries no gradient crosses boundary '{inputs.name}', between two "
+                "processes. With SyntheticGradients(inputs=...) the stage after it does not wait for the one before, "
+                "and only activations that carry a gradient are predicted. Make it from the batch in the stage that "
+                "uses it (every stage has the batch), or train these stages in one process."
+            )
+
+    def _check_same_batch(self, message: Message, fingerprint: int, own: list[tuple[int, ...]]) -> None:
+        assert self._upstream is not None
         sent = [spec.shape for spec in message.specs]
-        if message.fingerprint == self._fingerprint and own == sent:
+        if message.fingerprint == fingerprint and own == sent:
             return
         what = f"activations of shape {sent} where {own} are due" if own != sent else "other values"
         raise BatchMismatchError(
@@ -336,9 +407,8 @@ class StageRuntime(Exchange):
             return
         self._answered = True
         assert self._upstream is not None
-        assert self._received is not None
         targets: Sequence[Tensor] = ()
-        if self._received.wants_target and any(leaf.grad is not None for leaf in self._leaves):
+        if self._wanted and any(leaf.grad is not None for leaf in self._leaves):
             scale = self.callback.step.gradient_scale()
             gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in self._leaves]
             targets = gradients if isinstance(scale, float) and scale == 1.0 else [g / scale for g in gradients]
@@ -387,8 +457,8 @@ class StageRuntime(Exchange):
         assert self.placement is not None
         boundary = self.placement.sends_at(self.position)
         assert boundary is not None
-        if self.position == 0 and self.replicas.any(self.stop_wanted):
-            self.final = True
+        if self.position == 0 and self.replicas.any(self.stop_wanted) and self.ends is None:
+            self.ends = self.callback.batches + self._lead
         carriers = [tensor for tensor in tensors if differentiable(tensor)]
         if not carriers:
             self._send(tensors)
@@ -407,7 +477,8 @@ class StageRuntime(Exchange):
                 bootstrap=step.bootstrap,
             )
             number = self._number
-            record.fetch = lambda: self._answer(number)
+            record.skipped = not self.callback.random_updates.before(boundary)
+            record.fetch = lambda: self._answer(number, wanted=record.wants_target)
             if step.exact:
                 self._keeps = True
                 kept = KeptGraph(number, carriers, record, step.crossings, self._leaves)
@@ -474,7 +545,7 @@ class StageRuntime(Exchange):
             step=self.doing,
             fingerprint=self._fingerprint,
             wants_target=wants_target,
-            stop=self.final,
+            ends=self.ends,
             figures=self._figures if training else {},
             tensors=tensors,
             coding=self.coding if training else "full",
@@ -484,15 +555,25 @@ class StageRuntime(Exchange):
         if training:
             self._figures = {}
 
-    def _answer(self, number: int) -> tuple[Tensor, ...] | None:
-        """Waits for the next stage's answer to a batch: the targets, or ``None``."""
+    def _answer(self, number: int, *, wanted: bool = True) -> tuple[Tensor, ...] | None:
+        """Waits for the next stage's answer to a batch: the targets, or ``None``.
+
+        A stage that has gone ahead could not know whether they are wanted.
+        """
         assert self._downstream is not None
         behind = self._number - number
         ago = "this batch" if behind == 0 else f"{behind} batch{'es' * (behind > 1)} before"
         with self._profiler.profile(actions.WAIT_TARGET):
             message = self._downstream.inbox.receive(number, f"the target of {ago} ({self.doing} is going on)")
         self.stop_wanted = self.stop_wanted or message.stop
-        return tuple(message.tensors) or None
+        return (tuple(message.tensors) or None) if wanted else None
+
+    @property
+    def _lead(self) -> int:
+        """How many batches the last stage may be ahead of this one, and still hear of an end in time."""
+        if self.callback.inputs.settings is None:
+            return 0
+        return (len(self.ranks) - 1 - self.position) * (1 + self.callback.delay)
 
     def _await_answers(self, most: int) -> None:
         """Waits until at most so many batches without a prediction are unanswered."""
@@ -546,7 +627,7 @@ class StageRuntime(Exchange):
         """Refuses a step that did not pass this process's boundaries."""
         assert self.placement is not None
         missing = None
-        if self.position and self._received is None:
+        if self.position and not self._reached:
             missing = self.placement.receives_at(self.position)
         elif not self.is_last and self.placement.sends_at(self.position) not in self._crossed():
             missing = self.placement.sends_at(self.position)
@@ -697,15 +778,15 @@ class StageRuntime(Exchange):
 
     def route(self, figures: Figures) -> Figures:
         """See :meth:`Exchange.route`: figures travel with the activations to the last stage, where loggers are."""
-        received = self._received.figures if self._received is not None else {}
+        received, self._arrived = self._arrived, {}
         if self.is_last:
             arrived = {name: {k: torch.tensor(v) for k, v in values.items()} for name, values in received.items()}
-            return arrived | {name: values for name, values in figures.items() if values}
+            return _merged(arrived, {name: values for name, values in figures.items() if values})
         trainer: Any = self.module.trainer
-        self._figures |= received
+        self._figures = _merged(self._figures, received)
         if self.device.type == "cpu" or trainer.global_step % max(1, trainer.log_every_n_steps) == 0:
             own = {name: {k: float(v) for k, v in values.items()} for name, values in figures.items() if values}
-            self._figures |= own
+            self._figures = _merged(self._figures, own)
         return {}
 
     def gather(self, states: dict[str, Any]) -> dict[str, Any]:
@@ -738,6 +819,9 @@ class StageRuntime(Exchange):
         for name, trainer in self.callback.trainers.items():
             if self.owns(name):
                 trainer.collect()
+        for name, inputs in self.callback.inputs.trainers.items():
+            if self.owns_inputs(name):
+                inputs.collect()
         self._await_answers(0)
         for link in self._links():
             link.close(self.timeout)
@@ -758,6 +842,11 @@ class StageRuntime(Exchange):
 
     def _links(self) -> list[Upstream | Downstream]:
         return [link for link in (self._upstream, self._downstream) if link is not None]
+
+
+def _merged(figures: dict[str, dict[str, Value]], more: dict[str, dict[str, Value]]) -> dict[str, dict[str, Value]]:
+    """The figures of both, by boundary: of one with a predictor on either side, two processes have some."""
+    return {name: {**figures.get(name, {}), **more.get(name, {})} for name in [*figures, *more]}
 
 
 def _number_of_exact(number: int) -> int:

@@ -8,7 +8,9 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lightning_sg.inputs.boundaries import InputBoundaries
 from lightning_sg.predictors.base import LossInfo
+from lightning_sg.updates import RandomUpdates
 
 if TYPE_CHECKING:
     from lightning_sg.crossing import LocalCrossing
@@ -23,10 +25,14 @@ class Step:
         exact: Whether the exact gradient of this batch travels all the way up.
         bootstrap: Whether no exact gradients are sent for, so that biased targets have to do.
         true_share: How much of the gradient that the boundaries use is the true one, which they then wait for.
+        inputs: What activations are predicted from, and by what.
+        updates: Which stages are updated.
         crossings: The boundaries within this process that were crossed, in order, if ``exact``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: InputBoundaries | None = None, updates: RandomUpdates | None = None) -> None:
+        self.inputs = inputs or InputBoundaries(None, 0)
+        self.updates = updates or RandomUpdates()
         self.context: Any = None
         self.loss: LossInfo | None = None
         self.exact = False

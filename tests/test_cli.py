@@ -8,8 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from lightning_sg import LossModelPredictor, SyntheticGradients, SyntheticGradientStrategy, cli
+from lightning_sg import (
+    LossModelPredictor,
+    MLPInputPredictor,
+    SyntheticGradients,
+    SyntheticGradientStrategy,
+    SyntheticInputs,
+    cli,
+)
 from tests.ranks import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -75,6 +83,21 @@ def test_nested_predictor_is_made(at_root, monkeypatch):
     assert isinstance(callback.predictor, LossModelPredictor)
     assert callback.predictor.hidden == 128
     assert callback.predictor.objective == "both"
+
+
+def test_nested_input_predictor_is_made(at_root, monkeypatch):
+    made = []
+    monkeypatch.setattr("lightning.pytorch.Trainer.fit", lambda trainer, *args, **kwargs: made.append(trainer))
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    cli.main(["fit", f"--config={ROOT / 'configs' / 'mnist_unlocked.yaml'}", "--trainer.logger=false"])
+    [callback] = [callback for callback in made[0].callbacks if isinstance(callback, SyntheticGradients)]
+    settings = callback.inputs.settings
+    assert isinstance(settings, SyntheticInputs)
+    assert isinstance(settings.predictor, MLPInputPredictor)
+    assert (settings.predictor.hidden, settings.warm_up) == (256, 20)
+    assert settings.optimizer is not None
+    optimizer = settings.optimizer([torch.nn.Parameter(torch.zeros(1))])
+    assert optimizer.param_groups[0]["lr"] == 3e-3
 
 
 def test_printed_configuration_documents_everything_and_can_be_read_back(at_root, capsys, tmp_path):

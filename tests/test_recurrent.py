@@ -30,7 +30,7 @@ SAMPLES, FEATURES, WIDTH, LENGTH, CHUNK = 6, 3, 5, 12, 3
 
 
 class Recurrent(pl.LightningModule):
-    """Says at every step what the input was ``lag`` steps before; any recurrent module that torch has, or a nested state."""
+    """Says at every step what the input was ``lag`` steps before; with any recurrent module, or a nested state."""
 
     def __init__(self, kind: str = "lstm", lag: int = 2, learning_rate: float = 0.1, width: int = WIDTH) -> None:
         super().__init__()

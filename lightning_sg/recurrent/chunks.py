@@ -19,14 +19,20 @@ class Chunk(NamedTuple):
 
     Attributes:
         batch: The batch, in its structure, with these time steps only.
-        first: Whether the sequences begin here; for :meth:`TimeBoundary.read <lightning_sg.TimeBoundary.read>`.
+        first: Whether the sequences begin here, ``(N,)`` if each sample has its own; for
+            :meth:`TimeBoundary.read <lightning_sg.TimeBoundary.read>`.
         last: Whether they end here, ``(N,)`` if their lengths are known; for
             :meth:`TimeBoundary.write <lightning_sg.TimeBoundary.write>`.
     """
 
     batch: Any
-    first: bool
+    first: Which
     last: Which
+
+
+def content_of(batch: Any) -> Any:
+    """A batch as the user's data loader made it: of a chunk, what is in it."""
+    return batch.batch if isinstance(batch, Chunk) else batch
 
 
 class Chunks:
@@ -184,4 +190,4 @@ def parallel_streams(sequence: Tensor, number: int, *, shift: int = 1) -> tuple[
     return inputs, goals
 
 
-__all__ = ["Chunk", "Chunks", "parallel_streams"]
+__all__ = ["Chunk", "Chunks", "content_of", "parallel_streams"]

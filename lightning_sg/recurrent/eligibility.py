@@ -137,15 +137,15 @@ def _jacobian(end: Written, start: Sequence[Tensor], dims: Sequence[int]) -> Ten
     every = [seeds(number) for number in range(sum(sizes))]
     batched = [torch.stack(parts) for parts in zip(*every)]
     arguments = {"retain_graph": True, "allow_unused": True}
+    found: Sequence[Tensor | None]
     try:
         found = torch.autograd.grad(end.carriers, start, batched, is_grads_batched=True, **arguments)
     except RuntimeError:  # an operation that cannot be done for several gradients together, such as cuDNN's LSTM
         single = [torch.autograd.grad(end.carriers, start, parts, **arguments) for parts in every]
-        found = tuple(None if part[0] is None else torch.stack(part) for part in zip(*single))
+        found = [None if parts[0] is None else torch.stack(parts) for parts in zip(*single)]
     columns = []
-    for gradient, leaf, dim in zip(found, start, dims):
-        if gradient is None:
-            gradient = leaf.new_zeros(len(every), *leaf.shape)
+    for part, leaf, dim in zip(found, start, dims):
+        gradient = leaf.new_zeros(len(every), *leaf.shape) if part is None else part
         columns.append(gradient.movedim(dim + 1, 0).flatten(2))
     return torch.cat(columns, dim=2).float()
 

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
 from lightning_sg.replicas import Replicas
+from lightning_sg.rng import seeded
 
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -63,16 +64,9 @@ class Learner:
     def build(self, inputs: Gradients, context: Any, loss: LossInfo | None) -> None:
         """Makes the parameters, without touching the user's random numbers."""
         device = inputs[0].device
-        devices = [device] if device.type == "cuda" else []
         self.predictor = copy.deepcopy(self._template)
-        default = torch.get_default_dtype()
-        with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
-            torch.manual_seed(self._seed + self._restarts)
-            torch.set_default_dtype(torch.float32)  # under "bf16-true" and "64-true" Lightning changes it
-            try:
-                self.predictor.build(inputs, context, loss)
-            finally:
-                torch.set_default_dtype(default)
+        with seeded(self._seed + self._restarts, device):
+            self.predictor.build(inputs, context, loss)
         self.predictor.to(device)
         self.predictor.train()
         # What it began with may have depended on the batch.

@@ -28,6 +28,7 @@ class Record:
         shadow: The predictor's own prediction while the guard has another used in its place.
         targets: The per-sample targets as the next stage computes them, once they are here.
         exact_targets: The per-sample gradients of the model's own loss, once they are here.
+        skipped: Whether the predictor does not learn from this batch, as its stage is not updated with it.
         fetch: Brings the targets from another process, or ``None`` if there are none; blocks until then.
         fetch_exact: Brings what the exact gradients are more than the targets; blocks until then.
     """
@@ -44,6 +45,7 @@ class Record:
     shadow: Gradients | None = None
     targets: Gradients | None = None
     exact_targets: Gradients | None = None
+    skipped: bool = False
     fetch: Callable[[], Gradients | None] | None = None
     fetch_exact: Callable[[], None] | None = None
 

@@ -227,7 +227,8 @@ class PredictorTrainer:
             record = next(record for record in self._pending if record.step == step)
             self._pending.remove(record)
             record.collect()
-            self._learn(record)
+            if not record.skipped:
+                self._learn(record)
 
     def await_target(self, record: Record) -> None:
         """Says that the target of a batch comes at a time of its own: then :meth:`learn` is called, or :meth:`drop`."""

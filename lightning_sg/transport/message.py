@@ -81,7 +81,8 @@ class Message:
         step: The sender's words for what it is doing, for error messages: "training batch 17".
         fingerprint: Of the batch that the sender was given, to tell different batches.
         wants_target: Downwards: whether the sender's predictor learns from this batch.
-        stop: Downwards: training ends after this batch. Upwards: the sender asks for an end.
+        stop: Upwards: the sender asks for an end of the training.
+        ends: Downwards: the number of the training batch after which training ends, or ``None`` for not yet.
         figures: Downwards: the boundaries' figures, on their way to the loggers.
         reason: Why the sender failed.
         specs: The forms of the tensors that follow.
@@ -95,6 +96,7 @@ class Message:
     fingerprint: int = 0
     wants_target: bool = False
     stop: bool = False
+    ends: int | None = None
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
     reason: str = ""
     specs: list[TensorSpec] = field(default_factory=list)

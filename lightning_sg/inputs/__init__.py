@@ -1,0 +1,16 @@
+"""Synthetic inputs: the activation at a boundary predicted from the batch, so that no stage waits for those before."""
+
+from lightning_sg.inputs.base import Activations, InputPredictor
+from lightning_sg.inputs.boundaries import InputBoundaries
+from lightning_sg.inputs.mlp import MLPInputPredictor
+from lightning_sg.inputs.settings import SyntheticInputs
+from lightning_sg.inputs.trainer import InputTrainer
+
+__all__ = [
+    "Activations",
+    "InputBoundaries",
+    "InputPredictor",
+    "InputTrainer",
+    "MLPInputPredictor",
+    "SyntheticInputs",
+]
