@@ -111,9 +111,9 @@ class Copier(pl.LightningModule):
         self,
         chunk: int = 3,
         repeats: bool = False,
-        width: int = 128,
+        width: int = 64,
         batch_size: int = 64,
-        learning_rate: float = 1e-3,
+        learning_rate: float = 3e-3,
         seed: int = 0,
     ) -> None:
         super().__init__()

@@ -79,14 +79,15 @@ class Shakespeare(pl.LightningDataModule):
         self.steps = steps
         self.seed = seed
 
-    def setup(self, stage: str) -> None:
-        """Reads the text; characters are numbered in their order.
+    @staticmethod
+    def read(root: Path) -> Tensor:
+        """The whole text, int64 ``(L,)``; characters are numbered in their order.
 
         Raises:
             FileNotFoundError: If it is missing.
-            ValueError: If it is another text, with more characters than the model knows, or too short.
+            ValueError: If it is another text, with more characters than the models know.
         """
-        path = self.root / FILE
+        path = root / FILE
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path.absolute()} is missing. It is Andrej Karpathy's tinyshakespeare, about a megabyte: "
@@ -97,11 +98,20 @@ class Shakespeare(pl.LightningDataModule):
         characters = sorted(set(text))
         if len(characters) > CHARACTERS:
             raise ValueError(
-                f"{path} has {len(characters)} different characters, but tinyshakespeare, for which CharTransformer is "
+                f"{path} has {len(characters)} different characters, but tinyshakespeare, for which the model is "
                 f"made, has {CHARACTERS}: it is another text."
             )
         numbers = {character: number for number, character in enumerate(characters)}
-        encoded = torch.tensor([numbers[character] for character in text])
+        return torch.tensor([numbers[character] for character in text])
+
+    def setup(self, stage: str) -> None:
+        """Makes both sets of windows.
+
+        Raises:
+            FileNotFoundError: If the text is missing.
+            ValueError: If it is another text, or too short.
+        """
+        encoded = self.read(self.root)
         kept = len(encoded) * 9 // 10
         self.train = Windows(encoded[:kept], self.context)
         self.validation = Windows(encoded[kept:], self.context, stride=self.context)
