@@ -6,9 +6,9 @@
 
 ``copy`` and ``repeat copy``: the longest sequence solved (below 0.15 bits of error a bit) after so many updates, by the
 number of time steps in a chunk; a curriculum adds a bit when a length is solved (Jaderberg et al. 2017, table 2).
-``text``: bits for each character of tiny Shakespeare held out; all see the same number of characters in each update, and
-the same number of updates. Each training is a process of its own with one thread; its record is appended to the file
-when it ends, and what the file has is not trained again.
+``text``: bits for each character of tiny Shakespeare held out; all see the same number of characters in each update,
+and the same number of updates. Each training is a process of its own with one thread; its record is appended to the
+file when it ends, and what the file has is not trained again.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import accuracy, runs, time_to_quality, training, unlocked
+from benchmarks import accuracy, recurrent, runs, time_to_quality, training, unlocked
 from benchmarks.runs import Run, execute, read, run_of
 from benchmarks.tasks import ALL_METHODS, BACKPROPAGATION, TASKS, WHOLE, Metric
 from lightning_sg import SyntheticGradients
@@ -325,3 +325,28 @@ def test_unlocked_table_pairs_seeds_and_says_whether_the_bar_is_met():
 def test_unlocked_table_leaves_out_other_numbers_of_steps():
     fewer = {**unlocked_record("synthetic gradients and inputs, p = 0.05", 0, 9.0, 100), "budget": 1.0}
     assert "9.00" not in unlocked.table([fewer])
+
+
+# ---------------------------------------------------------------------- recurrent networks
+
+
+def test_recurrent_runs_are_planned_and_one_is_trained():
+    planned = recurrent.plan(["copy", "text"], [0, 1], None, 7)
+    assert len(planned) == len(set(planned)) == 2 * (3 * 4 + 4)
+    assert {run.updates for run in planned} == {7}
+    record = recurrent.train(recurrent.Run("copy", recurrent.AUXILIARY, 2, 0, 10), None)
+    assert record["solved"] == 0
+    assert len(record["curve"]) == 10
+
+
+def test_recurrent_table_has_means_and_ranges():
+    def record(task: str, method: str, chunk: int, seed: int, **others: Any) -> dict[str, Any]:
+        return {"task": task, "method": method, "chunk": chunk, "seed": seed, "updates": 100, **others}
+
+    records = [record("copy", recurrent.TRUNCATED, 3, seed, solved=4 + seed) for seed in (0, 1)]
+    records += [record("copy", recurrent.SYNTHETIC, 5, 0, solved=9)]
+    records += [record("text", recurrent.TRUNCATED, 8, 0, bits=2.5)]
+    printed = recurrent.table(records)
+    assert "| truncated | 4.5 (4-5, 2 seeds) | - |" in printed
+    assert "| synthetic gradients | - | 9 |" in printed
+    assert "| truncated | 2.500 |" in printed

@@ -12,13 +12,15 @@ import pytest
 import torch
 from torch import nn
 
+from examples.copying import Copier, CopyStreams, Curriculum
 from examples.digits import Digits, DigitsClassifier
 from examples.hard_mnist import HardMnist, distort
 from examples.mnist import FILES, PIXELS, Mnist, MnistMLP, read_idx
 from examples.mnist_cnn import MnistCNN
 from examples.regression import DIABETES_FEATURES, FEATURES, Housing, RegressionMLP
 from examples.shakespeare import CHARACTERS, FILE, CharTransformer, Shakespeare
-from lightning_sg import Boundary, SyntheticGradients
+from examples.shakespeare_lstm import CharLSTM, ShakespeareStreams
+from lightning_sg import Boundary, LinearPredictor, SyntheticGradients
 from tests.models import make_trainer, state_of
 
 SAMPLES = 40
@@ -399,3 +401,58 @@ def test_digits_model_trains():
     trainer.fit(model, data)
     [tested] = trainer.test(model, data, verbose=False)
     assert 0 <= tested["test_accuracy"] <= 1
+
+
+def test_streams_of_shakespeare_are_read_chunk_by_chunk_by_an_lstm(tmp_path):
+    write_text(tmp_path)
+    data = ShakespeareStreams(str(tmp_path), chunk=8, streams=4)
+    model = CharLSTM(width=8)
+    trainer = make_trainer(max_epochs=1, callbacks=[SyntheticGradients()])
+    trainer.fit(model, data)
+    length = (len(data.train) - 1) // 4
+    assert trainer.global_step == -(-length // 8)
+    assert 0 < float(trainer.callback_metrics["val_bits"]) < 10
+
+
+@pytest.mark.parametrize(("length", "repeats"), [(3, 1), (2, 3)])
+def test_streams_to_copy_are_sequences_one_after_the_other(length, repeats):
+    curriculum = Curriculum()
+    curriculum.length, curriculum.repeats = length, repeats
+    chunks = iter(CopyStreams(curriculum, number=3, chunk=2, seed=0))
+    pieces = [next(chunks) for _ in range(20)]
+    x, y, asked = (torch.cat(parts, dim=1) for parts in zip(*(piece.batch for piece in pieces)))
+    begins = torch.stack([piece.first for piece in pieces], dim=1)
+    assert begins[:, 0].all()
+    assert torch.equal(begins[:, 1:], torch.stack([piece.last for piece in pieces], dim=1)[:, :-1])
+    for stream in range(3):
+        starts = [2 * int(number) for number in begins[stream].nonzero()][1:]  # the first is the middle of one
+        for start in starts[:-1]:
+            bits = (x[stream, start : start + length, 0] + 1) / 2
+            assert x[stream, start + length, 1] == 1
+            answer = slice(start + length + 1, start + length + 1 + length * repeats)
+            assert torch.equal(y[stream, answer], bits.repeat(repeats))
+            assert (asked[stream, answer] == 2).all()
+
+
+def test_the_curriculum_of_copying_rises_when_a_length_is_solved():
+    curriculum = Curriculum(repeats=True, memory=10)
+    seen = []
+    for _ in range(12):
+        curriculum.see(0.0, 10)
+        seen.append((curriculum.length, curriculum.repeats, curriculum.solved))
+    assert seen[:4] == [(1, 2, 1), (2, 2, 2), (2, 3, 4), (3, 3, 6)]
+    before = curriculum.length
+    curriculum.see(10.0, 10)
+    assert curriculum.length == before
+
+
+def test_a_copier_learns_to_copy_a_bit():
+    pl.seed_everything(0, verbose=False)
+    model = Copier(chunk=3, width=16, batch_size=32, learning_rate=1e-2)
+    trainer = make_trainer(
+        max_steps=400,
+        max_epochs=-1,
+        callbacks=[SyntheticGradients(predictor=LinearPredictor(conditional=False, normalize="none"), guard=None)],
+    )
+    trainer.fit(model)
+    assert model.curriculum.solved >= 1

@@ -1,0 +1,114 @@
+"""Boundaries in time and between stages in one model, in one process and in several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_sg import (
+    Boundary,
+    Chunks,
+    LinearPredictor,
+    SyntheticGradients,
+    SyntheticGradientsError,
+    ThroughTime,
+    TimeBoundary,
+)
+from tests.models import assert_same_state, make_trainer, state_of
+from tests.ranks import run_ranks
+from tests.test_recurrent import CHUNK, FEATURES, LENGTH, sequences
+
+
+class TwoStages(pl.LightningModule):
+    """A GRU and an LSTM, each with a state of its own, and a boundary between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.GRU(FEATURES, 6, batch_first=True), nn.LSTM(6, 5, batch_first=True)
+        self.out = nn.Linear(5, FEATURES)
+        self.first_memory, self.second_memory = TimeBoundary(), TimeBoundary()
+        self.cut = Boundary()
+
+    def loss(self, chunk: Any) -> Tensor:
+        (x, y), first, last = chunk
+        h, state = self.first(x, self.first_memory.read(first))
+        self.first_memory.write(state, last)
+        h = self.cut(h)
+        h, state = self.second(h, self.second_memory.read(first))
+        self.second_memory.write(state, last)
+        return (self.out(h) - y).square().mean()
+
+    def training_step(self, chunk: Any, batch_idx: int) -> Tensor:
+        return self.loss(chunk)
+
+    def validation_step(self, chunk: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.loss(chunk), batch_size=len(chunk.batch[0]))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def callback() -> SyntheticGradients:
+    return SyntheticGradients(
+        predictor=LinearPredictor(conditional=False, normalize="none"), seed=3, through_time=ThroughTime(auxiliary=0.1)
+    )
+
+
+def train(devices: int, folder: Path, checkpoint: str | None = None, steps: int = -1) -> None:
+    module = TwoStages()
+    trainer = make_trainer(
+        strategy="synthetic_gradients" if devices > 1 else "auto",
+        devices=devices,
+        callbacks=[
+            callback(),
+            pl.callbacks.ModelCheckpoint(folder, "at-{step}", every_n_train_steps=6, save_top_k=-1),
+        ],
+        max_epochs=2,
+        enable_checkpointing=True,
+        default_root_dir=folder,
+    )
+    data = Chunks(sequences(4), CHUNK, sequence_length=LENGTH)
+    trainer.fit(module, data, Chunks(sequences(1, seed=7), 5), ckpt_path=checkpoint)
+    if trainer.is_global_zero:
+        torch.save({"state": state_of(module), "val_loss": trainer.callback_metrics["val_loss"]}, folder / "end.pt")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("one")
+    train(1, folder)
+    return folder
+
+
+def test_two_processes_equal_one(whole: Path, tmp_path: Path) -> None:
+    run_ranks(2, lambda: train(2, tmp_path))
+    one, two = torch.load(whole / "end.pt"), torch.load(tmp_path / "end.pt")
+    assert_same_state(two["state"], one["state"])
+    torch.testing.assert_close(two["val_loss"], one["val_loss"])
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_run_of_two_processes_resumes_in_the_middle_of_a_sequence_on_one_and_two(
+    devices: int, whole: Path, tmp_path: Path
+) -> None:
+    run_ranks(2, lambda: train(2, tmp_path))
+    again = tmp_path / "again"
+    again.mkdir()
+    checkpoint = str(tmp_path / "at-step=6.ckpt")
+    if devices == 1:
+        train(1, again, checkpoint)
+    else:
+        run_ranks(2, lambda: train(2, again, checkpoint))
+    assert_same_state(torch.load(again / "end.pt")["state"], torch.load(whole / "end.pt")["state"])
+
+
+def test_a_trace_with_boundaries_between_stages_is_refused() -> None:
+    trainer = make_trainer(callbacks=[SyntheticGradients(through_time=ThroughTime(trace_decay=0.5))], max_steps=1)
+    with pytest.raises(SyntheticGradientsError, match="trace_decay"):
+        trainer.fit(TwoStages(), Chunks(sequences(1), CHUNK))
