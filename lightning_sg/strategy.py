@@ -41,6 +41,7 @@ from lightning_sg.checkpoint import gather_weights, own_optimizer_state
 from lightning_sg.coordination import StageCoordinator, agree_on_stop
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.exchange import Exchange
+from lightning_sg.partition.materialize import materialize
 from lightning_sg.partition.paging import PagedParameters
 from lightning_sg.partition.placement import too_few_stages
 from lightning_sg.replicas import Replicas
@@ -387,6 +388,9 @@ class SyntheticGradientStrategy(ParallelStrategy):
         """Around ``configure_model``: what it makes goes to files, and those of its own stages to memory later."""
         with self._pages.making() if self._runtime is not None else nullcontext():
             yield
+            # Here, for weights of a checkpoint are loaded before `setup`.
+            if self.lightning_module is not None:
+                materialize(self.lightning_module)
 
     def model_to_device(self) -> None:
         """Moves the module to this process's device, but for weights that wait in files for their process."""

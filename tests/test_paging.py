@@ -16,7 +16,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_sg import Boundary, SyntheticGradients
+from lightning_sg import Boundary, PartitionError, SyntheticGradients
+from lightning_sg.partition.materialize import materialize
 from lightning_sg.partition.paging import PagedParameters
 from tests.models import CLASSES, FEATURES, assert_same_state, fit_and_save, loader, make_trainer, state_of
 from tests.ranks import run_ranks
@@ -35,9 +36,9 @@ def anonymous() -> int:
 class Configured(pl.LightningModule):
     """A network that is made in ``configure_model``; two stages, with a tied weight in the second."""
 
-    def __init__(self, width: int = WIDE, layers: int = 2) -> None:
+    def __init__(self, width: int = WIDE, layers: int = 2, device: str = "cpu") -> None:
         super().__init__()
-        self.width, self.layers = width, layers
+        self.width, self.layers, self.device_to_make_on = width, layers, device
         self.net: nn.Module | None = None
         self.memory: list[int] = []
 
@@ -52,7 +53,8 @@ class Configured(pl.LightningModule):
             first = nn.Linear(inputs, width)
             return nn.Sequential(first, nn.ReLU(), *(nn.Linear(width, width) for _ in range(self.layers)))
 
-        self.net = nn.Sequential(stage(FEATURES), Boundary(), nn.ReLU(), stage(width), nn.Linear(width, CLASSES))
+        with torch.device(self.device_to_make_on):
+            self.net = nn.Sequential(stage(FEATURES), Boundary(), nn.ReLU(), stage(width), nn.Linear(width, CLASSES))
         self.net[3][0].weight = self.net[3][-1].weight
         self.accuracy = MulticlassAccuracy(CLASSES)  # would wait for the other process if it were not told better
         gc.collect()
@@ -70,9 +72,11 @@ class Configured(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
 
 
-def train(folder: Path, devices: int, checkpoint: str | None = None, epochs: int = 2) -> dict[str, Tensor]:
+def train(
+    folder: Path, devices: int, checkpoint: str | None = None, epochs: int = 2, device: str = "cpu"
+) -> dict[str, Tensor]:
     pl.seed_everything(3, verbose=False)
-    module, callback = Configured(), SyntheticGradients(seed=5)
+    module, callback = Configured(device=device), SyntheticGradients(seed=5)
     trainer = fit_and_save(module, callback, devices, folder, checkpoint, epochs)
     assert list(callback.trainers) == ["net.1"]
     assert 0 < float(trainer.callback_metrics["val_accuracy"]) <= 1
@@ -90,6 +94,30 @@ def test_training_is_as_in_one_process_and_a_checkpoint_resumes_in_either(tmp_pa
     assert_same_state(whole, train(tmp_path / "one", 1, checkpoint, epochs=4))
 
 
+def test_a_model_made_on_the_meta_device_begins_and_trains_as_one_made_on_the_host(tmp_path: Path) -> None:
+    whole = train(tmp_path, 1)
+    for state in run_ranks(2, lambda: train(tmp_path, 2, device="meta")):
+        assert_same_state(whole, state)
+    again = train(tmp_path / "one", 1, epochs=4)
+    for state in run_ranks(2, lambda: train(tmp_path / "two", 2, str(tmp_path / "last.ckpt"), 4, device="meta")):
+        assert_same_state(again, state)
+
+
+def test_a_module_on_the_meta_device_without_a_way_to_begin_is_refused_by_name() -> None:
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factor = nn.Parameter(torch.ones(3))
+
+    with torch.device("meta"):
+        network = nn.Sequential(nn.BatchNorm1d(3), Scale())
+    with pytest.raises(PartitionError, match=r"Module '1' \(Scale\) has \['factor'\] on the meta device"):
+        materialize(network)
+    del network[1]
+    materialize(network)
+    assert torch.equal(network[0].running_var, torch.ones(3))
+
+
 class Watch(Callback):
     def __init__(self) -> None:
         self.seen: dict[str, int] = {}
@@ -104,12 +132,13 @@ class Watch(Callback):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
-def test_no_process_holds_the_whole_model_in_memory() -> None:
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_no_process_holds_the_whole_model_in_memory(device: str) -> None:
     width, layers = 1448, 4  # two stages of 32 MiB
     stage = layers * width * width * 4 // 2**20
 
     def work() -> tuple[list[int], int, int]:
-        module, watch = Configured(width, layers), Watch()
+        module, watch = Configured(width, layers, device), Watch()
         trainer = make_trainer(
             strategy="synthetic_gradients",
             devices=2,
