@@ -416,6 +416,7 @@ class SyntheticGradients(Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leaves the module as it was: without hooks, an ordinary LightningModule."""
         self.step.end()
+        self.times.end()
         self.times.remove()
         if self.boundaries is not None:
             self.boundaries.remove()
