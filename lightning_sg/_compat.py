@@ -39,6 +39,9 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
+# A zero is added in place to a loss that the operation before it may have saved; nothing public vouches for its value.
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter as value_unchanged
+
 # Sees every operation, those of the backward pass too. torch documents it, but only under this name.
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -90,4 +93,5 @@ __all__ = [
     "tree_leaves",
     "tree_map_only",
     "tree_unflatten",
+    "value_unchanged",
 ]

@@ -51,6 +51,7 @@ SYMBOLS = [
     ("TorchDispatchMode", "torch.utils._python_dispatch", "TorchDispatchMode"),
     *((name, "torch.utils._pytree", name) for name in ("tree_flatten", "tree_leaves", "tree_map_only")),
     ("tree_unflatten", "torch.utils._pytree", "tree_unflatten"),
+    ("value_unchanged", "torch.autograd.grad_mode", "_unsafe_preserve_version_counter"),
 ]
 
 
@@ -239,6 +240,15 @@ def test_reading_a_ghosts_value_raises_one_of_the_known_errors(compat: Any, read
 
 
 # ---------------------------------------------------------------------- trees
+
+
+def test_a_result_that_its_operation_has_saved_may_be_added_to_in_place(compat: Any) -> None:
+    value = torch.tensor(4.0, requires_grad=True)
+    result = value.sqrt()
+    with compat.value_unchanged(result):
+        result.add_(0 * value)
+    result.backward()
+    assert value.grad == 0.25, "value_unchanged does not keep the version of a tensor"
 
 
 def test_trees_come_apart_and_together(compat: Any) -> None:

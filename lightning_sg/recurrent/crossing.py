@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_sg._compat import value_unchanged
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.recurrent.auxiliary import Auxiliary
 from lightning_sg.recurrent.boundary import Written
@@ -116,7 +117,8 @@ class TimeCrossing:
         factor = scale / samples
         gradients = from_rows([part * factor for part in parts], written.carriers, written.dims)
         # In place: the loss object is what Lightning goes backward from.
-        loss.add_(_BeginHere.apply(loss.dtype, gradients, *written.carriers))
+        with value_unchanged(loss):
+            loss.add_(_BeginHere.apply(loss.dtype, gradients, *written.carriers))
 
     def _foretell(self, read: Written | None, written: Written) -> None:
         """The auxiliary task, for what was read at the start of this step and the prediction at its end."""
