@@ -35,18 +35,24 @@ from lightning_sg import LinearPredictor, SyntheticGradients, ThroughTime
 
 Record = dict[str, Any]
 
-TRUNCATED, SYNTHETIC, AUXILIARY = "truncated", "synthetic gradients", "and auxiliary task"
+TRUNCATED, SYNTHETIC, AUXILIARY, WEAK = (
+    "truncated",
+    "synthetic gradients",
+    "and auxiliary task",
+    "synthetic gradients, a tenth of them",
+)
 METHODS: dict[str, ThroughTime | None] = {
     TRUNCATED: None,
-    SYNTHETIC: ThroughTime(),
-    AUXILIARY: ThroughTime(auxiliary=0.1),
+    SYNTHETIC: ThroughTime(scale=1.0),
+    AUXILIARY: ThroughTime(scale=1.0, auxiliary=0.1),
+    WEAK: ThroughTime(scale=0.1),
 }
 
 #: Time steps in a chunk, by task and method.
 CHUNKS = {
     "copy": dict.fromkeys(METHODS, (2, 3, 4, 5)),
     "repeat copy": dict.fromkeys(METHODS, (2, 3, 4, 5)),
-    "text": {TRUNCATED: (8, 20, 40), SYNTHETIC: (8,)},
+    "text": {TRUNCATED: (8, 20, 40), SYNTHETIC: (8,), WEAK: (8,)},
 }
 UPDATES = {"copy": 30_000, "repeat copy": 30_000, "text": 3_900}
 CHARACTERS_IN_AN_UPDATE = 1280
