@@ -251,20 +251,35 @@ class MessageBoundary(CutInTime):
 
     Args:
         batch_dim: The dimension of the samples in a message's tensors, see :class:`TimeBoundary`.
+        most: How many messages may wait to be received; more are taken for a mistake.
+
+    Raises:
+        ValueError: If ``most`` is below 1.
     """
 
-    def __init__(self, batch_dim: int | None = None) -> None:
+    def __init__(self, batch_dim: int | None = None, most: int = 1000) -> None:
+        if most < 1:
+            raise ValueError(f"MessageBoundary needs room for a message or more, not most={most}.")
         super().__init__(batch_dim)
+        self.most = most
 
     def send(self, message: Any) -> None:
         """Sends a tensor, or any nesting of tuples, lists and dicts of them.
 
         Raises:
-            BoundaryError: If there is no tensor in it, or one has no dimension for the samples.
+            BoundaryError: If there is no tensor in it, one has no dimension for the samples, or too many messages
+                wait already.
         """
         written = self._write(message, False)
         if written is None:
             return
+        if len(self) >= self.most:
+            raise BoundaryError(
+                f"{len(self)} messages wait at a MessageBoundary and nobody receives them "
+                f"({'training' if self.training else 'evaluation'}). Call receive() in the steps in which the slow "
+                "network acts, forget() where the messages of an unfinished sequence are to be dropped, or allow more "
+                "with MessageBoundary(most=...)."
+            )
         self._keep([*self._mine, written])
         if self._link is not None and self.training:
             self._link.wrote(written)

@@ -70,6 +70,8 @@ class TimeCrossing:
 
     def forget(self, written: Written) -> None:
         """What nobody will read has no target."""
+        # Written in this very step, it has no number yet, and must be given none: its target would be awaited for ever.
+        self._new = [new for new in self._new if new is not written]
         if written.step is not None:
             self.trainer.drop(written.step)
             written.step = None
