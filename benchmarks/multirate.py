@@ -34,7 +34,7 @@ LOOK = 640
 #: What share of the coupled networks' final accuracy is to be reached.
 SHARE = 0.9
 
-COUPLED, NONE = "coupled", "no gradient"
+COUPLED, NONE, LABELS = "coupled", "no gradient", "synthetic gradients, told labels"
 
 #: The callback of each method; coupled networks need none.
 CALLBACKS: dict[str, dict[str, Any] | None] = {
@@ -45,6 +45,7 @@ CALLBACKS: dict[str, dict[str, Any] | None] = {
         "bound": 3.0,
         "guard": None,
     },
+    LABELS: {"predictor": MLPPredictor(64)},
     NONE: {"predictor": ZeroPredictor()},
 }
 METHODS = list(CALLBACKS)
@@ -95,7 +96,7 @@ def train(method: str, seed: int, digits: int, mnist: str) -> Record:
     held_out = list(DigitSequences(data.val_set, TICKS, WINDOWS, 200, 3, seed=99))
     sequences = DigitSequences(data.train_set, TICKS, WINDOWS, STREAMS, digits // length, seed)
     torch.manual_seed(seed)
-    module = TwoRates(TICKS, coupled=method == COUPLED)
+    module = TwoRates(TICKS, coupled=method == COUPLED, labels=method == LABELS)
     curve = Curve(held_out, TICKS**2 if method == COUPLED else TICKS)
     callbacks: list[pl.Callback] = [curve]
     arguments = CALLBACKS[method]

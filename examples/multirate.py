@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from examples.mnist import PIXELS, ImageSet
 from lightning_sg import Chunk, Chunks, MessageBoundary, TimeBoundary
 
-#: Images (N, L, 784), how many of the last T digits are odd (N, L), how many of a window's are threes (N, L).
-Sequences = tuple[Tensor, Tensor, Tensor]
+#: Images (N, L, 784), how many of the last T digits are odd (N, L), how many threes: of a window, of the last T (N, L).
+Sequences = tuple[Tensor, Tensor, Tensor, Tensor]
 
 #: So many threes or more are one answer.
 MOST_THREES = 5
@@ -55,7 +55,8 @@ class DigitSequences:
             y = y.view(self.batch_size, length)
             odd = self._counts(y % 2, self.ticks)
             threes = self._counts((y == 3).long(), self.ticks**2).clamp(max=MOST_THREES)
-            yield x.view(self.batch_size, length, PIXELS), odd, threes
+            recent = self._counts((y == 3).long(), self.ticks)
+            yield x.view(self.batch_size, length, PIXELS), odd, threes, recent
 
     def _counts(self, marked: Tensor, span: int) -> Tensor:
         """At each digit, the count in its span."""
@@ -75,15 +76,23 @@ class TwoRates(pl.LightningModule):
         width: Of both recurrent states.
         message: Numbers in a message.
         learning_rate: Adam's.
+        labels: Whether the predictor at the message is told how many of its T digits were threes.
     """
 
     def __init__(
-        self, ticks: int = 4, coupled: bool = False, width: int = 64, message: int = 32, learning_rate: float = 2e-3
+        self,
+        ticks: int = 4,
+        coupled: bool = False,
+        width: int = 64,
+        message: int = 32,
+        learning_rate: float = 2e-3,
+        labels: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.ticks = ticks
         self.coupled = coupled
+        self.labels = labels
         self.learning_rate = learning_rate
         self.see = nn.Sequential(nn.Linear(PIXELS, 128), nn.ReLU(), nn.Linear(128, width), nn.ReLU())
         # Where in its T digits it is, the fast network is told.
@@ -107,7 +116,7 @@ class TwoRates(pl.LightningModule):
 
     def training_step(self, chunk: Chunk, batch_idx: int) -> Tensor:
         """The sum of the losses of all answers in the chunk."""
-        (x, odd, threes), first, last = chunk
+        (x, odd, threes, recent), first, last = chunk
         if first:
             self.slow_memory.forget()
             self.messages.forget()
@@ -117,7 +126,8 @@ class TwoRates(pl.LightningModule):
         losses = len(answers) // len(x) * F.cross_entropy(answers, odd[:, self.ticks - 1 :: self.ticks].flatten())
         message = self.speak(said)
         if not self.coupled:
-            self.messages.send(message.squeeze(1))
+            # With labels the message's predictor is a conditional one: what the slow network will be asked about this.
+            self.messages.send(message.squeeze(1), recent[:, -1:].float() if self.labels else None)
             if len(self.messages) < self.ticks:
                 return losses
             message = torch.stack(self.messages.receive(), dim=1)
@@ -127,7 +137,7 @@ class TwoRates(pl.LightningModule):
 
     def right(self, batch: Sequences) -> dict[str, Tensor]:
         """The share of right answers of both networks over whole sequences, in percent."""
-        x, odd, threes = batch
+        x, odd, threes, _recent = batch
         said, _ = self.look(x, None)
         heard, _ = self.listen(self.speak(said), None)
         return {

@@ -44,7 +44,7 @@ class TwoNetworks(pl.LightningModule):
         acts = batch_idx % TICKS == TICKS - 1
         heard = self.messages.receive() if acts and not self.same_step else []
         message = self.fast(x)
-        self.messages.send(message)
+        self.messages.send(message, context=x[:, :1])
         loss = self.own_loss(message, x)
         if acts and self.same_step:
             heard = self.messages.receive()
@@ -104,7 +104,7 @@ def make(**arguments: Any) -> TwoNetworks:
 
 
 def trained_callback() -> SyntheticGradients:
-    return SyntheticGradients(predictor=MLPPredictor(8, conditional=False), seed=1)
+    return SyntheticGradients(predictor=MLPPredictor(8), seed=1)
 
 
 def fit(module: TwoNetworks, data: Any, callback: Any = None, **arguments: Any) -> pl.Trainer:
@@ -132,12 +132,14 @@ class Oracle(GradientPredictor):
 def test_the_true_gradients_of_the_later_loss_give_those_of_one_graph_element_by_element(own: float) -> None:
     data = steps(1)
     whole = make(own=own)
-    messages = [whole.fast(x) for x, _total in data]
+    messages = [whole.fast(x) for x, _total in data.batches]
     later = whole.slow_loss(messages, data.batches[-1][1])
     oracle = Oracle()
     oracle.gradients = [part * SAMPLES for part in torch.autograd.grad(later, messages, retain_graph=True)]
     # The graph of the step in which they are received is cut at the last message too.
-    loss = later + torch.stack([whole.own_loss(message, x) for message, (x, _total) in zip(messages, data)]).sum()
+    loss = (
+        later + torch.stack([whole.own_loss(message, x) for message, (x, _total) in zip(messages, data.batches)]).sum()
+    )
     (loss / TICKS).backward()
 
     seen: dict[str, Tensor] = {}
@@ -159,7 +161,7 @@ def by_hand(module: TwoNetworks, data: Batches) -> None:
     """The two networks with messages detached, written out."""
     optimizer = module.configure_optimizers()
     heard: list[Tensor] = []
-    for number, (x, total) in enumerate(data):
+    for number, (x, total) in enumerate(data.batches):
         message = module.fast(x)
         loss = module.own_loss(message, x)
         acts = number % TICKS == TICKS - 1
@@ -187,15 +189,15 @@ def test_no_predictor_and_a_zero_one_are_detached_messages_bit_for_bit(callback:
 class Listening(MLPPredictor):
     """Keeps what it is told of targets."""
 
-    told: list[tuple[Tensor, Tensor]]
+    told: list[tuple[Tensor, Tensor, Tensor]]
 
     def loss(self, activations: Any, context: Any, targets: Any) -> Tensor:
-        self.told.append((activations[0].clone(), targets[0].clone()))
+        self.told.append((activations[0].clone(), targets[0].clone(), context))
         return super().loss(activations, context, targets)
 
 
 @pytest.mark.parametrize("same_step", [True, False])
-def test_every_message_has_its_target_steps_later(same_step: bool) -> None:
+def test_every_message_has_its_target_and_its_context_steps_later(same_step: bool) -> None:
     data = steps(2)
     module = make(same_step=same_step, learning_rate=0.0)
     Listening.told = []
@@ -209,13 +211,14 @@ def test_every_message_has_its_target_steps_later(same_step: bool) -> None:
     trainer = make_trainer(callbacks=[callback, Count()], max_epochs=1)
     trainer.fit(module, data)
 
-    expected: list[tuple[Tensor, Tensor]] = []
-    sent = [module.fast(x).detach().requires_grad_() for x, _total in data]
+    expected: list[tuple[Tensor, Tensor, Tensor]] = []
+    sent = [module.fast(x).detach().requires_grad_() for x, _total in data.batches]
     # Without the last step's own message, that is received in the next window.
     windows = [(0, 4), (4, 8)] if same_step else [(0, 3), (3, 7)]
     for (start, stop), (_x, total) in zip(windows, data.batches[TICKS - 1 :: TICKS]):
         gradients = torch.autograd.grad(module.slow_loss(sent[start:stop], total), sent[start:stop])
-        expected += [(message, SAMPLES * gradient) for message, gradient in zip(sent[start:stop], gradients)]
+        for message, gradient, (x, _sum) in zip(sent[start:stop], gradients, data.batches[start:stop]):
+            expected.append((message, SAMPLES * gradient, x[:, :1]))
     assert len(Listening.told) == len(expected)
     for told, right in zip(Listening.told, expected):
         for got, want in zip(told, right):
@@ -265,7 +268,7 @@ def test_validation_has_a_queue_of_its_own() -> None:
 def held_out(module: TwoNetworks) -> float:
     with torch.no_grad():
         data = steps(1, seed=99, samples=512)
-        return float(module.slow_loss([module.fast(x) for x, _total in data], data.batches[-1][1]))
+        return float(module.slow_loss([module.fast(x) for x, _total in data.batches], data.batches[-1][1]))
 
 
 def test_a_trained_predictor_makes_messages_better_than_none_on_held_out_data() -> None:

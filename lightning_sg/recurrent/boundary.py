@@ -27,6 +27,7 @@ class Written:
         dims: For each of the leaves with a gradient, the dimension of its samples.
         last: For which samples nothing follows.
         step: The number under which the predictor keeps it until its target arrives, or ``None``.
+        context: What its predictor is told besides, as the predictors at other boundaries are of a batch.
         read: The leaves with a gradient, as the step that is going on was given them.
     """
 
@@ -37,6 +38,7 @@ class Written:
     dims: list[int]
     last: Which
     step: int | None = None
+    context: Any = None
     read: list[Tensor] = field(default_factory=list)
 
     def value(self) -> Any:
@@ -89,6 +91,7 @@ class CutInTime(nn.Module):
                 "dims": written.dims,
                 "last": written.last,
                 "step": written.step,
+                "context": written.context,
             }
             for written in self._written[True]
         ]
@@ -98,7 +101,8 @@ class CutInTime(nn.Module):
         every = []
         for entry in carried:
             leaves, structure = tree_flatten(entry["value"])
-            written = Written(leaves, structure, entry["places"], [], entry["dims"], entry["last"], entry["step"])
+            known = [entry[name] for name in ("dims", "last", "step", "context")]
+            written = Written(leaves, structure, entry["places"], [], *known)
             every.append(written)
         self._written = {True: every, False: []}
 
@@ -263,8 +267,13 @@ class MessageBoundary(CutInTime):
         super().__init__(batch_dim)
         self.most = most
 
-    def send(self, message: Any) -> None:
-        """Sends a tensor, or any nesting of tuples, lists and dicts of them.
+    def send(self, message: Any, context: Any = None) -> None:
+        """Sends a message.
+
+        Args:
+            message: A tensor, or any nesting of tuples, lists and dicts of them.
+            context: What the predictor is told besides the message, ``(N, ...)``: of the labels, for instance, what the
+                sender's step has of them. The receiver is not given it.
 
         Raises:
             BoundaryError: If there is no tensor in it, one has no dimension for the samples, or too many messages
@@ -280,6 +289,7 @@ class MessageBoundary(CutInTime):
                 "network acts, forget() where the messages of an unfinished sequence are to be dropped, or allow more "
                 "with MessageBoundary(most=...)."
             )
+        written.context = context
         self._keep([*self._mine, written])
         if self._link is not None and self.training:
             self._link.wrote(written)

@@ -89,7 +89,7 @@ class TimeCrossing:
         read = self._read[-1] if self._read else None
         if read is not None and read.step is not None:  # a resumed run may have no other occasion
             rows = to_rows([leaf.detach().float() for leaf in read.read], read.dims)
-            self.trainer.ready(choose(rows, going_on(read.last)), None, None)
+            self.trainer.ready(choose(rows, going_on(read.last)), read.context, None)
         for written in self._new:
             self._predict(written, loss, scale)
             if self.trace is not None:
@@ -102,7 +102,7 @@ class TimeCrossing:
             return
         samples = written.carriers[0].shape[written.dims[0]]
         rows = to_rows(written.carriers, written.dims)
-        record = self.trainer.prepare(choose(rows, numbers), None, None)
+        record = self.trainer.prepare(choose(rows, numbers), written.context, None)
         if self.trainer.exact or self.trainer.correction:
             raise SyntheticGradientsError(
                 f"{type(self.trainer.predictor).__name__} at boundary in time '{self.name}' needs the true gradient, "
