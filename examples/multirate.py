@@ -106,13 +106,13 @@ class TwoRates(pl.LightningModule):
 
     def look(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """The fast network: its outputs at each T-th digit, ``(N, L / T, width)``, and its last state."""
-        out, state = self.fast(self._with_clock(self.see(x)), state)
-        return out[:, self.ticks - 1 :: self.ticks], state
+        out, after = self.fast(self._with_clock(self.see(x)), state)
+        return out[:, self.ticks - 1 :: self.ticks], after
 
     def listen(self, messages: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """The slow network: its outputs at each T-th message, and its last state."""
-        out, state = self.slow(self._with_clock(messages), state)
-        return out[:, self.ticks - 1 :: self.ticks], state
+        out, after = self.slow(self._with_clock(messages), state)
+        return out[:, self.ticks - 1 :: self.ticks], after
 
     def training_step(self, chunk: Chunk, batch_idx: int) -> Tensor:
         """The sum of the losses of all answers in the chunk."""
