@@ -516,6 +516,18 @@ class SyntheticGradients(Callback):
                 pl_module.log("sg/cosine", mean, prog_bar=True, logger=False, batch_size=1)
             self._unlogged = {}
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lets what is carried in time begin anew."""
+        self.times.begin_evaluation()
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lets what is carried in time begin anew."""
+        self.times.begin_evaluation()
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lets what is carried in time begin anew."""
+        self.times.begin_evaluation()
+
     def _announce(self, module: pl.LightningModule) -> None:
         """Says, once, what was chosen for each boundary and what it costs."""
         if len(self._announced) == len(self._all_trainers):

@@ -27,6 +27,7 @@ class Written:
         dims: For each of the leaves with a gradient, the dimension of its samples.
         last: For which samples nothing follows.
         step: The number under which the predictor keeps it until its target arrives, or ``None``.
+        context: What its predictor is told besides, as the predictors at other boundaries are of a batch.
         read: The leaves with a gradient, as the step that is going on was given them.
     """
 
@@ -37,6 +38,7 @@ class Written:
     dims: list[int]
     last: Which
     step: int | None = None
+    context: Any = None
     read: list[Tensor] = field(default_factory=list)
 
     def value(self) -> Any:
@@ -76,6 +78,10 @@ class CutInTime(nn.Module):
                 self._link.forget(written)
         self._keep([])
 
+    def begin_evaluation(self) -> None:
+        """Drops what an evaluation before this one has left unread; Lightning's sanity check stops anywhere."""
+        self._written = {**self._written, False: []}
+
     def link(self, link: Link | None) -> None:
         """Puts what happens between writing and reading into the boundary, or takes it out."""
         self._link = link
@@ -89,6 +95,7 @@ class CutInTime(nn.Module):
                 "dims": written.dims,
                 "last": written.last,
                 "step": written.step,
+                "context": written.context,
             }
             for written in self._written[True]
         ]
@@ -98,7 +105,8 @@ class CutInTime(nn.Module):
         every = []
         for entry in carried:
             leaves, structure = tree_flatten(entry["value"])
-            written = Written(leaves, structure, entry["places"], [], entry["dims"], entry["last"], entry["step"])
+            known = [entry[name] for name in ("dims", "last", "step", "context")]
+            written = Written(leaves, structure, entry["places"], [], *known)
             every.append(written)
         self._written = {True: every, False: []}
 
@@ -251,20 +259,41 @@ class MessageBoundary(CutInTime):
 
     Args:
         batch_dim: The dimension of the samples in a message's tensors, see :class:`TimeBoundary`.
+        most: How many messages may wait to be received; more are taken for a mistake.
+
+    Raises:
+        ValueError: If ``most`` is below 1.
     """
 
-    def __init__(self, batch_dim: int | None = None) -> None:
+    def __init__(self, batch_dim: int | None = None, most: int = 1000) -> None:
+        if most < 1:
+            raise ValueError(f"MessageBoundary needs room for a message or more, not most={most}.")
         super().__init__(batch_dim)
+        self.most = most
 
-    def send(self, message: Any) -> None:
-        """Sends a tensor, or any nesting of tuples, lists and dicts of them.
+    def send(self, message: Any, context: Any = None) -> None:
+        """Sends a message.
+
+        Args:
+            message: A tensor, or any nesting of tuples, lists and dicts of them.
+            context: What the predictor is told besides the message, ``(N, ...)``: of the labels, for instance, what the
+                sender's step has of them. The receiver is not given it.
 
         Raises:
-            BoundaryError: If there is no tensor in it, or one has no dimension for the samples.
+            BoundaryError: If there is no tensor in it, one has no dimension for the samples, or too many messages
+                wait already.
         """
         written = self._write(message, False)
         if written is None:
             return
+        if len(self) >= self.most:
+            raise BoundaryError(
+                f"{len(self)} messages wait at a MessageBoundary and nobody receives them "
+                f"({'training' if self.training else 'evaluation'}). Call receive() in the steps in which the slow "
+                "network acts, forget() where the messages of an unfinished sequence are to be dropped, or allow more "
+                "with MessageBoundary(most=...)."
+            )
+        written.context = tree_map_only(Tensor, lambda tensor: tensor.detach(), context)
         self._keep([*self._mine, written])
         if self._link is not None and self.training:
             self._link.wrote(written)

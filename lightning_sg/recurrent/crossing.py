@@ -71,6 +71,8 @@ class TimeCrossing:
 
     def forget(self, written: Written) -> None:
         """What nobody will read has no target."""
+        # Written in this very step, it has no number yet, and must be given none: its target would be awaited for ever.
+        self._new = [new for new in self._new if new is not written]
         if written.step is not None:
             self.trainer.drop(written.step)
             written.step = None
@@ -86,9 +88,11 @@ class TimeCrossing:
         """
         scale = self._step.gradient_scale()
         read = self._read[-1] if self._read else None
-        if read is not None and read.step is not None:  # a resumed run may have no other occasion
-            rows = to_rows([leaf.detach().float() for leaf in read.read], read.dims)
-            self.trainer.ready(choose(rows, going_on(read.last)), None, None)
+        for earlier in self._read:
+            if earlier.step is not None:  # a resumed run may have no other occasion to restore its predictor
+                rows = to_rows([leaf.detach().float() for leaf in earlier.read], earlier.dims)
+                self.trainer.ready(choose(rows, going_on(earlier.last)), earlier.context, None)
+                break
         for written in self._new:
             self._predict(written, loss, scale)
             if self.trace is not None:
@@ -101,7 +105,7 @@ class TimeCrossing:
             return
         samples = written.carriers[0].shape[written.dims[0]]
         rows = to_rows(written.carriers, written.dims)
-        record = self.trainer.prepare(choose(rows, numbers), None, None)
+        record = self.trainer.prepare(choose(rows, numbers), written.context, None)
         if self.trainer.exact or self.trainer.correction:
             raise SyntheticGradientsError(
                 f"{type(self.trainer.predictor).__name__} at boundary in time '{self.name}' needs the true gradient, "

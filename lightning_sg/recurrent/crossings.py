@@ -67,6 +67,11 @@ class TimeCrossings:
                 self._boundaries[name].load(state["carried"])
                 self._crossings[name].load_state_dict(state["learning"])
 
+    def begin_evaluation(self) -> None:
+        """An evaluation begins, with nothing carried into it."""
+        for boundary in self._boundaries.values():
+            boundary.begin_evaluation()
+
     def inject(self, loss: Tensor) -> None:
         """See :meth:`TimeCrossing.inject`."""
         for crossing in self._crossings.values():

@@ -102,7 +102,7 @@ class PredictorTrainer:
         self._restored: dict[str, Any] | None = None
         self._pending: deque[Record] = deque()
         self._figures: dict[str, Tensor] = {}
-        self._non_finite: tuple[Tensor, Tensor, int] | None = None
+        self._non_finite: tuple[Tensor, Tensor, Record] | None = None
         self._counted: dict[str, int] = {}
 
     @property
@@ -272,14 +272,13 @@ class PredictorTrainer:
         """
         if self._non_finite is None:
             return
-        (finite, healthy, step), self._non_finite = self._non_finite, None
+        (finite, healthy, record), self._non_finite = self._non_finite, None
         if self._replicas.count > 1:  # all start afresh, or none
             shares = self._replicas.average([torch.stack([finite, healthy]).float()])[0]
             finite, healthy = (shares == 1).unbind()
         if bool(finite):
             return
         if bool(healthy) and self._watch is not None:
-            record = self._pending[-1]
             self._learner.restart(record.activations, record.context, self._loss)
             self._learner.tell_scale(self.scale.rms)
             self._report(self._watch.restart())
@@ -292,7 +291,7 @@ class PredictorTrainer:
             "learning rate or clip its gradients."
         )
         raise NonFinitePredictionError(
-            f"The synthetic gradient at boundary '{self.name}' is not finite (batch {step} since the start). "
+            f"The synthetic gradient at boundary '{self.name}' is not finite (batch {record.step} since the start). "
             f"No stage was updated with it. {cause}"
         )
 
@@ -405,7 +404,7 @@ class PredictorTrainer:
         if at_once:
             if not finite:
                 assert isinstance(healthy, Tensor)
-                self._non_finite = (finite, healthy, record.step)
+                self._non_finite = (finite, healthy, record)
                 self.check_finite()
                 return tuple(torch.zeros_like(part) for part in prediction)
             return prediction
@@ -414,7 +413,7 @@ class PredictorTrainer:
         assert isinstance(healthy, Tensor)
         if self._non_finite is not None:
             finite, healthy = finite & self._non_finite[0], healthy & self._non_finite[1]
-        self._non_finite = (finite, healthy, record.step)
+        self._non_finite = (finite, healthy, record)
         return tuple(torch.where(finite, part, torch.zeros_like(part)) for part in prediction)
 
     def _learn(self, record: Record, echo: Echo | None = None) -> None:
