@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import accuracy, recurrent, runs, time_to_quality, training, unlocked
+from benchmarks import accuracy, multirate, recurrent, runs, time_to_quality, training, unlocked
 from benchmarks.runs import Run, execute, read, run_of
 from benchmarks.tasks import ALL_METHODS, BACKPROPAGATION, TASKS, WHOLE, Metric
 from lightning_sg import SyntheticGradients
@@ -350,3 +350,15 @@ def test_recurrent_table_has_means_and_ranges():
     assert "| truncated | 4.5 (4-5, 2 seeds) | - |" in printed
     assert "| synthetic gradients | - | 9 |" in printed
     assert "| truncated | 2.500 |" in printed
+
+
+def test_multirate_table_says_when_a_share_of_the_coupled_accuracy_was_reached():
+    def record(method: str, odd: list[float]) -> dict[str, Any]:
+        curve = [{"digits": 640 * (n + 1), "odd": value, "threes": 10.0} for n, value in enumerate(odd)]
+        return {"method": method, "seed": 0, "digits": 9600, "steps": 7, "seconds": 1.0, "curve": curve}
+
+    records = [record(multirate.COUPLED, [50, 90, 90, 90]), record(multirate.NONE, [20, 30, 40, 50])]
+    printed = multirate.table(records, 9600)
+    assert "A is at 81.0 %" in printed
+    assert "| coupled | 7 | 90.0 | 10.0 | 1,280 | 640 | 1 | 1 |" in printed
+    assert "| no gradient | 7 | 40.0 | 10.0 | - (1 of 1 never) | 640 | 1 | 1 |" in printed

@@ -15,8 +15,9 @@ from torch import nn
 from examples.copying import Copier, CopyStreams, Curriculum
 from examples.digits import Digits, DigitsClassifier
 from examples.hard_mnist import HardMnist, distort
-from examples.mnist import FILES, PIXELS, Mnist, MnistMLP, read_idx
+from examples.mnist import FILES, PIXELS, ImageSet, Mnist, MnistMLP, read_idx
 from examples.mnist_cnn import MnistCNN
+from examples.multirate import DigitSequences, TwoRates
 from examples.regression import DIABETES_FEATURES, FEATURES, Housing, RegressionMLP
 from examples.shakespeare import CHARACTERS, FILE, CharTransformer, Shakespeare
 from examples.shakespeare_lstm import CharLSTM, ShakespeareStreams
@@ -456,3 +457,36 @@ def test_a_copier_learns_to_copy_a_bit():
     )
     trainer.fit(model)
     assert model.curriculum.solved >= 1
+
+
+def random_digits(samples: int = 60) -> ImageSet:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (samples, 28, 28), generator=generator).to(torch.uint8)
+    return ImageSet(images, torch.randint(10, (samples,), generator=generator).to(torch.uint8))
+
+
+def test_sequences_of_digits_are_counted_in_their_spans():
+    images = random_digits()
+    images.images[:] = images.labels[:, None, None]  # so that an image tells its label
+    (x, odd, threes, recent) = next(iter(DigitSequences(images, 2, windows=3, batch_size=5, batches=1, seed=1)))
+    tone = x[..., 0]
+    labels = torch.searchsorted(tone.unique(), tone)  # the digits in order of their tone
+    assert x.shape == (5, 12, PIXELS)
+    assert len(tone.unique()) == 10
+    assert torch.equal(odd[:, 1::2], (labels % 2).view(5, 6, 2).sum(2))
+    assert torch.equal(recent[:, 1::2], (labels == 3).long().view(5, 6, 2).sum(2))
+    assert torch.equal(threes[:, 3::4], (labels == 3).long().view(5, 3, 4).sum(2))
+
+
+@pytest.mark.parametrize(("coupled", "labels"), [(True, False), (False, False), (False, True)])
+def test_networks_at_different_rates_train_and_are_judged(coupled, labels):
+    torch.manual_seed(0)
+    sequences = DigitSequences(random_digits(), 2, windows=2, batch_size=4, batches=3, seed=1)
+    module = TwoRates(2, coupled, width=8, message=4, labels=labels)
+    trainer = make_trainer(max_epochs=1, callbacks=[] if coupled else [SyntheticGradients()])
+    before = state_of(module)
+    trainer.fit(module, module.chunks(sequences), sequences)
+    assert trainer.global_step == 3 * (2 if coupled else 4)
+    assert 0 <= float(trainer.callback_metrics["val_threes"]) <= 100
+    after = state_of(module)
+    assert not any(torch.equal(before[name], after[name]) for name in ("slow.weight_ih_l0", "fast.weight_ih_l0"))
