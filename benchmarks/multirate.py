@@ -24,7 +24,7 @@ import torch
 from benchmarks.accuracy import spread
 from examples.mnist import Mnist
 from examples.multirate import DigitSequences, TwoRates
-from lightning_sg import MLPPredictor, SyntheticGradients, ZeroPredictor
+from lightning_sg import MLPPredictor, SyntheticGradients, ThroughTime, ZeroPredictor
 
 TICKS, WINDOWS, STREAMS = 4, 2, 32
 
@@ -101,7 +101,7 @@ def train(method: str, seed: int, digits: int, mnist: str) -> Record:
     callbacks: list[pl.Callback] = [curve]
     arguments = CALLBACKS[method]
     if arguments is not None:
-        callbacks.insert(0, SyntheticGradients(seed=seed, **arguments))
+        callbacks.insert(0, SyntheticGradients(seed=seed, through_time=ThroughTime(scale=1.0), **arguments))
     trainer = pl.Trainer(
         max_epochs=1,
         accelerator="cpu",

@@ -30,7 +30,7 @@ from lightning_sg.partition.checks import check_cuts, check_trainable
 from lightning_sg.partition.trace import Trace, call_training_step, trace_step
 from lightning_sg.predictors import AutoPredictor, GradientPredictor, MLPPredictor
 from lightning_sg.recurrent.auxiliary import Auxiliary
-from lightning_sg.recurrent.boundary import boundaries_in_time
+from lightning_sg.recurrent.boundary import TimeBoundary, boundaries_in_time
 from lightning_sg.recurrent.crossings import TimeCrossings
 from lightning_sg.recurrent.settings import ThroughTime
 from lightning_sg.step import Step
@@ -371,6 +371,8 @@ class SyntheticGradients(Callback):
         seed = trainer.strategy.broadcast(torch.initial_seed()) if self.seed is None else self.seed
         names = [*between_stages, *in_time]
         templates = self.templates(names)
+        assert self._module is not None
+        carried = [name for name, cut in boundaries_in_time(self._module).items() if isinstance(cut, TimeBoundary)]
         self._seed = seed & (2**63 - 1)
         trainers = {
             name: PredictorTrainer(
@@ -384,7 +386,7 @@ class SyntheticGradients(Callback):
                 make_scheduler=self.lr_scheduler,
                 updates=self.updates,
                 ema=self.ema,
-                scale=self.scale * (self.through_time.scale if name in in_time else 1.0),
+                scale=self.scale * (self.through_time.scale if name in carried else 1.0),
                 bootstrap=self.bootstrap,
                 exact_weight=self.exact_weight,
                 guard=self.guard,

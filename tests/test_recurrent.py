@@ -145,7 +145,9 @@ def test_the_true_future_gradient_gives_full_backpropagation_element_by_element(
     module = make(kind)
     # One optimizer step for all chunks, so that all have the same weights.
     trainer = make_trainer(
-        callbacks=[SyntheticGradients(predictor=oracle), Look()], max_epochs=1, accumulate_grad_batches=LENGTH // CHUNK
+        callbacks=[SyntheticGradients(predictor=oracle, through_time=ThroughTime(scale=1.0)), Look()],
+        max_epochs=1,
+        accumulate_grad_batches=LENGTH // CHUNK,
     )
     trainer.fit(module, Chunks([batch], CHUNK))
     for name, parameter in whole.named_parameters():
@@ -216,7 +218,9 @@ def test_the_true_gradient_is_better_than_a_trained_predictor_and_that_better_th
         module = make("gru", lag=lag, learning_rate=0.5, width=16)
         oracle = FixedStates()
         predictors = {"zero": ZeroPredictor(), "trained": MLPPredictor(32, conditional=False), "oracle": oracle}
-        callback = SyntheticGradients(predictor=predictors[name], bound=2.0, guard=None)
+        callback = SyntheticGradients(
+            predictor=predictors[name], through_time=ThroughTime(scale=1.0), bound=2.0, guard=None
+        )
         FixedStates.module, FixedStates.data = module, data
         fit(module, Chunks(data, 1), callback)
         losses[name] = held_out(module, lag)
@@ -366,7 +370,7 @@ def test_with_a_full_trace_predictions_converge_to_the_true_gradient_of_a_linear
         predictor=LinearPredictor(conditional=False, normalize="none"),
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.02),
         lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.995),
-        through_time=ThroughTime(trace_decay=1.0),
+        through_time=ThroughTime(scale=1.0, trace_decay=1.0),
         bound=10.0,
     )
     chunk = 4

@@ -16,7 +16,8 @@ class ThroughTime:
     what later chunks really bring, free of bias.
 
     Args:
-        scale: γ, by which a synthetic gradient is multiplied before it is used; Jaderberg et al. 2017 use 0.1.
+        scale: γ, by which the synthetic gradient of a state is multiplied before it is used; 0.1 as in Jaderberg et
+            al. 2017. That of a message, which no later one depends on, is used whole.
         trace_decay: λ, 0 to 1.
         chunks: How many chunks learn from each target. With ``trace_decay=1`` and n chunks it is the n-step target.
         auxiliary: The weight of an auxiliary task, Jaderberg et al. 2017: from the state at the start of a chunk a
@@ -27,7 +28,7 @@ class ThroughTime:
         ValueError: If one is out of range.
     """
 
-    scale: float = 1.0
+    scale: float = 0.1
     trace_decay: float = 0.0
     chunks: int = 16
     auxiliary: float = 0.0
