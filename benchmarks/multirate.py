@@ -22,6 +22,7 @@ import lightning.pytorch as pl
 import torch
 
 from benchmarks.accuracy import spread
+from benchmarks.runs import Record, lines_of
 from examples.mnist import Mnist
 from examples.multirate import DigitSequences, TwoRates
 from lightning_sg import MLPPredictor, SyntheticGradients, ThroughTime, ZeroPredictor
@@ -50,8 +51,6 @@ CALLBACKS: dict[str, dict[str, Any] | None] = {
 }
 METHODS = list(CALLBACKS)
 ANSWERS = ["odd", "threes"]
-
-Record = dict[str, Any]
 
 
 class Curve(pl.Callback):
@@ -124,11 +123,6 @@ def train(method: str, seed: int, digits: int, mnist: str) -> Record:
     }
 
 
-def read(path: Path) -> list[Record]:
-    """The records of a file, one JSON object a line."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def final(record: Record, answer: str) -> float:
     """The accuracy at the end: the mean of the last three looks."""
     return statistics.mean(point[answer] for point in record["curve"][-3:])
@@ -183,7 +177,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="train nothing: print what the file has")
     options = parser.parse_args()
     keys = ("method", "seed", "digits")
-    done = {tuple(record[key] for key in keys) for record in read(options.out)}
+    done = {tuple(record[key] for key in keys) for record in lines_of(options.out)}
     for seed in [] if options.table else options.seeds:
         for method in options.methods:
             if (method, seed, options.digits) in done:
@@ -192,7 +186,7 @@ def main() -> None:
             with options.out.open("a") as file:
                 file.write(json.dumps(record) + "\n")
             print(f"{method}, seed {seed}: {record['seconds']:.0f} s, {record['curve'][-1]}", flush=True)
-    print("\n" + table(read(options.out), options.digits))
+    print("\n" + table(lines_of(options.out), options.digits))
 
 
 if __name__ == "__main__":

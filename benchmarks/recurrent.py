@@ -29,11 +29,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from benchmarks.runs import Record, lines_of
 from examples.copying import Copier
 from examples.shakespeare_lstm import CharLSTM, ShakespeareStreams
 from lightning_sg import LinearPredictor, SyntheticGradients, ThroughTime
-
-Record = dict[str, Any]
 
 TRUNCATED, SYNTHETIC, AUXILIARY, WEAK = (
     "truncated",
@@ -172,11 +171,6 @@ def _cell(values: Sequence[float], digits: int) -> str:
     return f"{mean:.{max(digits, 1)}f} ({min(values):.{digits}f}-{max(values):.{digits}f}, {len(values)} seeds)"
 
 
-def read(path: Path) -> list[Record]:
-    """The records of a file, if it exists."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def main() -> None:
     """Trains what is missing, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -193,7 +187,7 @@ def main() -> None:
         if "text" in options.tasks and options.shakespeare is None:
             parser.error("the text needs --shakespeare")
         names = Run.__dataclass_fields__
-        done = {Run(**{name: record[name] for name in names}) for record in read(options.out)}
+        done = {Run(**{name: record[name] for name in names}) for record in lines_of(options.out)}
         missing = [r for r in plan(options.tasks, options.seeds, options.chunks, options.updates) if r not in done]
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(options.jobs, mp_context=context, max_tasks_per_child=1) as pool:
@@ -202,7 +196,7 @@ def main() -> None:
                 with options.out.open("a") as file:
                     file.write(json.dumps(record) + "\n")
                 print(record, flush=True)
-    print("\n" + table(read(options.out)))
+    print("\n" + table(lines_of(options.out)))
 
 
 if __name__ == "__main__":

@@ -69,6 +69,11 @@ def read(path: Path) -> list[Record]:
     return records
 
 
+def lines_of(path: Path) -> list[Record]:
+    """The records of a file of some other kind of runs, one JSON object a line, if it exists."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def execute(runs: Iterable[Run], path: Path, arguments: list[str], jobs: int = 1) -> None:
     """Runs what is not yet in the file, each in a process of its own, and appends a record as soon as there is one.
 

@@ -23,6 +23,7 @@ from lightning_sg.replicas import Replicas
 from lightning_sg.rng import seeded
 from lightning_sg.timeline import actions
 from lightning_sg.training.figures import all_finite
+from lightning_sg.training.learner import floating
 
 # The weights of gradient and input predictors at one boundary begin from different numbers.
 _OF_INPUTS = 0x1A9B7
@@ -200,7 +201,7 @@ class InputTrainer:
         self.predictor.to(device)
         self.predictor.train()
         # What it began with may have depended on the batch.
-        self._replicas.average_(_floating([*self.predictor.parameters(), *self.predictor.buffers()]))
+        self._replicas.average_(floating([*self.predictor.parameters(), *self.predictor.buffers()]))
         parameters = [parameter for parameter in self.predictor.parameters() if parameter.requires_grad]
         make_optimizer = self._settings.optimizer or self.predictor.default_optimizer
         self._optimizer = make_optimizer(parameters) if parameters else None
@@ -249,7 +250,7 @@ class InputTrainer:
                     self._optimizer.zero_grad()
                     loss.backward()
             gradients = [p.grad for p in self.predictor.parameters() if p.grad is not None]
-            self._replicas.average_([*gradients, *_floating([*self.predictor.buffers()])])
+            self._replicas.average_([*gradients, *floating(self.predictor.buffers())])
             if self._optimizer is not None:
                 self._optimizer.step()
 
@@ -277,10 +278,6 @@ class _Explaining(AbstractContextManager[None]):
 def _samples_of(entry: dict[str, Any]) -> int:
     """The number of samples of a saved record."""
     return int(entry["features"].shape[0])
-
-
-def _floating(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [tensor for tensor in tensors if tensor.is_floating_point()]
 
 
 __all__ = ["InputTrainer"]

@@ -74,8 +74,8 @@ class CutInTime(nn.Module):
     def forget(self) -> None:
         """Drops what was written and not read yet: the next read begins anew."""
         for written in self._mine:
-            if self._link is not None and self.training:
-                self._link.forget(written)
+            if self._active is not None:
+                self._active.forget(written)
         self._keep([])
 
     def begin_evaluation(self) -> None:
@@ -109,6 +109,11 @@ class CutInTime(nn.Module):
             written = Written(leaves, structure, entry["places"], [], *known)
             every.append(written)
         self._written = {True: every, False: []}
+
+    @property
+    def _active(self) -> Link | None:
+        # Evaluation predicts nothing.
+        return self._link if self.training else None
 
     @property
     def _mine(self) -> list[Written]:
@@ -148,8 +153,8 @@ class CutInTime(nn.Module):
         return dim
 
     def _give(self, written: Written) -> Any:
-        if self._link is not None and self.training and torch.is_grad_enabled():
-            self._link.reads(written)
+        if self._active is not None and torch.is_grad_enabled():
+            self._active.reads(written)
         else:
             written.read = [written.leaves[place] for place in written.places]
         return written.value()
@@ -223,12 +228,12 @@ class TimeBoundary(CutInTime):
         if written is None:
             return
         for old in self._mine[:-1]:
-            if self._link is not None and self.training:
-                self._link.forget(old)
+            if self._active is not None:
+                self._active.forget(old)
         # The one before may have been read in this very step, whose backward pass brings its target.
         self._keep([*self._mine[-1:], written])
-        if self._link is not None and self.training:
-            self._link.wrote(written)
+        if self._active is not None:
+            self._active.wrote(written)
 
     def _begun_anew(self, state: Any, first: Tensor, initial: Any) -> Any:
         def begin(old: Tensor, new: Tensor | None) -> Tensor:
@@ -295,8 +300,8 @@ class MessageBoundary(CutInTime):
             )
         written.context = tree_map_only(Tensor, lambda tensor: tensor.detach(), context)
         self._keep([*self._mine, written])
-        if self._link is not None and self.training:
-            self._link.wrote(written)
+        if self._active is not None:
+            self._active.wrote(written)
 
     def receive(self) -> list[Any]:
         """All messages sent since the last time, the oldest first."""

@@ -70,7 +70,7 @@ class Learner:
         self.predictor.to(device)
         self.predictor.train()
         # What it began with may have depended on the batch.
-        self._replicas.average_(_floating([*self.predictor.parameters(), *self.predictor.buffers()]))
+        self._replicas.average_(floating([*self.predictor.parameters(), *self.predictor.buffers()]))
         parameters = [parameter for parameter in self.predictor.parameters() if parameter.requires_grad]
         make_optimizer = self._make_optimizer or self.predictor.default_optimizer
         self._optimizer = make_optimizer(parameters) if parameters else None
@@ -105,7 +105,7 @@ class Learner:
                 self._optimizer.zero_grad()
                 loss.backward()
             gradients = [p.grad for p in self.predictor.parameters() if p.grad is not None]
-            self._replicas.average_([*gradients, *_floating(self.predictor.buffers())])
+            self._replicas.average_([*gradients, *floating(self.predictor.buffers())])
             self._optimizer.step()
         if self._scheduler is not None:
             self._scheduler.step()
@@ -145,8 +145,9 @@ class Learner:
         self._restarts = state["restarts"]
 
 
-def _floating(tensors: Iterable[Tensor]) -> list[Tensor]:
+def floating(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Those that replicas can average: not counters and flags."""
     return [tensor for tensor in tensors if tensor.is_floating_point()]
 
 
-__all__ = ["Learner", "OptimizerFactory", "SchedulerFactory"]
+__all__ = ["Learner", "OptimizerFactory", "SchedulerFactory", "floating"]
