@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_sg._compat import tree_map_only
-from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.entries import entry_of
 from lightning_sg.recurrent.chunks import content_of
 
 ContextSource = str | int | Callable[[Any], Any] | None
@@ -40,26 +40,6 @@ def context_of(batch: Any, source: ContextSource) -> Any:
     return tree_map_only(Tensor, lambda tensor: tensor.detach(), context)
 
 
-def entry_of(batch: Any, source: str | int | Callable[[Any], Any], option: str) -> Any:
-    """Takes an entry from a batch.
-
-    Args:
-        batch: What the data loader gave.
-        source: A key or an index of the batch, or a function of it.
-        option: Who asks, for messages.
-
-    Raises:
-        SyntheticGradientsError: If the batch has no such key or index.
-    """
-    if callable(source):
-        return source(batch)
-    try:
-        return batch[source]
-    except (KeyError, IndexError, TypeError) as error:
-        kind = f"keys {list(batch)}" if isinstance(batch, Mapping) else type(batch).__name__
-        raise SyntheticGradientsError(f"{option}: the batch has no such entry ({kind}).") from error
-
-
 def _labels(batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return next((batch[key] for key in LABEL_KEYS if key in batch), None)
@@ -68,4 +48,4 @@ def _labels(batch: Any) -> Any:
     return None
 
 
-__all__ = ["LABEL_KEYS", "ContextSource", "context_of", "entry_of"]
+__all__ = ["LABEL_KEYS", "ContextSource", "context_of"]

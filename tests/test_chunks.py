@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_sg import Chunks, parallel_streams
+from lightning_sg import Chunks, SyntheticGradientsError, parallel_streams
 from tests.models import make_trainer
 from tests.test_recurrent import make, sequences
 
@@ -37,6 +37,11 @@ def test_padding_is_left_out_and_ends_are_told_for_each_sequence() -> None:
     assert chunks[0].last.tolist() == [True, False, False]
     assert chunks[1].last.tolist() == [True, False, False]
     assert chunks[2].last is True
+
+
+def test_lengths_that_the_batch_does_not_have_are_named() -> None:
+    with pytest.raises(SyntheticGradientsError, match=r"Chunks\(lengths='size'\).*no such entry \(keys \['x'\]\)"):
+        list(Chunks([{"x": torch.zeros(1, 4)}], 2, lengths="size"))
 
 
 def test_a_stream_begins_once_an_epoch_and_does_not_end() -> None:

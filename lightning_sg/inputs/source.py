@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_sg._compat import tree_leaves
-from lightning_sg.context import LABEL_KEYS, ContextSource, entry_of
+from lightning_sg.context import LABEL_KEYS, ContextSource
+from lightning_sg.entries import entry_of
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.recurrent.chunks import content_of
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_sg._compat import tree_leaves, tree_map_only
+from lightning_sg.entries import entry_of
 from lightning_sg.recurrent.boundary import Which
 
 Cut = Callable[[Any, int, int], Any]
@@ -56,6 +57,7 @@ class Chunks:
 
     Raises:
         ValueError: If ``length`` is below 1, or a batch has no tensor with time steps.
+        SyntheticGradientsError: If a batch has no entry that ``lengths`` names.
 
     Example::
 
@@ -140,7 +142,7 @@ class Chunks:
     def _steps_of(self, batch: Any) -> tuple[int, Tensor | None]:
         """The number of time steps, and the true lengths of the sequences if they are known."""
         if self.lengths is not None:
-            ends = self.lengths(batch) if callable(self.lengths) else batch[self.lengths]
+            ends = entry_of(batch, self.lengths, f"Chunks(lengths={self.lengths!r})")
             return int(ends.max()), ends
         if self.sequence_length is not None:
             return self.sequence_length, None
