@@ -411,7 +411,7 @@ class SyntheticGradients(Callback):
         if not self.through_time.auxiliary:
             return None
         seed = self._seed ^ zlib.crc32(f"{name} (auxiliary)".encode())
-        predictor = MLPPredictor(conditional=False)
+        predictor: GradientPredictor = MLPPredictor(conditional=False)
         learner = Learner(predictor, self.optimizer, self.lr_scheduler, seed=seed, replicas=self.exchange.replicas)
         return Auxiliary(learner, self.through_time.auxiliary)
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_sg.predictors.base import relative_error
+from lightning_sg.predictors.base import Predictor, relative_error
 
 Activations = tuple[Tensor, ...]
 
 
-class InputPredictor(nn.Module, ABC):
+class InputPredictor(Predictor):
     """Predicts, from the batch, the activations that cross one boundary.
 
     It is given to :class:`~lightning_sg.SyntheticInputs` as a template without parameters; each boundary gets a deep

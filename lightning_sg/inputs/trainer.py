@@ -11,19 +11,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from lightning_sg._compat import tree_map_only
 from lightning_sg.errors import NonFinitePredictionError, SyntheticGradientsError
-from lightning_sg.inputs.base import Activations
+from lightning_sg.inputs.base import Activations, InputPredictor
 from lightning_sg.inputs.record import InputRecord
 from lightning_sg.inputs.settings import SyntheticInputs
 from lightning_sg.predictors.base import squared_error, squared_norm
 from lightning_sg.replicas import Replicas
-from lightning_sg.rng import seeded
 from lightning_sg.timeline import actions
 from lightning_sg.training.figures import all_finite
-from lightning_sg.training.learner import floating
+from lightning_sg.training.learner import Learner
 
 # The weights of gradient and input predictors at one boundary begin from different numbers.
 _OF_INPUTS = 0x1A9B7
@@ -53,12 +51,12 @@ class InputTrainer:
         self.learned = 0
         #: Makes a context for an action, by the name under which profilers see it.
         self.profile: Callable[[str], AbstractContextManager[Any]] = nullcontext
-        self.predictor = settings.predictor
-        self.built = False
-        self._settings = settings
-        self._seed = (seed ^ zlib.crc32(name.encode())) + _OF_INPUTS
+        self._warm_up = settings.warm_up
         self._replicas = replicas or Replicas()
-        self._optimizer: Optimizer | None = None
+        seed = (seed ^ zlib.crc32(name.encode())) + _OF_INPUTS
+        self._learner: Learner[InputPredictor] = Learner(
+            settings.predictor, settings.optimizer, seed=seed, replicas=self._replicas
+        )
         self._pending: deque[InputRecord] = deque()
         self._restored: dict[str, Any] | None = None
         self._figures: dict[str, Tensor] = {}
@@ -67,9 +65,19 @@ class InputTrainer:
     # ------------------------------------------------------------------ one batch
 
     @property
+    def predictor(self) -> InputPredictor:
+        """The predictor, built once the first batch is known."""
+        return self._learner.predictor
+
+    @property
+    def built(self) -> bool:
+        """Whether the predictor has its parameters."""
+        return self._learner.built
+
+    @property
     def waits(self) -> bool:
         """Whether the next stage goes on with the true activations of the batch that comes."""
-        return self.learned == 0 or self.step < self._settings.warm_up
+        return self.learned == 0 or self.step < self._warm_up
 
     def settle(self) -> None:
         """Learns from the activations that are due before the batch that comes, waiting for them if need be."""
@@ -109,7 +117,7 @@ class InputTrainer:
                 f"from has the shape {tuple(features.shape)}: both must have the samples first. Choose the input by "
                 "SyntheticInputs(source=...), or move the boundary to where the samples are first."
             )
-        if not self.built:
+        if not self._learner.built:
             self._build(features, [shape[1:] for shape in shapes])
         self.settle()
         waits, number = self.waits, self.step
@@ -151,14 +159,13 @@ class InputTrainer:
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs to go on exactly: tensors, numbers and strings only."""
-        if not self.built:
+        if not self._learner.built:
             return self._restored or {"step": self.step, "learned": self.learned, "pending": []}
         self.collect()
         state = {
             "step": self.step,
             "learned": self.learned,
-            "predictor": self.predictor.state_dict(),
-            "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
+            **self._learner.state_dict(),
             "pending": [record.state_dict() for record in self._pending],
         }
         # A copy: the saved state must not change when the training goes on.
@@ -171,7 +178,7 @@ class InputTrainer:
         self.step, self.learned = state["step"], state["learned"]
         self._restored = state
         self._pending.clear()
-        self.built = False
+        self._learner.built = False
 
     def _restore(self, device: torch.device) -> None:
         # A copy: optimizers go on in the very tensors that they are given.
@@ -179,9 +186,7 @@ class InputTrainer:
         if state is None or "predictor" not in state:
             return
         try:
-            self.predictor.load_state_dict(state["predictor"])
-            if self._optimizer is not None and state["optimizer"] is not None:
-                self._optimizer.load_state_dict(state["optimizer"])
+            self._learner.load_state_dict(state)
         except (RuntimeError, ValueError) as error:
             raise SyntheticGradientsError(
                 f"The input predictor saved for boundary '{self.name}' does not fit the one configured now "
@@ -194,29 +199,18 @@ class InputTrainer:
     # ------------------------------------------------------------------ the work
 
     def _build(self, features: Tensor, shapes: list[tuple[int, ...]]) -> None:
-        device = features.device
-        self.predictor = copy.deepcopy(self._settings.predictor)
-        with self._explaining(features, shapes), seeded(self._seed, device):
-            self.predictor.build(features, shapes)
-        self.predictor.to(device)
-        self.predictor.train()
-        # What it began with may have depended on the batch.
-        self._replicas.average_(floating([*self.predictor.parameters(), *self.predictor.buffers()]))
-        parameters = [parameter for parameter in self.predictor.parameters() if parameter.requires_grad]
-        make_optimizer = self._settings.optimizer or self.predictor.default_optimizer
-        self._optimizer = make_optimizer(parameters) if parameters else None
-        self.built = True
-        self._restore(device)
+        with self._explaining(features, shapes):
+            self._learner.build(features, shapes)
+        self._restore(features.device)
 
     def _predict(self, features: Tensor, shapes: list[tuple[int, ...]]) -> Activations:
         per_sample = [shape[1:] for shape in shapes]
         with (
             self.profile(actions.PREDICT),
-            torch.no_grad(),
             torch.autocast(features.device.type, enabled=False),
             self._explaining(features, per_sample),
         ):
-            prediction = tuple(part.detach() for part in self.predictor(features))
+            prediction = self._learner.predict(features) or ()
         found = [tuple(part.shape) for part in prediction]
         if found != shapes:
             raise SyntheticGradientsError(
@@ -244,15 +238,7 @@ class InputTrainer:
                 size = squared_norm(true).clamp_min(1e-24)
                 self._figures["input_error"] = squared_error(record.prediction, true) / size
             self.learned += 1
-            with torch.enable_grad():
-                loss = self.predictor.loss(features, true)
-                if self._optimizer is not None:
-                    self._optimizer.zero_grad()
-                    loss.backward()
-            gradients = [p.grad for p in self.predictor.parameters() if p.grad is not None]
-            self._replicas.average_([*gradients, *floating(self.predictor.buffers())])
-            if self._optimizer is not None:
-                self._optimizer.step()
+            self._learner.learn(features, true)
 
     def _explaining(self, features: Tensor, shapes: list[tuple[int, ...]]) -> AbstractContextManager[None]:
         return _Explaining(

@@ -1,4 +1,4 @@
-"""The contract of a gradient predictor."""
+"""The contract of a gradient predictor, and what it shares with that of an input predictor."""
 
 from __future__ import annotations
 
@@ -34,7 +34,30 @@ class LossInfo:
     beta: float = 1.0
 
 
-class GradientPredictor(nn.Module, ABC):
+class Predictor(nn.Module, ABC):
+    """What is made once sizes are known, and then learns from a loss of its own: see its two kinds."""
+
+    #: Root mean square of the targets, one for each; who trains a gradient predictor keeps it up to date.
+    target_rms: Tensor | None = None
+
+    @abstractmethod
+    def build(self, *args: Any, **kwargs: Any) -> None:
+        """Makes the parameters."""
+
+    @abstractmethod
+    def loss(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss that it is trained on, a scalar."""
+
+    def default_optimizer(self, parameters: Iterable[Tensor]) -> Optimizer:
+        """Makes the optimizer where users name none: Adam, learning rate 1e-3.
+
+        Args:
+            parameters: The predictor's, all of them, after :meth:`build`.
+        """
+        return torch.optim.Adam(parameters, lr=1e-3, fused=True)
+
+
+class GradientPredictor(Predictor):
     r"""Predicts the gradient of the loss with respect to the activations at one boundary.
 
     A predictor is given to :class:`~lightning_sg.SyntheticGradients` as a template without parameters;
@@ -77,9 +100,6 @@ class GradientPredictor(nn.Module, ABC):
     #: arrives late, through the activations that it kept; 0 for none, 1 for all of it.
     correction: float = 0.0
 
-    #: Root mean square of the per-sample targets, one for each activation; the callback keeps it up to date.
-    target_rms: Tensor | None = None
-
     @abstractmethod
     def build(self, activations: Gradients, context: Any, loss: LossInfo | None) -> None:
         """Makes the parameters for the sizes of ``activations`` and ``context``.
@@ -106,14 +126,6 @@ class GradientPredictor(nn.Module, ABC):
             context: What the callback took from this batch.
         """
         return self.needs_target and self.uses_target and not self.exact
-
-    def default_optimizer(self, parameters: Iterable[Tensor]) -> Optimizer:
-        """Makes the optimizer where ``SyntheticGradients(optimizer=...)`` names none: Adam, learning rate 1e-3.
-
-        Args:
-            parameters: The predictor's, all of them, after :meth:`build`.
-        """
-        return torch.optim.Adam(parameters, lr=1e-3, fused=True)
 
     @abstractmethod
     def forward(self, activations: Gradients, context: Any) -> Gradients | None:

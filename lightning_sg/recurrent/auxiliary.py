@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_sg.predictors.base import Gradients
+from lightning_sg.predictors.base import GradientPredictor, Gradients
 from lightning_sg.training.learner import Learner
 
 
@@ -23,7 +23,7 @@ class Auxiliary:
         weight: Of its loss, the relative squared error.
     """
 
-    def __init__(self, learner: Learner, weight: float) -> None:
+    def __init__(self, learner: Learner[GradientPredictor], weight: float) -> None:
         self._learner = learner
         self._weight = weight
         self._restored: dict[str, Any] | None = None

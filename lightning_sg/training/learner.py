@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
+from lightning_sg._compat import tree_leaves
+from lightning_sg.predictors.base import Gradients, Predictor
 from lightning_sg.replicas import Replicas
 from lightning_sg.rng import seeded
 
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
+Kind = TypeVar("Kind", bound=Predictor)
 
 
-class Learner:
+class Learner(Generic[Kind]):
     """A predictor that learns.
+
+    What it is built for, predicts from and learns from is the predictor's to say: it is passed on.
 
     Args:
         template: An unbuilt predictor; it is copied.
@@ -34,7 +38,7 @@ class Learner:
 
     def __init__(
         self,
-        template: GradientPredictor,
+        template: Kind,
         make_optimizer: OptimizerFactory | None,
         make_scheduler: SchedulerFactory | None = None,
         *,
@@ -54,23 +58,23 @@ class Learner:
         self._restarts = 0
         self._optimizer: Optimizer | None = None
         self._scheduler: LRScheduler | None = None
-        self._average: GradientPredictor | None = None
+        self._average: Kind | None = None
 
     @property
     def learns(self) -> bool:
         """Whether there is anything to learn."""
         return self._optimizer is not None
 
-    def build(self, inputs: Gradients, context: Any, loss: LossInfo | None) -> None:
-        """Makes the parameters, without touching the user's random numbers."""
-        device = inputs[0].device
+    def build(self, *sizes: Any) -> None:
+        """Makes the parameters, where the first of ``sizes`` are, without touching the user's random numbers."""
+        device: torch.device = tree_leaves(sizes)[0].device
         self.predictor = copy.deepcopy(self._template)
         with seeded(self._seed + self._restarts, device):
-            self.predictor.build(inputs, context, loss)
+            self.predictor.build(*sizes)
         self.predictor.to(device)
         self.predictor.train()
         # What it began with may have depended on the batch.
-        self._replicas.average_(floating([*self.predictor.parameters(), *self.predictor.buffers()]))
+        self._replicas.average_(_floating([*self.predictor.parameters(), *self.predictor.buffers()]))
         parameters = [parameter for parameter in self.predictor.parameters() if parameter.requires_grad]
         make_optimizer = self._make_optimizer or self.predictor.default_optimizer
         self._optimizer = make_optimizer(parameters) if parameters else None
@@ -79,10 +83,10 @@ class Learner:
         self._average = copy.deepcopy(self.predictor) if self._ema and parameters else None
         self.built = True
 
-    def restart(self, inputs: Gradients, context: Any, loss: LossInfo | None) -> None:
+    def restart(self, *sizes: Any) -> None:
         """Begins again with other initial weights: the predictor is not finite."""
         self._restarts += 1
-        self.build(inputs, context, loss)
+        self.build(*sizes)
 
     def tell_scale(self, rms: Tensor | None) -> None:
         """Tells the predictor how large its targets usually are."""
@@ -90,23 +94,24 @@ class Learner:
             if predictor is not None:
                 predictor.target_rms = rms
 
-    def predict(self, activations: Gradients, context: Any) -> Gradients | None:
+    def predict(self, *inputs: Any) -> Gradients | None:
         """The per-sample prediction, detached."""
         with torch.no_grad():
-            prediction: Gradients | None = (self._average or self.predictor)(activations, context)
+            prediction: Gradients | None = (self._average or self.predictor)(*inputs)
         return None if prediction is None else tuple(part.detach() for part in prediction)
 
-    def learn(self, activations: Gradients, context: Any, targets: Gradients) -> Tensor:
-        """Takes the optimizer's steps for one batch; returns the last loss."""
-        assert self._optimizer is not None
+    def learn(self, *example: Any) -> Tensor:
+        """Takes the optimizer's steps for one batch, if there are parameters; returns the last loss."""
         for _ in range(self._updates):
             with torch.enable_grad():
-                loss = self.predictor.loss(activations, context, targets)
-                self._optimizer.zero_grad()
-                loss.backward()
+                loss = self.predictor.loss(*example)
+                if self._optimizer is not None:
+                    self._optimizer.zero_grad()
+                    loss.backward()
             gradients = [p.grad for p in self.predictor.parameters() if p.grad is not None]
-            self._replicas.average_([*gradients, *floating(self.predictor.buffers())])
-            self._optimizer.step()
+            self._replicas.average_([*gradients, *_floating(self.predictor.buffers())])
+            if self._optimizer is not None:
+                self._optimizer.step()
         if self._scheduler is not None:
             self._scheduler.step()
         if self._average is not None:
@@ -145,9 +150,9 @@ class Learner:
         self._restarts = state["restarts"]
 
 
-def floating(tensors: Iterable[Tensor]) -> list[Tensor]:
+def _floating(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Those that replicas can average: not counters and flags."""
     return [tensor for tensor in tensors if tensor.is_floating_point()]
 
 
-__all__ = ["Learner", "OptimizerFactory", "SchedulerFactory", "floating"]
+__all__ = ["Learner", "OptimizerFactory", "SchedulerFactory"]

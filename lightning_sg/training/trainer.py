@@ -94,10 +94,12 @@ class PredictorTrainer:
         self._exact_weight = exact_weight
         seed = seed ^ zlib.crc32(name.encode())
         arguments: dict[str, Any] = {"updates": updates, "ema": ema, "seed": seed, "replicas": self._replicas}
-        self._learner = Learner(template, make_optimizer, make_scheduler, **arguments)
+        self._learner: Learner[GradientPredictor] = Learner(template, make_optimizer, make_scheduler, **arguments)
         self._watch = None if guard is None else Watch(guard)
         fallback = guard.fallback if guard is not None and isinstance(guard.fallback, GradientPredictor) else None
-        self._fallback = None if fallback is None else Learner(fallback, make_optimizer, make_scheduler, **arguments)
+        self._fallback: Learner[GradientPredictor] | None = None
+        if fallback is not None:
+            self._fallback = Learner(fallback, make_optimizer, make_scheduler, **arguments)
         self._loss: LossInfo | None = None
         self._restored: dict[str, Any] | None = None
         self._pending: deque[Record] = deque()
