@@ -65,34 +65,49 @@ class CopyStreams:
 
     def __iter__(self) -> Iterator[Chunk]:
         """Chunks without end."""
-        streams = [self._sequence() for _ in range(self.number)]
-        places = [self.chunk * (number % (len(one[1]) // self.chunk)) for number, one in enumerate(streams)]
+        streams = torch.arange(self.number)
+        x, y, asked, lengths = self._sequences(self.number)
+        newest = (self.curriculum.length, self.curriculum.repeats)
+        place = self.chunk * (streams % (lengths // self.chunk))
         first = torch.ones(self.number, dtype=torch.bool)
         while True:
-            pieces = []
-            for number, place in enumerate(places):
-                x, y, asked, length = streams[number]
-                newest = length == (self.curriculum.length, self.curriculum.repeats)
-                piece = slice(place, place + self.chunk)
-                pieces.append((x[piece], y[piece], asked[piece] * (2 if newest else 1)))
-                places[number] += self.chunk
-            last = torch.tensor([place >= len(one[1]) for place, one in zip(places, streams)])
-            batch = tuple(torch.stack(parts) for parts in zip(*pieces))
-            for number in last.nonzero().flatten().tolist():
-                streams[number], places[number] = self._sequence(), 0
+            steps = place[:, None] + torch.arange(self.chunk)
+            batch = tuple(part[streams[:, None], steps] for part in (x, y, asked))
+            place = place + self.chunk
+            last = place >= lengths
             yield Chunk(batch, first, last)
+            now = (self.curriculum.length, self.curriculum.repeats)
+            if now != newest:  # what is in the streams is of an older length
+                newest = now
+                asked.clamp_(max=1)
+            ended = last.nonzero().flatten()
+            if len(ended):
+                fresh = self._sequences(len(ended))
+                x, y, asked = (_replace(old, ended, new) for old, new in zip((x, y, asked), fresh))
+                lengths[ended], place[ended] = fresh[3], 0
             first = last
 
-    def _sequence(self) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
+    def _sequences(self, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Inputs, goals, what counts, and the length of each, all of the curriculum's length."""
         length, repeats = self.curriculum.length, self.curriculum.repeats
         total = math.ceil((length + 1 + length * repeats) / self.chunk) * self.chunk
-        bits = torch.randint(2, (length,), generator=self._generator).float()
-        x, y, asked = torch.zeros(total, 3), torch.zeros(total), torch.zeros(total)
-        x[:length, 0] = 2 * bits - 1
-        x[length, 1:] = torch.tensor([1, repeats / 10])
+        bits = torch.randint(2, (number, length), generator=self._generator).float()
+        x, y, asked = torch.zeros(number, total, 3), torch.zeros(number, total), torch.zeros(number, total)
+        x[:, :length, 0] = 2 * bits - 1
+        x[:, length, 1:] = torch.tensor([1, repeats / 10])
         answer = slice(length + 1, length + 1 + length * repeats)
-        y[answer], asked[answer] = bits.repeat(repeats), 1
-        return x, y, asked, (length, repeats)
+        y[:, answer], asked[:, answer] = bits.repeat(1, repeats), 2
+        return x, y, asked, torch.full((number,), total)
+
+
+def _replace(old: Tensor, rows: Tensor, new: Tensor) -> Tensor:
+    """``old`` with some rows replaced, padded with zeros if the new ones are longer."""
+    if new.shape[1] > old.shape[1]:
+        padded = old.new_zeros(old.shape[0], new.shape[1], *old.shape[2:])
+        padded[:, : old.shape[1]] = old
+        old = padded
+    old[rows, : new.shape[1]] = new
+    return old
 
 
 class Copier(pl.LightningModule):
@@ -130,7 +145,7 @@ class Copier(pl.LightningModule):
         self.memory.write(state, last)
         nats = F.binary_cross_entropy_with_logits(self.out(out).squeeze(-1), y, reduction="none") * (asked > 0)
         newest = asked == 2
-        self.curriculum.see(float(nats[newest].sum()) / math.log(2), float(newest.sum()))
+        self.curriculum.see(float(nats.detach()[newest].sum()) / math.log(2), float(newest.sum()))
         self.log("solved", float(self.curriculum.solved), prog_bar=True, batch_size=len(x))
         return nats.mean()
 

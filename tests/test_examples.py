@@ -435,6 +435,24 @@ def test_streams_to_copy_are_sequences_one_after_the_other(length, repeats):
             assert (asked[stream, answer] == 2).all()
 
 
+def test_streams_to_copy_go_on_with_the_new_length_and_count_it_apart():
+    curriculum = Curriculum()
+    chunks = iter(CopyStreams(curriculum, number=4, chunk=3, seed=0))
+    before = next(chunks)
+    assert before.batch[2].max() == 2
+    curriculum.length = 4  # nine steps instead of three
+    pieces = [next(chunks) for _ in range(6)]
+    assert [bool(piece.last.all()) for piece in pieces] == [False, False, True] * 2
+    x, y, asked = (torch.cat(parts, dim=1) for parts in zip(*(piece.batch for piece in pieces[:3])))
+    assert torch.equal(y[:, 5:9], (x[:, :4, 0] + 1) / 2)
+    assert (asked[:, 5:9] == 2).all()
+    assert not asked[:, :5].any()
+    # A stream in the middle of a longer sequence counts it no more as of the newest length.
+    next(chunks)
+    curriculum.length = 5
+    assert next(chunks).batch[2].max() <= 1
+
+
 def test_the_curriculum_of_copying_rises_when_a_length_is_solved():
     curriculum = Curriculum(repeats=True, memory=10)
     seen = []
