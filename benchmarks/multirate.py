@@ -25,7 +25,7 @@ from benchmarks.accuracy import spread
 from benchmarks.runs import Record, lines_of
 from examples.mnist import Mnist
 from examples.multirate import DigitSequences, TwoRates
-from lightning_sg import MLPPredictor, SyntheticGradients, ThroughTime, ZeroPredictor
+from lightning_sg import LossModelPredictor, MLPPredictor, SyntheticGradients, ThroughTime, ZeroPredictor
 
 TICKS, WINDOWS, STREAMS = 4, 2, 32
 
@@ -35,7 +35,8 @@ LOOK = 640
 #: What share of the coupled networks' final accuracy is to be reached.
 SHARE = 0.9
 
-COUPLED, NONE, LABELS = "coupled", "no gradient", "synthetic gradients, told labels"
+COUPLED, NONE = "coupled", "no gradient"
+LABELS, LOSS_MODEL = "synthetic gradients, told labels", "synthetic gradients, told labels, loss model"
 
 #: The callback of each method; coupled networks need none.
 CALLBACKS: dict[str, dict[str, Any] | None] = {
@@ -47,6 +48,13 @@ CALLBACKS: dict[str, dict[str, Any] | None] = {
         "guard": None,
     },
     LABELS: {"predictor": MLPPredictor(64)},
+    LOSS_MODEL: {
+        "predictor": {
+            "messages": LossModelPredictor(objective="both"),
+            "fast_memory": MLPPredictor(64, conditional=False),
+            "slow_memory": MLPPredictor(64, conditional=False),
+        }
+    },
     NONE: {"predictor": ZeroPredictor()},
 }
 METHODS = list(CALLBACKS)
@@ -95,7 +103,7 @@ def train(method: str, seed: int, digits: int, mnist: str) -> Record:
     held_out = list(DigitSequences(data.val_set, TICKS, WINDOWS, 200, 3, seed=99))
     sequences = DigitSequences(data.train_set, TICKS, WINDOWS, STREAMS, digits // length, seed)
     torch.manual_seed(seed)
-    module = TwoRates(TICKS, coupled=method == COUPLED, labels=method == LABELS)
+    module = TwoRates(TICKS, coupled=method == COUPLED, labels=method in (LABELS, LOSS_MODEL))
     curve = Curve(held_out, TICKS**2 if method == COUPLED else TICKS)
     callbacks: list[pl.Callback] = [curve]
     arguments = CALLBACKS[method]

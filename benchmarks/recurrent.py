@@ -49,12 +49,15 @@ METHODS: dict[str, ThroughTime | None] = {
 
 #: Time steps in a chunk, by task and method.
 CHUNKS = {
-    "copy": dict.fromkeys(METHODS, (2, 3, 4, 5)),
-    "repeat copy": dict.fromkeys(METHODS, (2, 3, 4, 5)),
+    "copy": dict.fromkeys((TRUNCATED, SYNTHETIC, AUXILIARY), (2, 3, 4, 5)),
+    "repeat copy": dict.fromkeys((TRUNCATED, SYNTHETIC, AUXILIARY), (2, 3, 4, 5)),
     "text": {TRUNCATED: (8, 20, 40), SYNTHETIC: (8,), WEAK: (8,)},
 }
-UPDATES = {"copy": 30_000, "repeat copy": 30_000, "text": 3_900}
+UPDATES = {"copy": 20_000, "repeat copy": 20_000, "text": 3_900}
 CHARACTERS_IN_AN_UPDATE = 1280
+
+#: Steps of a predictor in each of the network's.
+PREDICTOR_UPDATES = 3
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ def train(run: Run, shakespeare: str | None) -> Record:
                 predictor=LinearPredictor(conditional=False, normalize="none"),
                 optimizer=lambda parameters: torch.optim.Adam(parameters, lr=3e-3, fused=True),
                 through_time=settings,
+                updates=PREDICTOR_UPDATES,
                 guard=None,
             )
         )
