@@ -373,6 +373,10 @@ class SyntheticGradients(Callback):
         templates = self.templates(names)
         assert self._module is not None
         carried = [name for name, cut in boundaries_in_time(self._module).items() if isinstance(cut, TimeBoundary)]
+        for name in carried:
+            template = templates[name]
+            if isinstance(template, AutoPredictor):
+                templates[name] = template.of_state()
         self._seed = seed & (2**63 - 1)
         trainers = {
             name: PredictorTrainer(
@@ -389,7 +393,7 @@ class SyntheticGradients(Callback):
                 scale=self.scale * (self.through_time.scale if name in carried else 1.0),
                 bootstrap=self.bootstrap,
                 exact_weight=self.exact_weight,
-                guard=self.guard,
+                guard=self.guard.of_state() if self.guard is not None and name in carried else self.guard,
                 replicas=self.exchange.replicas,
             )
             for name in names

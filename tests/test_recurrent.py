@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sg import (
+    AlignmentGuard,
+    AutoPredictor,
     BoundaryError,
     Chunks,
     LinearPredictor,
@@ -468,6 +470,19 @@ def test_the_figures_of_a_boundary_in_time_are_logged() -> None:
         make("gru"), Chunks(sequences(8), CHUNK), SyntheticGradients(predictor=MLPPredictor(8)), log_every_n_steps=1
     )
     assert {"sg/memory/cosine", "sg/memory/norm_ratio", "sg/memory/loss"} <= set(trainer.callback_metrics)
+
+
+def test_without_a_choice_a_linear_predictor_sees_the_state_and_the_guard_is_patient() -> None:
+    for guard, threshold in ((AlignmentGuard(patience=7), -0.2), (AlignmentGuard(threshold=0.1), 0.1)):
+        callback = SyntheticGradients(guard=guard)
+        fit(make("lstm"), Chunks(sequences(), CHUNK), callback)
+        (trained,) = callback.times.trainers.values()
+        assert isinstance(trained.predictor, AutoPredictor)
+        assert isinstance(trained.predictor.chosen, LinearPredictor)
+        assert trained.predictor.choice.startswith("LinearPredictor")
+        watch = trained._watch
+        assert watch is not None
+        assert (watch.guard.threshold, watch.guard.patience) == (threshold, guard.patience)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])

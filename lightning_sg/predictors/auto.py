@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
-from lightning_sg.predictors.direct import MLPPredictor
+from lightning_sg.predictors.direct import LinearPredictor, MLPPredictor
 from lightning_sg.predictors.loss_model import LossModelPredictor
 from lightning_sg.predictors.tasks import tasks_of
 from lightning_sg.predictors.view import place_of
@@ -48,7 +49,8 @@ class AutoPredictor(GradientPredictor):
 
     With labels or goals as context it is a :class:`~lightning_sg.LossModelPredictor` with the options of
     :data:`FITTING`; without, or where they fit no activation, a :class:`~lightning_sg.MLPPredictor` of the activations
-    alone. :attr:`choice` says which, and why.
+    alone. For a state that is carried through time it is a :class:`~lightning_sg.LinearPredictor` of the state.
+    :attr:`choice` says which, and why.
 
     Args:
         classes: The number of classes, where the model's own loss does not tell; for several tasks by name.
@@ -68,7 +70,14 @@ class AutoPredictor(GradientPredictor):
         except TypeError as error:
             raise ValueError(f"AutoPredictor: options are those of LossModelPredictor. {error}") from error
         self.chosen: GradientPredictor | None = None
+        self._of_state = False
         self._choice = "not chosen yet: the first batch decides"
+
+    def of_state(self) -> AutoPredictor:
+        """The same, unbuilt, for a state that is carried through time: what follows it has no labels yet."""
+        template = copy.deepcopy(self)
+        template._of_state = True
+        return template
 
     @property
     def choice(self) -> str:
@@ -109,6 +118,12 @@ class AutoPredictor(GradientPredictor):
         return self._delegate().loss(activations, context, targets)
 
     def _choose(self, activations: Gradients, context: Any, loss: LossInfo | None) -> tuple[GradientPredictor, str]:
+        if self._of_state:
+            # Better than an MLP with a hidden layer in the copy task (docs/recurrent.md), and states of LSTMs and GRUs
+            # are within -1 and 1 already.
+            linear = LinearPredictor(conditional=False, normalize="none")
+            linear.build(activations, context, loss)
+            return linear, "LinearPredictor: the gradient directly, from the state; what follows has no labels yet"
         if _has_goals(context):
             form = form_of(activations, context)
             predictor = LossModelPredictor(**{"classes": self.classes, **FITTING[form], **self.options})

@@ -22,8 +22,9 @@ class AlignmentGuard:
     The running mean is looked at after every tenth batch learned from, so that a device is hardly ever asked for it.
 
     Args:
-        threshold: The smallest mean cosine that is trusted, -1 to 1. At 0 only predictions that point away
-            from the target are refused.
+        threshold: The smallest mean cosine that is trusted, -1 to 1. By default 0: only predictions that point away
+            from the target are refused. For states that are carried through time the default is -0.2: what is to come
+            is uncertain, and cosines so small that their mean is below zero by chance now and then.
         margin: How far above the threshold the mean must come to be trusted again.
         patience: How many batches must have been learned from before the guard judges.
         fallback: What the stage is given instead: ``"zero"`` (no gradient, as if detached), ``"couple"`` (the target,
@@ -35,11 +36,14 @@ class AlignmentGuard:
 
     def __init__(
         self,
-        threshold: float = 0.0,
+        threshold: float | None = None,
         margin: float = 0.05,
         patience: int = 50,
         fallback: Literal["zero", "couple"] | GradientPredictor = "zero",
     ) -> None:
+        self._by_default = threshold is None
+        if threshold is None:
+            threshold = 0.0
         if not -1 <= threshold < 1 or margin < 0 or patience < 1:
             raise ValueError(
                 f"AlignmentGuard needs -1 <= threshold < 1, margin >= 0 and patience >= 1, not {threshold}, {margin} "
@@ -51,6 +55,10 @@ class AlignmentGuard:
         self.margin = margin
         self.patience = patience
         self.fallback = fallback
+
+    def of_state(self) -> AlignmentGuard:
+        """The same for a state that is carried through time: with another threshold, unless one was given."""
+        return AlignmentGuard(-0.2, self.margin, self.patience, self.fallback) if self._by_default else self
 
 
 class Watch:
