@@ -25,7 +25,14 @@ from benchmarks.accuracy import spread
 from benchmarks.runs import Record, lines_of
 from examples.mnist import Mnist
 from examples.multirate import DigitSequences, TwoRates
-from lightning_sg import LossModelPredictor, MLPPredictor, SyntheticGradients, ThroughTime, ZeroPredictor
+from lightning_sg import (
+    LocalLoss,
+    LossModelPredictor,
+    MLPPredictor,
+    SyntheticGradients,
+    ThroughTime,
+    ZeroPredictor,
+)
 
 TICKS, WINDOWS, STREAMS = 4, 2, 32
 
@@ -37,6 +44,9 @@ SHARE = 0.9
 
 COUPLED, NONE = "coupled", "no gradient"
 LABELS, LOSS_MODEL = "synthetic gradients, told labels", "synthetic gradients, told labels, loss model"
+LOCAL = "a local loss at the messages, told labels"
+
+OF_STATES = {name: MLPPredictor(64, conditional=False) for name in ("fast_memory", "slow_memory")}
 
 #: The callback of each method; coupled networks need none.
 CALLBACKS: dict[str, dict[str, Any] | None] = {
@@ -48,13 +58,8 @@ CALLBACKS: dict[str, dict[str, Any] | None] = {
         "guard": None,
     },
     LABELS: {"predictor": MLPPredictor(64)},
-    LOSS_MODEL: {
-        "predictor": {
-            "messages": LossModelPredictor(objective="both"),
-            "fast_memory": MLPPredictor(64, conditional=False),
-            "slow_memory": MLPPredictor(64, conditional=False),
-        }
-    },
+    LOSS_MODEL: {"predictor": {"messages": LossModelPredictor(objective="both"), **OF_STATES}},
+    LOCAL: {"predictor": {"messages": LocalLoss(), **OF_STATES}},
     NONE: {"predictor": ZeroPredictor()},
 }
 METHODS = list(CALLBACKS)
@@ -103,7 +108,7 @@ def train(method: str, seed: int, digits: int, mnist: str) -> Record:
     held_out = list(DigitSequences(data.val_set, TICKS, WINDOWS, 200, 3, seed=99))
     sequences = DigitSequences(data.train_set, TICKS, WINDOWS, STREAMS, digits // length, seed)
     torch.manual_seed(seed)
-    module = TwoRates(TICKS, coupled=method == COUPLED, labels=method in (LABELS, LOSS_MODEL))
+    module = TwoRates(TICKS, coupled=method == COUPLED, labels=method in (LABELS, LOSS_MODEL, LOCAL))
     curve = Curve(held_out, TICKS**2 if method == COUPLED else TICKS)
     callbacks: list[pl.Callback] = [curve]
     arguments = CALLBACKS[method]

@@ -49,7 +49,7 @@ METHODS: dict[str, ThroughTime | None] = {
 
 #: Time steps in a chunk, by task and method.
 CHUNKS = {
-    "copy": dict.fromkeys((TRUNCATED, SYNTHETIC, AUXILIARY), (2, 3, 4, 5)),
+    "copy": dict.fromkeys(METHODS, (2, 3, 4, 5)),
     "repeat copy": dict.fromkeys((TRUNCATED, SYNTHETIC, AUXILIARY), (2, 3, 4, 5)),
     "text": {TRUNCATED: (8, 20, 40), SYNTHETIC: (8,), WEAK: (8,)},
 }

@@ -13,6 +13,7 @@ import torch
 from benchmarks import accuracy, multirate, recurrent, runs, time_to_quality, training, unlocked
 from benchmarks.runs import Run, execute, read, run_of
 from benchmarks.tasks import ALL_METHODS, BACKPROPAGATION, TASKS, WHOLE, Metric
+from examples.mnist import ImageSet
 from lightning_sg import SyntheticGradients
 
 DEFAULT = "synthetic gradients"
@@ -350,6 +351,20 @@ def test_recurrent_table_has_means_and_ranges():
     assert "| truncated | 4.5 (4-5, 2 seeds) | - |" in printed
     assert "| synthetic gradients | - | 9 |" in printed
     assert "| truncated | 2.500 |" in printed
+
+
+@pytest.mark.parametrize("method", multirate.METHODS)
+def test_networks_at_different_rates_see_the_same_digits_with_every_method(monkeypatch, method):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (60, 28, 28), generator=generator).to(torch.uint8)
+    digits = ImageSet(images, torch.randint(10, (60,), generator=generator).to(torch.uint8))
+    data = SimpleNamespace(setup=lambda stage: None, train_set=digits, val_set=digits)
+    monkeypatch.setattr(multirate, "Mnist", lambda folder: data)
+    monkeypatch.setattr(multirate, "STREAMS", 4)
+    monkeypatch.setattr(multirate, "LOOK", 64)
+    record = multirate.train(method, 0, 128, "nowhere")
+    assert record["steps"] == (128 // 16 if method == multirate.COUPLED else 128 // 4)
+    assert [point["digits"] for point in record["curve"]] == [64, 128]
 
 
 def test_multirate_table_says_when_a_share_of_the_coupled_accuracy_was_reached():
