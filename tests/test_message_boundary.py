@@ -10,7 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_sg import BoundaryError, MessageBoundary, MLPPredictor, SyntheticGradients, ZeroPredictor
+from lightning_sg import (
+    BoundaryError,
+    LocalLoss,
+    LossModelPredictor,
+    MessageBoundary,
+    MLPPredictor,
+    SyntheticGradients,
+    ZeroPredictor,
+)
 from lightning_sg.predictors import GradientPredictor
 from tests.models import assert_same_state, make_trainer, state_of
 
@@ -269,6 +277,14 @@ def held_out(module: TwoNetworks) -> float:
     with torch.no_grad():
         data = steps(1, seed=99, samples=512)
         return float(module.slow_loss([module.fast(x) for x, _total in data.batches], data.batches[-1][1]))
+
+
+@pytest.mark.parametrize("predictor", [LocalLoss(), LossModelPredictor(objective="both")])
+def test_losses_of_ones_own_learn_from_what_they_are_told(predictor: GradientPredictor) -> None:
+    callback = SyntheticGradients(predictor=predictor, seed=1)
+    fit(make(), steps(), callback)
+    (prediction,) = callback.times.trainers["messages"].predictor((torch.randn(6, WIDTH),), torch.randn(6, 1))
+    assert prediction.any()  # an untrained one is zero
 
 
 def test_a_trained_predictor_makes_messages_better_than_none_on_held_out_data() -> None:

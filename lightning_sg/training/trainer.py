@@ -442,7 +442,7 @@ class PredictorTrainer:
 
     def _target_of(self, record: Record) -> Gradients | None:
         """What to learn from; an empty tuple if the predictor needs no target; ``None`` for nothing."""
-        if not self.predictor.needs_target and record.targets is None:
+        if not self.predictor.needs_target and (record.targets is None or not record.wants_target):
             return () if record.step % self.train_every == 0 else None
         targets = record.targets
         if record.exact_due is not None and self.distance > 1:
