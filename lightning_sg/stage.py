@@ -38,6 +38,7 @@ from lightning_sg.partition.ghosts import GhostMemory, Ghosts, ghost_like, is_gh
 from lightning_sg.partition.paging import PagedParameters
 from lightning_sg.partition.placement import Placement, assign, place
 from lightning_sg.partition.trace import copy_of, quiet, shadowed, trace_step
+from lightning_sg.recurrent.boundary import CutInTime
 from lightning_sg.replicas import Replicas, ReplicatedStages
 from lightning_sg.rng import StepRandomness
 from lightning_sg.tied import TiedWeights
@@ -830,6 +831,8 @@ class StageRuntime(Exchange):
             for name, value in child.__dict__.items():
                 if is_ghost(value):
                     child.__dict__[name] = None
+            if isinstance(child, CutInTime):
+                child.let_go_of_ghosts()
 
     def fail(self, error: BaseException) -> None:
         """Tells the neighbours why this process stops."""

@@ -14,6 +14,7 @@ from lightning_sg import (
     Boundary,
     Chunks,
     LinearPredictor,
+    MLPPredictor,
     SyntheticGradients,
     SyntheticGradientsError,
     ThroughTime,
@@ -21,6 +22,7 @@ from lightning_sg import (
 )
 from tests.models import assert_same_state, make_trainer, state_of
 from tests.ranks import run_ranks
+from tests.test_message_boundary import TICKS, WIDTH, TwoNetworks, steps
 from tests.test_recurrent import CHUNK, FEATURES, LENGTH, sequences
 
 
@@ -106,6 +108,89 @@ def test_a_run_of_two_processes_resumes_in_the_middle_of_a_sequence_on_one_and_t
     else:
         run_ranks(2, lambda: train(2, again, checkpoint))
     assert_same_state(torch.load(again / "end.pt")["state"], torch.load(whole / "end.pt")["state"])
+
+
+class TwoRates(TwoNetworks):
+    """Both networks before the cut, or both after it; or the slow one hears what was said on the other side."""
+
+    def __init__(self, where: str, first: int) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.where, self.acts_first = where, first
+        self.see, self.end = nn.Linear(FEATURES, FEATURES), nn.Linear(FEATURES, FEATURES)
+        self.cut = Boundary()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, total = batch
+        h = self.see(x)
+        if self.where == "after":
+            h = self.cut(h)
+        said = self.fast(h)
+        self.messages.send(said, context=x[:, :1])
+        own = self.out(said)
+        if self.where == "across":
+            own = self.cut(own)
+        acts = batch_idx % TICKS == self.acts_first
+        heard = x.new_zeros(len(x), 2 * WIDTH)
+        if acts:
+            heard = self.slow(torch.stack(self.messages.receive(), dim=1))[0][:, -1]
+        told = self.sum(heard)
+        if self.where == "before":
+            own, told = self.cut(own, told)
+        loss = (self.end(own) - x).square().mean()
+        return loss + acts * (told.squeeze(1) - total).square().mean()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None: ...
+
+
+def train_rates(devices: int, where: str, first: int = 0) -> dict[str, Tensor]:
+    predictors = {"cut": MLPPredictor(8, conditional=False), "messages": MLPPredictor(8)}
+    module = TwoRates(where, first)
+    make_trainer(
+        strategy="synthetic_gradients" if devices > 1 else "auto",
+        devices=devices,
+        max_epochs=1,
+        callbacks=[SyntheticGradients(predictor=predictors, seed=1)],
+    ).fit(module, steps(4))
+    assert not any(written.elsewhere for written in module.messages._written[True])
+    return state_of(module)
+
+
+@pytest.mark.parametrize(("where", "first"), [("before", 0), ("after", 0), ("after", TICKS - 1)])
+def test_messages_within_a_stage_are_the_same_in_two_processes(where: str, first: int) -> None:
+    one = train_rates(1, where, first)
+    whole, _ = run_ranks(2, lambda: train_rates(2, where, first))
+    assert_same_state(whole, one)
+
+
+@pytest.mark.parametrize(
+    ("first", "words"),
+    [
+        (0, "'messages' is used in the stages [0, 1]"),
+        (TICKS - 1, "depends on a parameter or activation of another stage"),  # the first step does not show it
+    ],
+)
+def test_messages_to_another_process_are_refused(first: int, words: str) -> None:
+    failures = run_ranks(2, lambda: train_rates(2, "across", first), may_fail=True)
+    assert any(words in failure.message for failure in failures)
+
+
+def test_a_state_that_is_read_in_another_process_than_written_is_refused() -> None:
+    class Late(TwoStages):
+        def loss(self, chunk: Any) -> Tensor:
+            (x, y), first, last = chunk
+            h, state = self.first(x, self.first_memory.read(first))
+            h, _ = self.second(self.cut(h))
+            self.first_memory.write(state.detach(), last)
+            return (self.out(h) - y).square().mean()
+
+    def work() -> None:
+        trainer = make_trainer(strategy="synthetic_gradients", devices=2, callbacks=[SyntheticGradients()])
+        trainer.fit(Late(), Chunks(sequences(1), CHUNK))
+
+    for failure in run_ranks(2, work, may_fail=True):
+        assert "'first_memory' is used in the stages [0, 1]" in failure.message
+        assert "all of it before 'cut'" in failure.message
 
 
 def test_a_trace_with_boundaries_between_stages_is_refused() -> None:

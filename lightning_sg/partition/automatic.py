@@ -52,6 +52,7 @@ def choose_boundaries(
     trace = _trace(module, _candidates(module, run, device), run, device)
     while True:
         around = {name for leak in trace.leaks for name in trace.order[leak.made_in : leak.used_in]}
+        around |= {name for used in trace.times.values() for name in trace.order[min(used) : max(used)]}
         if not around:
             break
         trace = _trace(module, [name for name in trace.order if name not in around], run, device)

@@ -16,7 +16,7 @@ def between(order: list[str], stage: int) -> str:
 
 
 def check_cuts(trace: Trace, *, split: bool) -> None:
-    """Refuses activations that go around a boundary.
+    """Refuses activations that go around a boundary, and states and messages that would have to.
 
     Args:
         trace: A traced step.
@@ -24,8 +24,15 @@ def check_cuts(trace: Trace, *, split: bool) -> None:
             around a boundary; between processes nothing can.
 
     Raises:
-        BoundaryError: If an activation goes around.
+        BoundaryError: If an activation goes around, or with ``split`` a boundary in time is used in several stages.
     """
+    for name, stages in trace.times.items():
+        if split and len(stages) > 1:
+            raise BoundaryError(
+                f"The boundary in time '{name}' is used in the stages {sorted(stages)}, but what is carried stays in "
+                "one. Read and write it, send and receive, between the same boundaries: "
+                f"all of it before '{trace.order[min(stages)]}' or all of it after."
+            )
     for leak in trace.leaks:
         if split or leak.differentiable:
             around = trace.order[leak.made_in]

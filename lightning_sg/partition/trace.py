@@ -26,6 +26,7 @@ from lightning_sg.boundary import Crossing, Site
 from lightning_sg.errors import BoundaryError, PartitionError
 from lightning_sg.partition.ghosts import Ghosts, is_ghost
 from lightning_sg.predictors.base import LossInfo
+from lightning_sg.recurrent.boundary import boundaries_in_time
 from lightning_sg.rng import unchanged_randomness
 
 
@@ -53,6 +54,7 @@ class Trace:
         bytes: For each boundary, the size of all that crosses it.
         flops: Floating-point operations of each stage's forward pass, as torch counts them.
         leaks: Activations that go around a boundary.
+        times: For each boundary in time, the stages that write to it or read from it.
         loss: The model's own loss, if it is one that predictors know.
         cut_short: Why the step was not run to its end, or ``None``. Code of the last stage may read values, which
             tensors without data do not have; what comes after it belongs to the last stage.
@@ -64,6 +66,7 @@ class Trace:
     bytes: dict[str, int] = field(default_factory=dict)
     flops: list[int] = field(default_factory=list)
     leaks: list[Leak] = field(default_factory=list)
+    times: dict[str, set[int]] = field(default_factory=dict)
     loss: LossInfo | None = None
     cut_short: str | None = None
 
@@ -106,6 +109,7 @@ def trace_step(
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         stack.enter_context(unchanged_randomness())
         stack.enter_context(tracer.following_modules())
+        stack.enter_context(tracer.following_time(module))
         tracer.counter = stack.enter_context(FlopCounterMode(display=False))
         stack.enter_context(tracer)
         try:
@@ -282,6 +286,24 @@ class _Tracer(TorchFunctionMode):
         finally:
             for handle in handles:
                 handle.remove()
+
+    def following_time(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Notes which stages use the boundaries in time."""
+
+        def noting(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+            def noted(*args: Any, **kwargs: Any) -> Any:
+                self.trace.times.setdefault(name, set()).add(self._stage)
+                return method(*args, **kwargs)
+
+            return noted
+
+        return shadowed(
+            [
+                (boundary, method, noting(name, getattr(boundary, method)))
+                for name, boundary in boundaries_in_time(module).items()
+                for method in boundary.uses
+            ]
+        )
 
     # ------------------------------------------------------------------ after the step
 

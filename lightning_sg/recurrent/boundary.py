@@ -41,6 +41,11 @@ class Written:
     context: Any = None
     read: list[Tensor] = field(default_factory=list)
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another process wrote it: here it has a form, and no data."""
+        return any(isinstance(leaf, FakeTensor) for leaf in self.leaves)
+
     def value(self) -> Any:
         """What was written, in its structure, with :attr:`read` in it."""
         leaves = list(self.leaves)
@@ -63,7 +68,13 @@ class Link(Protocol):
 
 
 class CutInTime(nn.Module):
-    """What both kinds of boundaries in time have: values written in one step and read in a later one."""
+    """What both kinds of boundaries in time have: values written in one step and read in a later one.
+
+    Attributes:
+        uses: The methods by which steps write and read.
+    """
+
+    uses: tuple[str, ...] = ()
 
     def __init__(self, batch_dim: int | None) -> None:
         super().__init__()
@@ -98,6 +109,7 @@ class CutInTime(nn.Module):
                 "context": written.context,
             }
             for written in self._written[True]
+            if not written.elsewhere
         ]
 
     def load(self, carried: list[dict[str, Any]]) -> None:
@@ -124,14 +136,20 @@ class CutInTime(nn.Module):
         # A new list each time: a step that is only followed, without data, is undone by putting attributes back.
         self._written = {**self._written, self.training: written}
 
-    def _write(self, value: Any, last: Which) -> Written | None:
+    def let_go_of_ghosts(self) -> None:
+        """Drops what other processes wrote, whose form is of no use after a run."""
+        self._written = {
+            training: [written for written in every if not written.elsewhere]
+            for training, every in self._written.items()
+        }
+
+    def _write(self, value: Any, last: Which) -> Written:
         leaves, structure = tree_flatten(value)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if not tensors:
             raise BoundaryError(f"{type(self).__name__} was given no tensor to hand on, but {type(value).__name__}.")
-        if any(isinstance(tensor, FakeTensor) for tensor in tensors):
-            return None  # the step is only being followed
-        carries = self.training and torch.is_grad_enabled()
+        ghosts = any(isinstance(tensor, FakeTensor) for tensor in tensors)
+        carries = self.training and torch.is_grad_enabled() and not ghosts
         places = [
             place
             for place, leaf in enumerate(leaves)
@@ -153,6 +171,8 @@ class CutInTime(nn.Module):
         return dim
 
     def _give(self, written: Written) -> Any:
+        if written.elsewhere:
+            return written.value()
         if self._active is not None and torch.is_grad_enabled():
             self._active.reads(written)
         else:
@@ -191,6 +211,8 @@ class TimeBoundary(CutInTime):
         ...     memory.write(state)
     """
 
+    uses = ("read", "write")
+
     def __init__(self, batch_dim: int | None = None) -> None:
         super().__init__(batch_dim)
 
@@ -225,7 +247,7 @@ class TimeBoundary(CutInTime):
             BoundaryError: If there is no tensor in ``state``, or one has no dimension for the samples.
         """
         written = self._write(state, last)
-        if written is None:
+        if written.elsewhere:  # or the step is only being followed
             return
         for old in self._mine[:-1]:
             if self._active is not None:
@@ -270,6 +292,8 @@ class MessageBoundary(CutInTime):
         ValueError: If ``most`` is below 1.
     """
 
+    uses = ("send", "receive")
+
     def __init__(self, batch_dim: int | None = None, most: int = 1000) -> None:
         if most < 1:
             raise ValueError(f"MessageBoundary needs room for a message or more, not most={most}.")
@@ -289,8 +313,6 @@ class MessageBoundary(CutInTime):
                 wait already.
         """
         written = self._write(message, False)
-        if written is None:
-            return
         if len(self) >= self.most:
             raise BoundaryError(
                 f"{len(self)} messages wait at a MessageBoundary and nobody receives them "
@@ -299,8 +321,9 @@ class MessageBoundary(CutInTime):
                 "with MessageBoundary(most=...)."
             )
         written.context = tree_map_only(Tensor, lambda tensor: tensor.detach(), context)
+        # Of other processes' messages the form is kept, so that all processes follow the same steps.
         self._keep([*self._mine, written])
-        if self._active is not None:
+        if self._active is not None and not written.elsewhere:
             self._active.wrote(written)
 
     def receive(self) -> list[Any]:
