@@ -143,17 +143,17 @@ def plan(tasks: Iterable[str], seeds: Iterable[int], chunks: Sequence[int] | Non
 
 
 def table(records: Iterable[Record]) -> str:
-    """The comparison as Markdown: by chunk length, mean over the seeds, and their range where there are several."""
+    """The comparison as Markdown, a table for each task and number of updates.
+
+    By chunk length: the mean over the seeds, and their range where there are several.
+    """
     lines = []
     found = list(records)
-    for task in CHUNKS:
-        ours = [record for record in found if record["task"] == task]
-        if not ours:
-            continue
+    for task, updates in sorted({(record["task"], record["updates"]) for record in found}):
+        ours = [record for record in found if (record["task"], record["updates"]) == (task, updates)]
         lengths = sorted({record["chunk"] for record in ours})
         key, digits = ("bits", 3) if task == "text" else ("solved", 0)
-        updates = sorted({record["updates"] for record in ours})
-        lines += [f"{task}, {', '.join(f'{number:,}' for number in updates)} updates", ""]
+        lines += [f"{task}, {updates:,} updates", ""]
         lines += ["| | " + " | ".join(f"T = {length}" for length in lengths) + " |", "|---" * (len(lengths) + 1) + "|"]
         for method in METHODS:
             cells = []

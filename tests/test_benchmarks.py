@@ -347,9 +347,11 @@ def test_recurrent_table_has_means_and_ranges():
     records = [record("copy", recurrent.TRUNCATED, 3, seed, solved=4 + seed) for seed in (0, 1)]
     records += [record("copy", recurrent.SYNTHETIC, 5, 0, solved=9)]
     records += [record("text", recurrent.TRUNCATED, 8, 0, bits=2.5)]
+    records += [{**record("copy", recurrent.SYNTHETIC, 5, 0, solved=11), "updates": 200}]
     printed = recurrent.table(records)
     assert "| truncated | 4.5 (4-5, 2 seeds) | - |" in printed
     assert "| synthetic gradients | - | 9 |" in printed
+    assert "copy, 200 updates\n\n| | T = 5 |\n|---|---|\n| synthetic gradients | 11 |" in printed
     assert "| truncated | 2.500 |" in printed
 
 
