@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from lightning_sg._compat import FakeTensor, tree_flatten, tree_map_only, tree_unflatten
+from lightning_sg._compat import FakeTensor, tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 from lightning_sg.errors import BoundaryError
 
 #: All samples of a batch alike, or a boolean tensor ``(N,)`` with one entry for each.
@@ -44,7 +45,7 @@ class Written:
     @property
     def elsewhere(self) -> bool:
         """Whether another process wrote it: here it has a form, and no data."""
-        return any(isinstance(leaf, FakeTensor) for leaf in self.leaves)
+        return _without_data(self.leaves)
 
     def value(self) -> Any:
         """What was written, in its structure, with :attr:`read` in it."""
@@ -148,8 +149,7 @@ class CutInTime(nn.Module):
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if not tensors:
             raise BoundaryError(f"{type(self).__name__} was given no tensor to hand on, but {type(value).__name__}.")
-        ghosts = any(isinstance(tensor, FakeTensor) for tensor in tensors)
-        carries = self.training and torch.is_grad_enabled() and not ghosts
+        carries = self.training and torch.is_grad_enabled() and not _without_data(tensors)
         places = [
             place
             for place, leaf in enumerate(leaves)
@@ -246,9 +246,9 @@ class TimeBoundary(CutInTime):
         Raises:
             BoundaryError: If there is no tensor in ``state``, or one has no dimension for the samples.
         """
-        written = self._write(state, last)
-        if written.elsewhere:  # or the step is only being followed
+        if _without_data(tree_leaves(state)):  # another process's, or the step is only being followed
             return
+        written = self._write(state, last)
         for old in self._mine[:-1]:
             if self._active is not None:
                 self._active.forget(old)
@@ -335,6 +335,11 @@ class MessageBoundary(CutInTime):
     def __len__(self) -> int:
         """How many messages wait to be received."""
         return len(self._mine)
+
+
+def _without_data(leaves: Iterable[Any]) -> bool:
+    """Whether a tensor among them has a form and no data."""
+    return any(isinstance(leaf, FakeTensor) for leaf in leaves)
 
 
 def boundaries_in_time(module: nn.Module) -> dict[str, CutInTime]:
