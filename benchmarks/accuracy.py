@@ -16,9 +16,8 @@ import argparse
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
-from benchmarks.runs import Record, Run, add_folders, execute, folder_arguments, read
+from benchmarks.runs import Record, Run, add_folders, add_records, execute, folder_arguments, read
 from benchmarks.tasks import ALL_METHODS, BACKPROPAGATION, METHODS, TASKS, WHOLE, Metric
 
 
@@ -169,12 +168,10 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), metavar="TASK")
     parser.add_argument("--methods", nargs="+", choices=list(ALL_METHODS), default=list(METHODS), metavar="METHOD")
     parser.add_argument("--splits", nargs="+", choices=splits, metavar="SPLIT", help="by default those with a bar")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add_records(parser)
     parser.add_argument("--learning-rates", type=float, nargs="+", help="the model's; by default the task's own one")
     parser.add_argument("--budget", type=float, default=1.0, help="steps, as a multiple of each task's own number")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
-    parser.add_argument("--out", type=Path, required=True, help="the file of records, one JSON object a line")
-    parser.add_argument("--table", action="store_true", help="train nothing: print what the file has")
     options = parser.parse_args()
     if not options.table:
         folders = folder_arguments(options, (TASKS[name].folder for name in options.tasks))

@@ -11,18 +11,16 @@ record of each run is appended to the file as soon as it ends, and what the file
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
 from benchmarks.accuracy import spread
-from benchmarks.runs import Record, lines_of
+from benchmarks.runs import Record, add_records, append, lines_of
 from examples.mnist import Mnist
 from examples.multirate import DigitSequences, TwoRates
 from lightning_sg import (
@@ -184,10 +182,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", default="data/mnist", help="the folder of MNIST's four files")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="METHOD")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add_records(parser)
     parser.add_argument("--digits", type=int, default=9600, help="digits of each stream")
-    parser.add_argument("--out", type=Path, required=True, help="the file of records, one JSON object a line")
-    parser.add_argument("--table", action="store_true", help="train nothing: print what the file has")
     options = parser.parse_args()
     keys = ("method", "seed", "digits")
     done = {tuple(record[key] for key in keys) for record in lines_of(options.out)}
@@ -196,8 +192,7 @@ def main() -> None:
             if (method, seed, options.digits) in done:
                 continue
             record = train(method, seed, options.digits, options.mnist)
-            with options.out.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            append(record, options.out)
             print(f"{method}, seed {seed}: {record['seconds']:.0f} s, {record['curve'][-1]}", flush=True)
     print("\n" + table(lines_of(options.out), options.digits))
 

@@ -14,7 +14,6 @@ file when it ends, and what the file has is not trained again.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import multiprocessing
 import statistics
@@ -23,13 +22,12 @@ import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
-from benchmarks.runs import Record, lines_of
+from benchmarks.runs import Record, add_records, append, lines_of
 from examples.copying import Copier
 from examples.shakespeare_lstm import CharLSTM, ShakespeareStreams
 from lightning_sg import LinearPredictor, SyntheticGradients, ThroughTime
@@ -180,12 +178,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=CHUNKS, default=["copy", "repeat copy"], metavar="TASK")
     parser.add_argument("--chunks", type=int, nargs="+", help="only these lengths of chunks")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    add_records(parser, seeds=[0])
     parser.add_argument("--updates", type=int, help="in place of the tasks' own numbers")
     parser.add_argument("--shakespeare", help="the folder with input.txt, for the text")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
-    parser.add_argument("--out", type=Path, required=True, help="the file of records, one JSON object a line")
-    parser.add_argument("--table", action="store_true", help="train nothing: print what the file has")
     options = parser.parse_args()
     if not options.table:
         if "text" in options.tasks and options.shakespeare is None:
@@ -197,8 +193,7 @@ def main() -> None:
         with ProcessPoolExecutor(options.jobs, mp_context=context, max_tasks_per_child=1) as pool:
             for future in as_completed([pool.submit(train, run, options.shakespeare) for run in missing]):
                 record = future.result()
-                with options.out.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
+                append(record, options.out)
                 print(record, flush=True)
     print("\n" + table(lines_of(options.out)))
 

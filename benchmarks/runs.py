@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -74,6 +74,12 @@ def lines_of(path: Path) -> list[Record]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def append(record: Record, path: Path) -> None:
+    """Adds a record to a file, one JSON object a line."""
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
 def execute(runs: Iterable[Run], path: Path, arguments: list[str], jobs: int = 1) -> None:
     """Runs what is not yet in the file, each in a process of its own, and appends a record as soon as there is one.
 
@@ -101,8 +107,7 @@ def execute(runs: Iterable[Run], path: Path, arguments: list[str], jobs: int = 1
                     failed += 1
                     print(f"{name}: failed. {error}", flush=True)
                     continue
-                with path.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
+                append(record, path)
                 outcome = "diverged" if record["diverged"] else record["metrics"]
                 print(f"{name}, rate {run.learning_rate:g}: {outcome}, {record['seconds']:.0f} s", flush=True)
         finally:
@@ -115,6 +120,13 @@ def execute(runs: Iterable[Run], path: Path, arguments: list[str], jobs: int = 1
 def _one(run: Run, arguments: list[str]) -> Record:
     (record,) = run_workers("benchmarks.training", ["--run", json.dumps(asdict(run)), *arguments])
     return record
+
+
+def add_records(parser: argparse.ArgumentParser, seeds: Sequence[int] = (0, 1, 2)) -> None:
+    """Adds the options about the records: of which seeds, in which file, and whether any are still to be made."""
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
+    parser.add_argument("--out", type=Path, required=True, help="the file of records, one JSON object a line")
+    parser.add_argument("--table", action="store_true", help="train nothing: print what the file has")
 
 
 def add_folders(parser: argparse.ArgumentParser) -> None:

@@ -15,10 +15,9 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from benchmarks.accuracy import spread
-from benchmarks.runs import Record, Run, add_folders, execute, folder_arguments, read
+from benchmarks.runs import Record, Run, add_folders, add_records, execute, folder_arguments, read
 from benchmarks.tasks import BACKPROPAGATION, METHODS, TASKS, WHOLE, Metric
 
 DEVICES = 2
@@ -120,13 +119,11 @@ def main() -> None:
     add_folders(parser)
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=["hard-mlp-6", "char-800"], metavar="TASK")
     parser.add_argument("--methods", nargs="+", choices=decoupled, default=offered, metavar="METHOD")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add_records(parser)
     parser.add_argument(
         "--budget", type=float, default=1.0, help="steps of decoupled training, as a multiple of backpropagation's"
     )
     parser.add_argument("--points", type=int, default=20, help="how many points each curve has")
-    parser.add_argument("--out", type=Path, required=True, help="the file of records, one JSON object a line")
-    parser.add_argument("--table", action="store_true", help="train nothing: print what the file has")
     options = parser.parse_args()
     if not options.table:
         folders = folder_arguments(options, (TASKS[name].folder for name in options.tasks))

@@ -15,10 +15,9 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterable
-from pathlib import Path
 
 from benchmarks.accuracy import spread
-from benchmarks.runs import Record, Run, add_folders, execute, folder_arguments, read
+from benchmarks.runs import Record, Run, add_folders, add_records, execute, folder_arguments, read
 from benchmarks.tasks import ALL_METHODS, BACKPROPAGATION, TASKS, UNLOCKED, WHOLE
 
 TASK, SPLIT = "mnist-mlp-4", "every"
@@ -109,10 +108,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_folders(parser)
     parser.add_argument("--methods", nargs="+", choices=COMPARED, default=COMPARED, metavar="METHOD")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add_records(parser)
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
-    parser.add_argument("--out", type=Path, required=True, help="the file of records, one JSON object a line")
-    parser.add_argument("--table", action="store_true", help="train nothing: print what the file has")
     options = parser.parse_args()
     if not options.table:
         execute(plan(options.methods, options.seeds), options.out, folder_arguments(options, ["mnist"]), options.jobs)

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from pathlib import Path
 
 from benchmarks.accuracy import spread
-from benchmarks.runs import Record, Run, add_folders, execute, folder_arguments, read
+from benchmarks.runs import Record, Run, add_folders, add_records, execute, folder_arguments, read
 from benchmarks.tasks import TASKS
 from lightning_sg.transport import CODINGS
 
@@ -56,9 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_folders(parser)
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=["hard-mlp-6", "char-800"], metavar="TASK")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, required=True, help="the file of records, one JSON object a line")
-    parser.add_argument("--table", action="store_true", help="train nothing: print what the file has")
+    add_records(parser)
     options = parser.parse_args()
     if not options.table:
         folders = folder_arguments(options, (TASKS[name].folder for name in options.tasks))
