@@ -13,8 +13,8 @@ import torch
 from benchmarks import accuracy, multirate, recurrent, runs, time_to_quality, training, unlocked
 from benchmarks.runs import Run, execute, read, run_of
 from benchmarks.tasks import ALL_METHODS, BACKPROPAGATION, TASKS, WHOLE, Metric
-from examples.mnist import ImageSet
 from lightning_sg import SyntheticGradients
+from tests.test_examples import random_digits
 
 DEFAULT = "synthetic gradients"
 ERROR = TASKS["mnist-mlp-3"].metric
@@ -357,9 +357,7 @@ def test_recurrent_table_has_means_and_ranges():
 
 @pytest.mark.parametrize("method", multirate.METHODS)
 def test_networks_at_different_rates_see_the_same_digits_with_every_method(monkeypatch, method):
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (60, 28, 28), generator=generator).to(torch.uint8)
-    digits = ImageSet(images, torch.randint(10, (60,), generator=generator).to(torch.uint8))
+    digits = random_digits()
     data = SimpleNamespace(setup=lambda stage: None, train_set=digits, val_set=digits)
     monkeypatch.setattr(multirate, "Mnist", lambda folder: data)
     monkeypatch.setattr(multirate, "STREAMS", 4)
