@@ -5,13 +5,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+# What the stages compute, and how; the rest of the tests has nothing to do with the device.
+ON_GPU := gpu transport split_equals_one_process strategy tied replicas recurrent_stages features message_boundary \
+	errors paging sharded exact synthetic_inputs random_updates guard one_process recurrent
+
+.PHONY: demo test test-gpu lint clean
 
 demo: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m examples.demo
 
 test: $(INSTALLED) lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# One GPU is enough. Not for CI, which has none.
+test-gpu: $(INSTALLED)
+	LIGHTNING_SG_TEST_DEVICE=cuda OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ON_GPU:%=tests/test_%.py)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+_HOST = torch.device("cpu")
+
 
 class StepRandomness(AbstractContextManager["StepRandomness"]):
     """While entered, random numbers are those of the step; outside it is as if none had been drawn.
@@ -32,7 +34,7 @@ class StepRandomness(AbstractContextManager["StepRandomness"]):
         self._outside: dict[str, Any] = {}
 
     def __enter__(self) -> StepRandomness:
-        self._outside = random_state()
+        self._outside = random_state(self._device)
         self._number += 1
         self._seed(0)
         return self
@@ -44,34 +46,53 @@ class StepRandomness(AbstractContextManager["StepRandomness"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        set_random_state(self._outside)
+        set_random_state(self._outside, self._device)
 
     def _seed(self, stream: int) -> None:
         # The outside generator's seed is the same everywhere: the strategy shares its state at the start.
         shared = self._outside["seed"]
         seed = int(np.random.SeedSequence([shared % 2**64, self._number, stream]).generate_state(1, np.uint64)[0])
         torch.default_generator.manual_seed(seed)
-        if self._device.type == "cuda":
-            torch.cuda.default_generators[self._device.index or 0].manual_seed(seed)
+        on_device = _generator_of(self._device)
+        if on_device is not None:
+            on_device.manual_seed(seed)
         np.random.seed(seed % 2**32)
         random.seed(seed)
 
 
-def random_state() -> dict[str, Any]:
-    """The states of all generators on the host, which data loading draws from."""
+def random_state(device: torch.device = _HOST) -> dict[str, Any]:
+    """The states of all generators on the host, which data loading draws from, and of a CUDA device's.
+
+    Augmentations on the device draw from the latter, in ``on_after_batch_transfer``. Reading it does not stop it.
+    """
+    on_device = _generator_of(device)
     return {
         "seed": torch.initial_seed(),
         "torch": torch.get_rng_state(),
+        "device": None if on_device is None else on_device.get_state(),
         "numpy": np.random.get_state(),
         "python": random.getstate(),
     }
 
 
-def set_random_state(state: dict[str, Any]) -> None:
-    """Restores :func:`random_state`, possibly that of another process."""
+def set_random_state(state: dict[str, Any], device: torch.device = _HOST) -> None:
+    """Restores :func:`random_state`, possibly that of another process and its device."""
     torch.set_rng_state(state["torch"])
+    on_device = _generator_of(device)
+    if on_device is not None and state["device"] is not None:
+        on_device.set_state(state["device"])
     np.random.set_state(state["numpy"])
     random.setstate(state["python"])
+
+
+def _generator_of(device: torch.device) -> torch.Generator | None:
+    """The default generator of a CUDA device; ``None`` for the host."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.init()  # there are no generators before
+    index = torch.cuda.current_device() if device.index is None else device.index
+    generator: torch.Generator = torch.cuda.default_generators[index]
+    return generator
 
 
 @contextmanager

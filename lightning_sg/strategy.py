@@ -320,7 +320,7 @@ class SyntheticGradientStrategy(ParallelStrategy):
                     "of the whole model. SyntheticGradientStrategy(clip_over='model') takes that one, at the price of "
                     "stages that wait for each other; clipping by value is the same in both."
                 )
-            set_random_state(self.broadcast(random_state()))
+            set_random_state(self.broadcast(random_state(self.root_device)), self.root_device)
         self.accelerator.setup(trainer)
         self.model = self.precision_plugin.convert_module(self.model)
         self.model_to_device()
@@ -500,10 +500,7 @@ class SyntheticGradientStrategy(ParallelStrategy):
         if self._runtime is None:
             return
         with self._runtime.meeting("barrier"):
-            if self.root_device.type == "cuda" and dist.get_backend() == "nccl":
-                dist.barrier(device_ids=[self.root_device.index])
-            else:
-                dist.barrier()
+            dist.barrier(self._host_group)
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
         """Sends an object from one process to all."""
@@ -511,7 +508,7 @@ class SyntheticGradientStrategy(ParallelStrategy):
             return obj
         box = [obj]
         with self._runtime.meeting("broadcast"):
-            dist.broadcast_object_list(box, src)
+            dist.broadcast_object_list(box, src, group=self._host_group)
         return box[0]
 
     def reduce(self, tensor: Any, group: Any | None = None, reduce_op: Any = "mean") -> Any:

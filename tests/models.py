@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_sg import Boundary
+from lightning_sg import Boundary, SyntheticGradientStrategy
+from tests.ranks import DEVICE
 
 FEATURES, CLASSES, SAMPLES = 12, 5, 70
 
@@ -75,9 +76,9 @@ def loader(batch_size: int = 16, shuffle: bool = True, samples: int = SAMPLES) -
 
 
 def make_trainer(**arguments: Any) -> pl.Trainer:
-    """A quiet Trainer on the CPU."""
+    """A quiet Trainer, on the CPU unless the tests run on a device."""
     defaults: dict[str, Any] = {
-        "accelerator": "cpu",
+        "accelerator": DEVICE,
         "devices": 1,
         "logger": False,
         "enable_checkpointing": False,
@@ -85,7 +86,20 @@ def make_trainer(**arguments: Any) -> pl.Trainer:
         "enable_model_summary": False,
         "max_epochs": 2,
     }
-    return pl.Trainer(**{**defaults, **arguments})
+    return pl.Trainer(**on_device({**defaults, **arguments}))
+
+
+def on_device(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a Trainer with several processes on as many GPUs as there are, several on one if need be."""
+    processes, strategy = arguments["devices"], arguments.get("strategy")
+    if DEVICE == "cpu" or processes == 1:
+        return arguments
+    if strategy == "synthetic_gradients":
+        strategy = SyntheticGradientStrategy()
+    if isinstance(strategy, SyntheticGradientStrategy):
+        count = torch.cuda.device_count()
+        strategy.parallel_devices = [torch.device(DEVICE, rank % count) for rank in range(processes)]
+    return {**arguments, "strategy": strategy, "devices": "auto"}
 
 
 def fit_and_save(

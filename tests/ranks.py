@@ -1,4 +1,8 @@
-"""Runs a function in several processes as torchrun would, and brings back what each returns or raises."""
+"""Runs a function in several processes as torchrun would, and brings back what each returns or raises.
+
+With ``LIGHTNING_SG_TEST_DEVICE=cuda`` the tests train on GPUs, and one is enough for all processes. A process that has
+used one cannot be forked; the processes then come from a server that has not, and get what to do as a pickle.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,11 @@ from typing import Any
 import torch
 
 _PR_SET_PDEATHSIG = 1
-TIMEOUT = 60.0  # seconds until a rank that has said nothing is ended; far above what any test needs
+#: What the tests train on: ``"cpu"`` or ``"cuda"``.
+DEVICE = os.environ.get("LIGHTNING_SG_TEST_DEVICE", "cpu")
+TIMEOUT = (
+    60.0 if DEVICE == "cpu" else 120.0
+)  # seconds until a rank that has said nothing is ended; far above what any test needs
 
 
 @dataclass
@@ -42,13 +50,16 @@ def run_ranks(count: int, work: Callable[[], Any], *, may_fail: bool = False) ->
 
     Args:
         count: The number of processes.
-        work: Called without arguments in each; what it returns must be picklable.
+        work: Called without arguments in each; what it returns must be picklable, and on GPUs it too.
         may_fail: Return :class:`Failure` for ranks that raise, instead of failing here.
 
     Returns:
         Each rank's result, in rank order. ``None`` for a rank that died without a word.
     """
-    context = get_context("fork")
+    context: Any = get_context("fork" if DEVICE == "cpu" else "forkserver")
+    if DEVICE != "cpu":
+        context.set_forkserver_preload(["lightning.pytorch", "lightning_sg", "tests.conftest"])
+        work = _Pickled(work)
     port = free_port()
     processes, ends = [], []
     for rank in range(count):
@@ -77,6 +88,18 @@ def run_ranks(count: int, work: Callable[[], Any], *, may_fail: bool = False) ->
     return results
 
 
+class _Pickled:
+    """A function that travels to another process with what it holds of its surroundings."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        import cloudpickle
+
+        self._pickle: bytes = cloudpickle.dumps(work)
+
+    def __call__(self) -> Any:
+        return pickle.loads(self._pickle)()
+
+
 def _child(rank: int, count: int, port: int, work: Callable[[], Any], end: Connection) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no rank outlives the tests, however they end
     torch.set_num_threads(1)
@@ -91,6 +114,11 @@ def _child(rank: int, count: int, port: int, work: Callable[[], Any], end: Conne
         TORCHELASTIC_RUN_ID="tests",
         OMP_NUM_THREADS="1",
     )
+    if DEVICE != "cpu" and count > torch.cuda.device_count():
+        # NCCL refuses two processes on one device of a host: make it take them for two hosts.
+        os.environ.update(
+            NCCL_HOSTID=f"host-{rank}", NCCL_SOCKET_IFNAME="lo", NCCL_IB_DISABLE="1", NCCL_CUMEM_ENABLE="0"
+        )
     try:
         result: Any = work()
     except BaseException as error:

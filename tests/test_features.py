@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_sg import Boundary, SyntheticGradients, SyntheticGradientStrategy, ZeroPredictor
 from tests.models import CLASSES, FEATURES, Classifier, assert_same_state, dataset, loader, make_trainer, state_of
-from tests.ranks import Failure, run_ranks
+from tests.ranks import DEVICE, Failure, run_ranks
 
 # ---------------------------------------------------------------------- modules
 
@@ -651,7 +651,7 @@ def scaled(
     """A run in 16 bits with a scaled loss, which the Trainer chooses by ``precision="16-mixed"`` on GPUs only."""
     pl.seed_everything(3, verbose=False)
     module = plain()
-    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
+    plugin = MixedPrecision("16-mixed", DEVICE, torch.amp.GradScaler(DEVICE, init_scale=scale))
     callback = SyntheticGradients(predictor=predictor, seed=1)
     strategy = SyntheticGradientStrategy(timeout=20.0) if devices > 1 else "auto"
     trainer = make_trainer(
@@ -683,7 +683,7 @@ def test_scaled_losses_that_overflow_skip_steps_and_go_on(tmp_path: Path) -> Non
 
 def test_scaled_losses_and_the_norm_of_the_model_are_refused_together() -> None:
     def work() -> None:
-        plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+        plugin = MixedPrecision("16-mixed", DEVICE, torch.amp.GradScaler(DEVICE))
         strategy = SyntheticGradientStrategy(timeout=20.0, clip_over="model")
         make_trainer(strategy=strategy, devices=2, plugins=[plugin], gradient_clip_val=1.0).fit(plain(), loader())
 

@@ -35,7 +35,7 @@ from tests.models import (
     make_trainer,
     state_of,
 )
-from tests.ranks import run_ranks
+from tests.ranks import DEVICE, run_ranks
 
 
 class Watcher(Callback):
@@ -217,7 +217,7 @@ def test_a_gradient_scaler_bears_steps_without_any_gradient() -> None:
     module = Classifier(stages=2)
     callback = SyntheticGradients(update_probability=0.3, seed=5)
     watcher = Watcher(callback)
-    scaling = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**10))
+    scaling = MixedPrecision("16-mixed", DEVICE, torch.amp.GradScaler(DEVICE, init_scale=2.0**10))
     make_trainer(callbacks=[callback, watcher], plugins=[scaling], max_epochs=8).fit(module, loader())
     later = watcher.steps[12:]  # before, the predictor may not have begun to predict
     changed = [bool(changed) for _updated, changed, _stepped in later]

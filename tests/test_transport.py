@@ -18,7 +18,7 @@ from torch import Tensor
 from lightning_sg.errors import StageLostError
 from lightning_sg.transport import CODINGS, Coding, Downstream, Message, Upstream, open_links
 from lightning_sg.transport.message import HEAD_BYTES, TensorSpec
-from tests.ranks import run_ranks
+from tests.ranks import DEVICE, run_ranks
 
 CPU = torch.device("cpu")
 DTYPES = ["float32", "float64", "float16", "bfloat16", "complex64", "int64", "int32", "int16", "int8", "uint8", "bool"]
@@ -153,7 +153,8 @@ def connected(
         dist.init_process_group("gloo", timeout=timedelta(seconds=20))
         chain = ranks or list(range(processes))
         position = chain.index(dist.get_rank())
-        return work(*open_links(position, [chain], 0, NAMES[:processes], CPU, "gloo", timeout))
+        device, backend = (CPU, "gloo") if DEVICE == "cpu" else (torch.device(DEVICE, 0), "nccl")
+        return work(*open_links(position, [chain], 0, NAMES[:processes], device, backend, timeout))
 
     return run_ranks(processes, run)
 

@@ -86,7 +86,7 @@ class Outbox:
         """
         head, rest = message.encode()
         parts = [part for spec, tensor in zip(message.specs, message.tensors) for part in spec.parts(tensor)]
-        payload = [part.to(self._wire.wire_device) for part in parts if part.numel()]
+        payload = [_bytes_of(part.to(self._wire.wire_device)) for part in parts if part.numel()]
         works: list[dist.Work] = []
         try:
             if self._error is not None:
@@ -230,7 +230,9 @@ class Inbox:
                 work.wait()
         arriving = _Arriving(message, [spec.empty(self._wire.wire_device) for spec in message.specs])
         for parts in arriving.parts:
-            arriving.works += [self._ask(part, self._wire.tensors, _TENSOR) for part in parts if part.numel()]
+            arriving.works += [
+                self._ask(_bytes_of(part), self._wire.tensors, _TENSOR) for part in parts if part.numel()
+            ]
         self._arriving.put(arriving)
         return message.kind == "batch"
 
@@ -310,6 +312,11 @@ def _on(stream: torch.cuda.Stream | None) -> Iterator[None]:
     torch.cuda.set_device(stream.device)
     with torch.cuda.stream(stream):
         yield
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    """A contiguous tensor as bytes, without a copy: NCCL does not know every type, such as int16 and complex ones."""
+    return tensor.reshape(-1).view(torch.uint8)
 
 
 def _first_line(error: BaseException) -> str:
