@@ -11,6 +11,7 @@ stages that are independent: this is what they cost, to be weighed against a sec
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import statistics
@@ -118,7 +119,8 @@ def measure(model: str, contestant: str, precision: Any, steps: int) -> dict[str
     # On the device at once: what is measured is the step, not the way of its data there.
     batches: Any = [tuple(part.cuda() for part in batch)] * (WARM_UP + steps)
     trainer.fit(module, DataLoader(batches, batch_size=None))
-    del trainer, module, batches
+    del trainer, module, batches, callbacks
+    gc.collect()  # there are cycles in it, and the next must find the memory empty
     torch.cuda.empty_cache()
     return {"milliseconds": watch.milliseconds, "MiB": watch.mebibytes}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_sg.boundary import differentiable
 from lightning_sg.errors import BoundaryError
 from lightning_sg.inputs.trainer import InputTrainer
-from lightning_sg.step import Step
+from lightning_sg.step import Step, unscaled
 from lightning_sg.training import PredictorTrainer, Record
 
 Optional = tuple[Tensor | None, ...]
@@ -84,7 +84,7 @@ class LocalCrossing:
         record = self.record
         # As between processes: where no gradient arrives at all, there is no target.
         if record.wants_target and any(gradient is not None for gradient in gradients):
-            record.add_target(None if gradient is None else gradient / self._scale for gradient in gradients)
+            record.add_target(self._unscaled(gradients))
         if record.true_share == 1:
             return gradients
         if record.prediction is None and record.true_share == 0:
@@ -101,21 +101,21 @@ class LocalCrossing:
 
     def exact(self, gradients: Optional) -> Optional:
         """Takes the true gradient as the exact target and passes it on, as if there were no boundary."""
-        self.record.exact_targets = self.record.per_sample(
-            None if gradient is None else gradient / self._scale for gradient in gradients
-        )
+        self.record.exact_targets = self.record.per_sample(self._unscaled(gradients))
         return gradients
 
     def excess(self, gradients: Optional) -> Optional:
         """Takes what the exact gradient is more than the target; passes on what it is more than the one used."""
         record = self.record
-        record.add_excess(gradients)
+        record.add_excess(self._unscaled(gradients))
         exact = record.exact_targets or record.targets
         if exact is None:
             return gradients
-        return tuple(
-            ((true - used) / record.samples).to(dtype) for true, used, dtype in zip(exact, record.used, self._dtypes)
-        )
+        factor = self._scale / record.samples
+        return tuple(((true - used) * factor).to(dtype) for true, used, dtype in zip(exact, record.used, self._dtypes))
+
+    def _unscaled(self, gradients: Optional) -> Optional:
+        return tuple(None if gradient is None else unscaled(gradient, self._scale) for gradient in gradients)
 
 
 class _Cut(torch.autograd.Function):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sg.crossing import LocalCrossing
+from lightning_sg.step import unscaled
 from lightning_sg.training import Record
 
 Parameters = dict[str, nn.Parameter]
@@ -57,9 +58,9 @@ class ExactPass:
         # but the gradient of a carrier also has in it what comes by way of others that depend on it.
         with _passing(crossings, "exact"):
             gradients = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
-        unscaled = iter([None if gradient is None else gradient / scale for gradient in gradients][len(carriers) :])
+        found = iter([None if each is None else unscaled(each, scale) for each in gradients][len(carriers) :])
         before = {name: None if p.grad is None else p.grad.clone() for name, p in parameters.items()}
-        return cls([next(unscaled) for _ in leaves], {name: next(unscaled) for name in parameters}, before)
+        return cls([next(found) for _ in leaves], {name: next(found) for name in parameters}, before)
 
     def corrections(self, parameters: Parameters, scale: Tensor | float) -> dict[str, Tensor]:
         """After the batch's own backward pass: the exact gradients less those that it gave."""
@@ -87,6 +88,7 @@ class KeptGraph:
         record: The batch at the boundary there.
         crossings: The boundaries between this process's own stages.
         leaves: What was received from the stage before and carries a gradient.
+        scale: The factor on the gradients of the batch's own backward pass, which this one has on its way too.
     """
 
     number: int
@@ -94,6 +96,7 @@ class KeptGraph:
     record: Record
     crossings: list[LocalCrossing]
     leaves: list[Tensor]
+    scale: Tensor | float
 
     def backward(self, parameters: Parameters) -> tuple[list[Tensor | None], dict[str, Tensor]]:
         """Goes backward with what the exact gradient is more than the one used, and lets go of the graph.
@@ -119,9 +122,10 @@ class KeptGraph:
         for carrier, exact, used in zip(self.carriers, record.exact_targets, record.used):
             if carrier.requires_grad:
                 outputs.append(carrier)
-                excess.append(((exact - used) / record.samples).to(carrier.dtype))
+                excess.append(((exact - used) * (self.scale / record.samples)).to(carrier.dtype))
         with _passing(self.crossings, "excess"):
-            gradients = iter(torch.autograd.grad(outputs, inputs, excess, allow_unused=True))
+            scaled = torch.autograd.grad(outputs, inputs, excess, allow_unused=True)
+        gradients = iter([None if gradient is None else unscaled(gradient, self.scale) for gradient in scaled])
         for _ in local:
             next(gradients)
         leaves: list[Tensor | None] = [next(gradients) for _ in self.leaves]

@@ -41,6 +41,7 @@ from lightning_sg.partition.trace import copy_of, quiet, shadowed, trace_step
 from lightning_sg.recurrent.boundary import CutInTime
 from lightning_sg.replicas import Replicas, ReplicatedStages
 from lightning_sg.rng import StepRandomness
+from lightning_sg.step import unscaled
 from lightning_sg.tied import TiedWeights
 from lightning_sg.timeline import actions
 from lightning_sg.training import Record
@@ -412,7 +413,7 @@ class StageRuntime(Exchange):
         if self._wanted and any(leaf.grad is not None for leaf in self._leaves):
             scale = self.callback.step.gradient_scale()
             gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in self._leaves]
-            targets = gradients if isinstance(scale, float) and scale == 1.0 else [g / scale for g in gradients]
+            targets = [unscaled(gradient, scale) for gradient in gradients]
         with self._profiler.profile(actions.SEND):
             self._upstream.send(
                 Message(
@@ -482,7 +483,7 @@ class StageRuntime(Exchange):
             record.fetch = lambda: self._answer(number, wanted=record.wants_target)
             if step.exact:
                 self._keeps = True
-                kept = KeptGraph(number, carriers, record, step.crossings, self._leaves)
+                kept = KeptGraph(number, carriers, record, step.crossings, self._leaves, step.gradient_scale())
                 batch = self.callback.batches
                 record.fetch_exact = lambda: self._take_exact(kept, batch, trainer.distance)
             self._send(tensors, wants_target=record.wants_target)

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from lightning_sg.crossing import LocalCrossing
 
 
+def unscaled(gradient: Tensor, scale: Tensor | float) -> Tensor:
+    """A gradient without a factor; one in float16 as float32, as it has the factor because it vanishes without."""
+    if isinstance(scale, float) and scale == 1.0:
+        return gradient
+    return (gradient.float() if gradient.dtype == torch.float16 else gradient) / scale
+
+
 class Step:
     """The current step: its context, what is done with the true gradient, and the factor on its gradients.
 
@@ -71,4 +78,4 @@ class Step:
         return scale
 
 
-__all__ = ["Step"]
+__all__ = ["Step", "unscaled"]

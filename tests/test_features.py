@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_sg import Boundary, SyntheticGradients, SyntheticGradientStrategy, ZeroPredictor
+from lightning_sg import Boundary, LinearPredictor, SyntheticGradients, SyntheticGradientStrategy, ZeroPredictor
 from tests.models import CLASSES, FEATURES, Classifier, assert_same_state, dataset, loader, make_trainer, state_of
 from tests.ranks import DEVICE, Failure, run_ranks
 
@@ -671,6 +671,44 @@ def test_scaled_losses_train_as_in_one_process(tmp_path: Path) -> None:
         assert (own, count) == (scale, changed)
     saved = torch.load(tmp_path / "scaled.ckpt", weights_only=False)
     assert saved["MixedPrecision"]["scale"] == scale
+
+
+class Small(Blocks):
+    """A loss so small that its gradients vanish in 16 bits unless they are scaled, from activations in 16 bits."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return 1e-6 * super().training_step(batch, batch_idx)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1000.0)
+
+
+def sizes_of_targets(devices: int, scaled: bool, **options: Any) -> dict[str, float]:
+    """The root mean square of the targets at the boundaries that predictors of this process have."""
+    pl.seed_everything(3, verbose=False)
+    module = Small(nn.Linear(FEATURES, 16), nn.Sequential(nn.ReLU(), nn.Linear(16, 16)), nn.Linear(16, CLASSES))
+    plugin = MixedPrecision("16-mixed", DEVICE, torch.amp.GradScaler(DEVICE, init_scale=2.0**16))
+    callback = SyntheticGradients(predictor=LinearPredictor(), seed=1, **options)
+    trainer = make_trainer(
+        strategy=SyntheticGradientStrategy(timeout=20.0) if devices > 1 else "auto",
+        devices=devices,
+        callbacks=[callback],
+        plugins=[plugin] if scaled else [],
+    )
+    trainer.fit(module, loader(shuffle=False))
+    return {name: float(t.scale.rms[0]) for name, t in callback.trainers.items() if t.scale.rms is not None}
+
+
+@pytest.mark.parametrize("options", [{}, {"exact_every": 2}, {"mix": 0.5}], ids=["synthetic", "exact", "mixed"])
+def test_targets_do_not_vanish_in_16_bits(options: dict[str, Any]) -> None:
+    expected = sizes_of_targets(1, False, **options)
+    assert 0 < expected["cuts.1"] < 1e-5
+    several = run_ranks(3, lambda: sizes_of_targets(3, True, **options))
+    for found in (
+        sizes_of_targets(1, True, **options),
+        {name: size for each in several for name, size in each.items()},
+    ):
+        assert found == pytest.approx(expected, rel=2e-2)
 
 
 def test_scaled_losses_that_overflow_skip_steps_and_go_on(tmp_path: Path) -> None:

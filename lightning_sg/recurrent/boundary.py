@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -46,6 +47,16 @@ class Written:
     def elsewhere(self) -> bool:
         """Whether another process wrote it: here it has a form, and no data."""
         return _without_data(self.leaves)
+
+    @cached_property
+    def going_on(self) -> Tensor | None:
+        """The numbers of the samples after which something follows; ``None`` for all of them.
+
+        Where samples end each for itself, a device must be asked for them; once.
+        """
+        if not isinstance(self.last, Tensor):
+            return torch.zeros(0, dtype=torch.long) if self.last else None
+        return (~self.last).nonzero().flatten()
 
     def value(self) -> Any:
         """What was written, in its structure, with :attr:`read` in it."""

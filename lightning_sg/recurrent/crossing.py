@@ -13,7 +13,7 @@ from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.recurrent.auxiliary import Auxiliary
 from lightning_sg.recurrent.boundary import Written
 from lightning_sg.recurrent.eligibility import EligibilityTrace
-from lightning_sg.recurrent.rows import choose, from_rows, going_on, spread, to_rows
+from lightning_sg.recurrent.rows import choose, from_rows, spread, to_rows
 from lightning_sg.recurrent.settings import ThroughTime
 from lightning_sg.step import Step
 from lightning_sg.training import PredictorTrainer
@@ -91,7 +91,7 @@ class TimeCrossing:
         for earlier in self._read:
             if earlier.step is not None:  # a resumed run may have no other occasion to restore its predictor
                 rows = to_rows([leaf.detach().float() for leaf in earlier.read], earlier.dims)
-                self.trainer.ready(choose(rows, going_on(earlier.last)), earlier.context, None)
+                self.trainer.ready(choose(rows, earlier.going_on), earlier.context, None)
                 break
         for written in self._new:
             self._predict(written, loss, scale)
@@ -100,7 +100,7 @@ class TimeCrossing:
             self._foretell(read, written)
 
     def _predict(self, written: Written, loss: Tensor, scale: Tensor | float) -> None:
-        numbers = going_on(written.last)
+        numbers = written.going_on
         if not written.carriers or (numbers is not None and not len(numbers)):
             return
         samples = written.carriers[0].shape[written.dims[0]]
@@ -132,7 +132,7 @@ class TimeCrossing:
         if prediction is None:
             return
         samples = read.read[0].shape[read.dims[0]]
-        goal = spread(prediction, going_on(written.last), samples)
+        goal = spread(prediction, written.going_on, samples)
         self._extra[read.step] = self._auxiliary.gradient(to_rows(read.read, read.dims), goal, self.trainer.scale.rms)
 
     def learn(self) -> None:
@@ -147,7 +147,7 @@ class TimeCrossing:
                 self.trainer.drop(step)
                 continue
             record = self.trainer.pending(step)
-            numbers = going_on(written.last)
+            numbers = written.going_on
             samples = written.read[0].shape[written.dims[0]]
             gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in written.read]
             rows = tuple(row.float() for row in to_rows(gradients, written.dims))

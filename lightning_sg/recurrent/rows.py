@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from lightning_sg.predictors.base import Gradients
-from lightning_sg.recurrent.boundary import Which
 
 
 def to_rows(tensors: Sequence[Tensor], dims: Sequence[int]) -> Gradients:
@@ -30,13 +28,6 @@ def from_rows(rows: Sequence[Tensor], like: Sequence[Tensor], dims: Sequence[int
     return tuple(tensors)
 
 
-def going_on(last: Which) -> Tensor | None:
-    """The numbers of the samples after which something follows; ``None`` for all of them."""
-    if not isinstance(last, Tensor):
-        return torch.zeros(0, dtype=torch.long) if last else None
-    return (~last).nonzero().flatten()
-
-
 def choose(rows: Gradients, numbers: Tensor | None) -> Gradients:
     """The rows of some samples."""
     return rows if numbers is None else tuple(row[numbers] for row in rows)
@@ -49,4 +40,4 @@ def spread(rows: Gradients, numbers: Tensor | None, samples: int) -> Gradients:
     return tuple(row.new_zeros(samples, *row.shape[1:]).index_copy(0, numbers, row) for row in rows)
 
 
-__all__ = ["choose", "from_rows", "going_on", "spread", "to_rows"]
+__all__ = ["choose", "from_rows", "spread", "to_rows"]

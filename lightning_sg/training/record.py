@@ -62,7 +62,7 @@ class Record:
     def per_sample(self, gradients: Iterable[torch.Tensor | None]) -> Gradients:
         """Gradients of the mean loss, of the activations' shapes, as those of the sum; ``None`` counts as zero."""
         return tuple(
-            torch.zeros_like(activation) if gradient is None else (gradient.detach() * float(self.samples)).float()
+            torch.zeros_like(activation) if gradient is None else gradient.detach().float() * self.samples
             for gradient, activation in zip(gradients, self.activations)
         )
 
