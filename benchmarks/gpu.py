@@ -100,7 +100,8 @@ class Stopwatch(pl.Callback):
 def measure(model: str, contestant: str, precision: Any, steps: int) -> dict[str, float]:
     """Trains for some steps: milliseconds a step, and the most memory in MiB."""
     pl.seed_everything(0, verbose=False)
-    module, cuts, batch = MODELS[model]()
+    with torch.device("cuda"):
+        module, cuts, batch = MODELS[model]()
     predictor = CONTESTANTS[contestant]
     watch = Stopwatch(steps)
     callbacks: list[pl.Callback] = [watch]
@@ -116,8 +117,7 @@ def measure(model: str, contestant: str, precision: Any, steps: int) -> dict[str
         log_every_n_steps=WARM_UP + steps + 1,
         **QUIET,
     )
-    # On the device at once: what is measured is the step, not the way of its data there.
-    batches: Any = [tuple(part.cuda() for part in batch)] * (WARM_UP + steps)
+    batches: Any = [batch] * (WARM_UP + steps)  # on the device: what is measured is the step, not its data's way there
     trainer.fit(module, DataLoader(batches, batch_size=None))
     del trainer, module, batches, callbacks
     gc.collect()  # there are cycles in it, and the next must find the memory empty
