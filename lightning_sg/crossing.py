@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +26,8 @@ class LocalCrossing:
     Attributes:
         record: The current batch at this boundary.
         carriers: The tensors of it that carry a gradient, as they left the stage before.
-        passing: What a gradient that arrives is turned into; see :class:`Backward`.
+        passing: What a gradient that arrives is turned into: ``"synthetic"``, ``"exact"`` or ``"excess"``, the methods
+            of these names. By name, as a bound method here would be a cycle, and what a batch holds not be let go.
 
     Args:
         trainer: The boundary's predictor.
@@ -41,7 +42,7 @@ class LocalCrossing:
         self.trainer = trainer
         self._inputs = inputs
         self._step = step
-        self.passing: Callable[[Optional], Optional] = self._synthetic
+        self.passing: Literal["synthetic", "exact", "excess"] = "synthetic"
         self._passed = False
 
     def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
@@ -77,9 +78,10 @@ class LocalCrossing:
                 f"A gradient of a gradient (`create_graph=True`) was asked for across boundary '{self.trainer.name}'. "
                 "A synthetic gradient has none: keep penalties on gradients within one stage."
             )
-        return self.passing(gradients)
+        passed: Optional = getattr(self, self.passing)(gradients)
+        return passed
 
-    def _synthetic(self, gradients: Optional) -> Optional:
+    def synthetic(self, gradients: Optional) -> Optional:
         """Keeps the target, and passes the prediction on."""
         record = self.record
         # As between processes: where no gradient arrives at all, there is no target.

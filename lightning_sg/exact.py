@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -134,10 +134,10 @@ class KeptGraph:
 
 
 @contextmanager
-def _passing(crossings: Sequence[LocalCrossing], how: str) -> Iterator[None]:
+def _passing(crossings: Sequence[LocalCrossing], how: Literal["exact", "excess"]) -> Iterator[None]:
     before = [crossing.passing for crossing in crossings]
     for crossing in crossings:
-        crossing.passing = getattr(crossing, how)
+        crossing.passing = how
     try:
         yield
     finally:
