@@ -71,7 +71,10 @@ class LabelLoss:
         if self.soft:
             chances = context.float().reshape(outputs.shape)
             return by_sample(self.compare(outputs, chances))
-        labels = self.labels(outputs.shape[:-1], context)
+        return self.of(outputs, self.labels(outputs.shape[:-1], context))
+
+    def of(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each sample, for labels that :meth:`labels` has found."""
         if self.place == "cell":
             outputs = resize(outputs.movedim(-1, 1), (labels.shape[1], labels.shape[2])).movedim(1, -1)
         return self.average(self.compare(outputs, labels), labels)
@@ -92,9 +95,11 @@ class LabelLoss:
                 f"labels of shape {tuple(context.shape)} are neither one for each sample nor one for each position or "
                 f"cell of the activations; {tuple(places)} would fit."
             )
-        labels = torch.where(labels < 0, self.ignore_index, labels.long())
+        labels = labels.long().masked_fill(labels < 0, self.ignore_index)
+        if labels.device.type != "cpu":  # asking it would stop it
+            return labels
         beyond = (labels >= self.classes) & (labels != self.ignore_index)
-        if labels.device.type == "cpu" and bool(beyond.any()):  # asking another device would stop it
+        if bool(beyond.any()):
             told = f"classes={{'{self.task}': ...}}" if self.task else "classes=..."
             raise ValueError(
                 f"label {int(labels[beyond][0])} is beyond the {self.classes} classes that the model's loss "

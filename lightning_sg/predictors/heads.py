@@ -67,30 +67,29 @@ class Head(nn.Module):
     def sample_losses(self, activations: Gradients, context: Any) -> Tensor:
         """The loss of each sample, ``(N,)``; positions and cells within a sample are averaged."""
         rows = self.view(activations)
-        with self._counting(rows.shape[:-1], context):
+        criterion = self.criterion
+        if not isinstance(criterion, LabelLoss) or criterion.soft:
+            return criterion(self.net(rows), context)
+        labels = criterion.labels(rows.shape[:-1], context)
+        counted = labels != criterion.ignore_index
+        with self._counting(counted, rows.shape[:-1]):
             if self.sampled is None:
-                return self.criterion(self.net(rows), context)
+                return criterion.of(self.net(rows), labels)
             rows = self.net[:-1](rows)
-        assert isinstance(self.criterion, LabelLoss)
         last = self.net[-1]
         assert isinstance(last, nn.Linear)
-        labels = self.criterion.labels(rows.shape[:-1], context)
-        counted = labels != self.criterion.ignore_index
         known = labels.where(counted, 0).flatten()
-        losses = self.sampled(rows.flatten(0, -2), known, last, self.criterion.smoothing).reshape(labels.shape)
-        return self.criterion.average(losses.where(counted, 0.0), labels)
+        losses = self.sampled(rows.flatten(0, -2), known, last, criterion.smoothing).reshape(labels.shape)
+        return criterion.average(losses.where(counted, 0.0), labels)
 
     @contextmanager
-    def _counting(self, places: torch.Size, context: Any) -> Iterator[None]:
+    def _counting(self, counted: Tensor, places: torch.Size) -> Iterator[None]:
         """Tells BatchNorm which rows have a label: the others have no loss, and no say in the others' gradients."""
         norms = [layer for layer in self.net if isinstance(layer, RowBatchNorm)]
-        if norms and isinstance(self.criterion, LabelLoss) and not self.criterion.soft:
-            labels = self.criterion.labels(places, context)
-            counted = labels != self.criterion.ignore_index
-            # The labels of images may be finer than the cells. Asking another device would stop it.
-            if counted.shape == places and not (counted.device.type == "cpu" and bool(counted.all())):
-                for norm in norms:
-                    norm.counted = counted
+        # The labels of images may be finer than the cells. Asking another device would stop it.
+        if counted.shape == places and not (counted.device.type == "cpu" and bool(counted.all())):
+            for norm in norms:
+                norm.counted = counted
         try:
             yield
         finally:
