@@ -31,6 +31,10 @@ from lightning.pytorch.strategies.launchers.subprocess_script import (
 )
 from lightning.pytorch.utilities import rank_zero_only as _rank_zero_only
 
+# Takes operations apart in Python where torch can, as torch.compile does. A GPU's recurrent layers must be, as cuDNN
+# looks for the data of their weights.
+from torch._dispatch.python import enable_python_dispatcher
+
 # Tensors with a shape, dtype and device but no data. torch documents FakeTensorMode but exports it nowhere.
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -82,6 +86,7 @@ __all__ = [
     "SubprocessScriptLauncher",
     "TorchDispatchMode",
     "default_process_group_backend",
+    "enable_python_dispatcher",
     "init_dist_connection",
     "logs_now",
     "optimizers_to_device",

@@ -46,6 +46,7 @@ SYMBOLS = [
     ),
     (None, "torch._subclasses.fake_tensor", "DataDependentOutputException"),
     (None, "torch._subclasses.fake_tensor", "DynamicOutputShapeException"),
+    ("enable_python_dispatcher", "torch._dispatch.python", "enable_python_dispatcher"),
     ("FakeTensor", "torch._subclasses.fake_tensor", "FakeTensor"),
     ("FakeTensorMode", "torch._subclasses.fake_tensor", "FakeTensorMode"),
     ("TorchDispatchMode", "torch.utils._python_dispatch", "TorchDispatchMode"),

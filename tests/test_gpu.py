@@ -188,6 +188,12 @@ def test_nor_does_it_at_boundaries_in_time() -> None:
     assert not waits, waits[0]
 
 
+def test_a_recurrent_network_is_followed_without_data() -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The boundaries could not be checked")
+        waits_of(1, in_time, TwoStages(), Chunks(sequences(4), CHUNK, sequence_length=LENGTH))
+
+
 def test_where_samples_end_each_for_itself_it_waits_once_a_chunk() -> None:
     module = Copier(3)
     steps, waits = waits_of(1, in_time, module, module.train_dataloader())

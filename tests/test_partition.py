@@ -19,6 +19,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_sg import Boundary, BoundaryError, PartitionError
+from lightning_sg._compat import FakeTensorMode
 from lightning_sg.boundary import Boundaries, Site
 from lightning_sg.partition import Trace, trace_step
 from lightning_sg.partition.balance import balance
@@ -657,6 +658,22 @@ def test_more_processes_than_stages_are_refused() -> None:
     module = linears(2)
     with pytest.raises(PartitionError, match="3 processes but only 2 stages"):
         place(module, trace(module), 3)
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}])
+def test_recurrent_layers_of_a_gpu_run_without_data(kind: Any, options: dict[str, Any]) -> None:
+    device, layer = torch.device("cuda", 0), kind(5, 6, batch_first=True, **options)
+    own = layer.forward
+    directions, count = (2, 4) if "num_layers" in options else (1, 1)
+    with torch.no_grad(), Ghosts(layer, None, device, trainable=False):
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            inputs, state = torch.empty(3, 4, 5, device=device), torch.empty(count, 3, 6, device=device)
+        outputs, _state = layer(inputs, (state, state) if kind is nn.LSTM else state)
+    assert is_ghost(outputs)
+    assert (outputs.shape, outputs.device) == ((3, 4, 6 * directions), device)
+    assert layer.forward == own
+    assert layer(torch.ones(3, 4, 5))[0].shape == outputs.shape  # on the host again
 
 
 def test_modules_of_torch_without_tensors_answer_ghosts_from_memory_and_compute_with_data() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_sg._compat import FakeTensor, FakeTensorMode, tree_leaves
+from lightning_sg._compat import FakeTensor, FakeTensorMode, enable_python_dispatcher, tree_leaves
 
 
 def is_ghost(value: object) -> bool:
@@ -46,6 +46,8 @@ class Ghosts(AbstractContextManager["Ghosts"]):
         self.origin: dict[int, Tensor] = {}  # id of a ghost -> the tensor that it stands for
         self._ghosts: dict[int, Tensor] = {}  # id of a tensor -> its ghost: tied parameters stay tied
         self._places: list[tuple[dict[str, Any], str, Tensor, Tensor]] = []
+        self._recurrent: list[nn.Module] = []
+        self._own: list[tuple[nn.Module, Any]] = []
         for prefix, child in module.named_modules():
             for held in (child._parameters, child._buffers):
                 for key, tensor in held.items():
@@ -57,17 +59,47 @@ class Ghosts(AbstractContextManager["Ghosts"]):
                         self._ghosts[id(tensor)] = ghost
                         self.origin[id(ghost)] = tensor
                     self._places.append((held, key, tensor, self._ghosts[id(tensor)]))
+            if isinstance(child, nn.RNNBase) and device.type != "cpu":
+                self._recurrent.append(child)
 
     def __enter__(self) -> Ghosts:
         for held, key, _tensor, ghost in self._places:
             held[key] = ghost
+        for child in self._recurrent:
+            self._own.append((child, child.__dict__.get("forward", _ABSENT)))
+            child.forward = _taken_apart(child.forward)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        _restore_forwards(self._own)
         for held, key, tensor, _ghost in self._places:
             held[key] = tensor
+
+
+def _taken_apart(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward pass of a recurrent layer on ghosts, by operations that know what to do with them.
+
+    With data it stays as it is.
+    """
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not any(is_ghost(leaf) for leaf in tree_leaves((args, kwargs))):
+            return forward(*args, **kwargs)
+        with enable_python_dispatcher():
+            return forward(*args, **kwargs)
+
+    return run
+
+
+def _restore_forwards(own: list[tuple[nn.Module, Any]]) -> None:
+    """Gives modules the ``forward`` back that they had; compiled modules and users set one on the instance."""
+    for module, forward in own:
+        del module.__dict__["forward"]
+        if forward is not _ABSENT:
+            module.forward = forward
+    own.clear()
 
 
 def _ghost_of(tensor: Tensor, mode: FakeTensorMode, device: torch.device, trainable: bool) -> Tensor:
@@ -100,11 +132,7 @@ class GhostMemory:
 
     def remove(self) -> None:
         """The submodules run their own ``forward`` again."""
-        for module, own in self._own:
-            del module.__dict__["forward"]
-            if own is not _ABSENT:  # compiled modules and users set one on the instance
-                module.forward = own
-        self._own.clear()
+        _restore_forwards(self._own)
 
 
 _ABSENT = object()
