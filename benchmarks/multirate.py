@@ -20,6 +20,7 @@ import lightning.pytorch as pl
 import torch
 
 from benchmarks.accuracy import spread
+from benchmarks.quiet import QUIET
 from benchmarks.runs import Record, add_records, append, lines_of
 from examples.mnist import Mnist
 from examples.multirate import DigitSequences, TwoRates
@@ -115,11 +116,8 @@ def train(method: str, seed: int, digits: int, mnist: str) -> Record:
     trainer = pl.Trainer(
         max_epochs=1,
         accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         callbacks=callbacks,
+        **QUIET,
     )
     start = time.perf_counter()
     trainer.fit(module, module.chunks(sequences))

@@ -27,6 +27,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from benchmarks.quiet import QUIET
 from benchmarks.runs import Record, add_records, append, lines_of
 from examples.copying import Copier
 from examples.shakespeare_lstm import CharLSTM, ShakespeareStreams
@@ -100,15 +101,7 @@ def train(run: Run, shakespeare: str | None) -> Record:
                 guard=None,
             )
         )
-    arguments: dict[str, Any] = {
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "max_steps": run.updates,
-        "max_epochs": -1,
-    }
+    arguments: dict[str, Any] = {"accelerator": "cpu", "max_steps": run.updates, "max_epochs": -1, **QUIET}
     start = time.perf_counter()
     if run.task == "text":
         assert shakespeare is not None

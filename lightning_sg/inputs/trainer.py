@@ -6,7 +6,7 @@ import copy
 import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -22,12 +22,13 @@ from lightning_sg.replicas import Replicas
 from lightning_sg.timeline import actions
 from lightning_sg.training.figures import all_finite
 from lightning_sg.training.learner import Learner
+from lightning_sg.training.teacher import Teacher
 
 # The weights of gradient and input predictors at one boundary begin from different numbers.
 _OF_INPUTS = 0x1A9B7
 
 
-class InputTrainer:
+class InputTrainer(Teacher[InputPredictor]):
     """The input predictor of one boundary with its optimizer, its pending activations and its figures.
 
     The order is fixed, so that it does not depend on where the stages run: the true activations of batch ``t`` are
@@ -44,35 +45,18 @@ class InputTrainer:
     def __init__(
         self, name: str, settings: SyntheticInputs, *, delay: int, seed: int, replicas: Replicas | None = None
     ) -> None:
-        self.name = name
-        self.delay = delay
-        self.step = 0
+        replicas = replicas or Replicas()
+        seed = (seed ^ zlib.crc32(name.encode())) + _OF_INPUTS
+        learner = Learner(settings.predictor, settings.optimizer, seed=seed, replicas=replicas)
+        super().__init__(name, learner, delay=delay, replicas=replicas)
         #: How many batches it has learned from.
         self.learned = 0
-        #: Makes a context for an action, by the name under which profilers see it.
-        self.profile: Callable[[str], AbstractContextManager[Any]] = nullcontext
         self._warm_up = settings.warm_up
-        self._replicas = replicas or Replicas()
-        seed = (seed ^ zlib.crc32(name.encode())) + _OF_INPUTS
-        self._learner: Learner[InputPredictor] = Learner(
-            settings.predictor, settings.optimizer, seed=seed, replicas=self._replicas
-        )
         self._pending: deque[InputRecord] = deque()
         self._restored: dict[str, Any] | None = None
-        self._figures: dict[str, Tensor] = {}
         self._finite: Tensor | None = None
 
     # ------------------------------------------------------------------ one batch
-
-    @property
-    def predictor(self) -> InputPredictor:
-        """The predictor, built once the first batch is known."""
-        return self._learner.predictor
-
-    @property
-    def built(self) -> bool:
-        """Whether the predictor has its parameters."""
-        return self._learner.built
 
     @property
     def waits(self) -> bool:
@@ -134,11 +118,6 @@ class InputTrainer:
         """Waits for all activations under way, without learning from those that are not due."""
         for record in self._pending:
             record.collect()
-
-    def take_figures(self) -> dict[str, Tensor]:
-        """The figures of the last batch learned from, once: scalars by name."""
-        figures, self._figures = self._figures, {}
-        return figures
 
     def check_finite(self) -> None:
         """Asks the device whether a prediction since the last time was not finite, which stops it for a moment.

@@ -8,7 +8,7 @@ import warnings
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,12 +25,13 @@ from lightning_sg.training.figures import all_finite, compare, cosine
 from lightning_sg.training.guard import AlignmentGuard, Watch
 from lightning_sg.training.learner import Learner, OptimizerFactory, SchedulerFactory
 from lightning_sg.training.record import Record
+from lightning_sg.training.teacher import Teacher
 
 #: Takes the predictor, a batch's activations and its targets; returns what is to be learned from it and from others.
 Echo = Callable[[Callable[[Gradients, Any], Gradients | None], Gradients, Gradients], tuple[Gradients, Gradients]]
 
 
-class PredictorTrainer:
+class PredictorTrainer(Teacher[GradientPredictor]):
     """The predictor of one boundary with its optimizer, its pending targets and its figures.
 
     The order is fixed, so that it does not depend on where the stages run. The next stage's target for batch ``t``
@@ -74,27 +75,23 @@ class PredictorTrainer:
         guard: AlignmentGuard | None = None,
         replicas: Replicas | None = None,
     ) -> None:
-        self.name = name
-        self.delay = delay
+        replicas = replicas or Replicas()
+        seed = seed ^ zlib.crc32(name.encode())
+        arguments: dict[str, Any] = {"updates": updates, "ema": ema, "seed": seed, "replicas": replicas}
+        learner = Learner(template, make_optimizer, make_scheduler, **arguments)
+        super().__init__(name, learner, delay=delay, replicas=replicas)
         self.train_every = train_every
         self.scale = TargetScale(bound)
-        self.step = 0
         #: Boundaries from this one to the end of the network, this one included.
         self.distance = 1
         #: Of what crosses the boundary, as a traced step showed them.
         self.shapes: list[tuple[int, ...]] = []
-        #: Makes a context for an action, by the name under which profilers see it.
-        self.profile: Callable[[str], AbstractContextManager[Any]] = nullcontext
         #: FLOPs of one prediction and of one step of learning, once both were seen.
         self.flops: int | None = None
-        self._replicas = replicas or Replicas()
         self._factor = scale
         self._template = template
         self._bootstrap = bootstrap
         self._exact_weight = exact_weight
-        seed = seed ^ zlib.crc32(name.encode())
-        arguments: dict[str, Any] = {"updates": updates, "ema": ema, "seed": seed, "replicas": self._replicas}
-        self._learner: Learner[GradientPredictor] = Learner(template, make_optimizer, make_scheduler, **arguments)
         self._watch = None if guard is None else Watch(guard)
         fallback = guard.fallback if guard is not None and isinstance(guard.fallback, GradientPredictor) else None
         self._fallback: Learner[GradientPredictor] | None = None
@@ -103,19 +100,8 @@ class PredictorTrainer:
         self._loss: LossInfo | None = None
         self._restored: dict[str, Any] | None = None
         self._pending: deque[Record] = deque()
-        self._figures: dict[str, Tensor] = {}
         self._non_finite: tuple[Tensor, Tensor, Record] | None = None
         self._counted: dict[str, int] = {}
-
-    @property
-    def predictor(self) -> GradientPredictor:
-        """The predictor, built once the first activations are known."""
-        return self._learner.predictor
-
-    @property
-    def built(self) -> bool:
-        """Whether the predictor has its parameters."""
-        return self._learner.built
 
     @property
     def exact(self) -> bool:
@@ -260,11 +246,6 @@ class PredictorTrainer:
             record.collect()
         for record in self._pending:
             record.collect_exact()
-
-    def take_figures(self) -> dict[str, Tensor]:
-        """The figures of the last batch learned from, once: scalars by name."""
-        figures, self._figures = self._figures, {}
-        return figures
 
     def check_finite(self) -> None:
         """Asks the device whether a prediction since the last time was not finite, which stops it for a moment.
