@@ -33,22 +33,24 @@ from examples.copying import Copier
 from examples.shakespeare_lstm import CharLSTM, ShakespeareStreams
 from lightning_sg import LinearPredictor, SyntheticGradients, ThroughTime
 
-TRUNCATED, SYNTHETIC, AUXILIARY, WEAK = (
+TRUNCATED, SYNTHETIC, AUXILIARY, WEAK, UNBIASED = (
     "truncated",
     "synthetic gradients",
     "and auxiliary task",
     "synthetic gradients, a tenth of them",
+    "BP(1) over six chunks",
 )
 METHODS: dict[str, ThroughTime | None] = {
     TRUNCATED: None,
     SYNTHETIC: ThroughTime(scale=1.0),
     AUXILIARY: ThroughTime(scale=1.0, auxiliary=0.1),
     WEAK: ThroughTime(scale=0.1),
+    UNBIASED: ThroughTime(scale=1.0, trace_decay=1.0, chunks=6),
 }
 
 #: Time steps in a chunk, by task and method.
 CHUNKS = {
-    "copy": dict.fromkeys(METHODS, (2, 3, 4, 5)),
+    "copy": {**dict.fromkeys((TRUNCATED, SYNTHETIC, AUXILIARY, WEAK), (2, 3, 4, 5)), UNBIASED: (3,)},
     "repeat copy": dict.fromkeys((TRUNCATED, SYNTHETIC, AUXILIARY), (2, 3, 4, 5)),
     "text": {TRUNCATED: (8, 20, 40), SYNTHETIC: (8,), WEAK: (8,)},
 }
