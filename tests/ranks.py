@@ -19,14 +19,14 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
 
+import cloudpickle
 import torch
 
 _PR_SET_PDEATHSIG = 1
 #: What the tests train on: ``"cpu"`` or ``"cuda"``.
 DEVICE = os.environ.get("LIGHTNING_SG_TEST_DEVICE", "cpu")
-TIMEOUT = (
-    60.0 if DEVICE == "cpu" else 120.0
-)  # seconds until a rank that has said nothing is ended; far above what any test needs
+#: Seconds until a rank that has said nothing is ended; far above what any test needs.
+TIMEOUT = 60.0 if DEVICE == "cpu" else 120.0
 
 
 @dataclass
@@ -92,8 +92,6 @@ class _Pickled:
     """A function that travels to another process with what it holds of its surroundings."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
-        import cloudpickle
-
         self._pickle: bytes = cloudpickle.dumps(work)
 
     def __call__(self) -> Any:

@@ -333,7 +333,7 @@ def test_unlocked_table_leaves_out_other_numbers_of_steps():
 
 def test_recurrent_runs_are_planned_and_one_is_trained():
     planned = recurrent.plan(["copy", "text"], [0, 1], None, 7)
-    assert len(planned) == len(set(planned)) == 2 * (4 * 4 + 5)
+    assert len(planned) == len(set(planned)) == 2 * (4 * 4 + 1 + 5)
     assert {run.updates for run in planned} == {7}
     record = recurrent.train(recurrent.Run("copy", recurrent.AUXILIARY, 2, 0, 10), None)
     assert record["solved"] == 0
