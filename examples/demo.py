@@ -72,7 +72,9 @@ def work(name: str, out: Path, epochs: int) -> None:
             self.samples += len(batch[1])
             self.stopped = time.perf_counter()
             metrics = trainer.callback_metrics
-            cosines = {key.split("/")[1]: value for key, value in metrics.items() if key.endswith("/cosine")}
+            parts = {tuple(key.split("/")): value for key, value in metrics.items()}
+            # Of each boundary: "sg/cosine" is the mean of all, for the progress bar.
+            cosines = {key[1]: value for key, value in parts.items() if len(key) == 3 and key[2] == "cosine"}
             for boundary, cosine in cosines.items():
                 self.cosine.setdefault(boundary, []).append(float(cosine))
             if cosines:
@@ -97,6 +99,7 @@ def work(name: str, out: Path, epochs: int) -> None:
         enable_checkpointing=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
+        log_every_n_steps=1,  # the plot has the alignment of each batch
         **(decoupled if name == DECOUPLED else {"devices": 1}),
     )
     trainer.fit(model, data)

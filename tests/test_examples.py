@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -508,3 +509,13 @@ def test_networks_at_different_rates_train_and_are_judged(coupled, labels):
     assert 0 <= float(trainer.callback_metrics["val_threes"]) <= 100
     after = state_of(module)
     assert not any(torch.equal(before[name], after[name]) for name in ("slow.weight_ih_l0", "fast.weight_ih_l0"))
+
+
+def test_the_demo_runs_to_its_plot(tmp_path):
+    """As ``make demo`` runs it, for a shorter time."""
+    command = [sys.executable, "-m", "examples.demo", "--epochs", "2", "--outputs", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert "Decoupled, training went at" in ended.stdout
+    assert "net.4: " in ended.stdout
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
