@@ -6,7 +6,7 @@ import os
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,21 +19,19 @@ from torch import Tensor, nn
 
 from examples.copying import Copier
 from lightning_sg import (
-    Chunks,
     LinearPredictor,
     LocalLoss,
     MLPPredictor,
     SyntheticGradients,
     SyntheticGradientStrategy,
-    SyntheticInputs,
     ThroughTime,
 )
 from tests.models import CLASSES, Classifier, assert_same_state, loader, make_trainer, state_of
 from tests.ranks import DEVICE, run_ranks
 from tests.test_paging import Configured
-from tests.test_recurrent import CHUNK, LENGTH, sequences
 from tests.test_recurrent_stages import TwoStages
 from tests.test_replicas import Smooth
+from tests.watched import CALLBACKS, COUPLES, Make, chunks, in_time, train_watched
 
 pytestmark = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU and LIGHTNING_SG_TEST_DEVICE=cuda")
 
@@ -94,15 +92,12 @@ class NeverWaits(Callback):
             if "called a synchronizing" in str(message) and threading.current_thread() is main:
                 self.waits.append("".join(traceback.format_stack(limit=12)))
 
-        before = warnings.showwarning
-        warnings.showwarning = note
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings():  # puts back showwarning too
                 warnings.simplefilter("always")
                 warnings.showwarning = note
                 yield
         finally:
-            warnings.showwarning = before
             torch.cuda.set_sync_debug_mode("default")
 
 
@@ -113,32 +108,14 @@ class Blind(Classifier):
         return F.cross_entropy(self(batch[0]), batch[1])
 
 
-WATCHED: dict[str, Callable[[], SyntheticGradients]] = {
-    "by default": SyntheticGradients,
-    "linear": lambda: SyntheticGradients(predictor=LinearPredictor()),
-    "local loss": lambda: SyntheticGradients(predictor=LocalLoss()),
-    "exact gradients": lambda: SyntheticGradients(exact_every=2, correction=0.5),
-    "a share of the true gradient": lambda: SyntheticGradients(mix=0.5),
-    "two steps of delay": lambda: SyntheticGradients(delay=2),
-    "synthetic inputs": lambda: SyntheticGradients(inputs=SyntheticInputs()),
-    "random updates": lambda: SyntheticGradients(update_probability=0.5),
-}
+# The guard asks a device now and then, by default first after 50 batches.
+WATCHED = [name for name in CALLBACKS if name != COUPLES]
 
 
-def waits_of(
-    devices: int, make: Callable[[], SyntheticGradients], module: pl.LightningModule | None = None, data: Any = None
-) -> Any:
+def waits_of(devices: int, make: Make, module: pl.LightningModule | None = None, data: Any = None) -> Any:
     watch = NeverWaits()
-    trainer = make_trainer(
-        strategy="synthetic_gradients" if devices > 1 else "auto",
-        devices=devices,
-        callbacks=[make(), watch],
-        max_steps=STEPS,
-        max_epochs=-1,
-        log_every_n_steps=1000,
-    )
     with watch.watching():
-        trainer.fit(module or Blind(), loader(samples=16 * STEPS) if data is None else data)
+        train_watched(watch, devices, make, module or Blind(), data or loader(samples=16 * STEPS), STEPS)
     return watch.steps, watch.waits
 
 
@@ -164,26 +141,24 @@ EXPECTED = STEPS - 1 - FIRST
 
 @pytest.mark.parametrize("name", WATCHED)
 def test_the_host_never_waits_for_the_device_in_a_step(name: str) -> None:
-    steps, waits = waits_of(1, WATCHED[name])
+    steps, waits = waits_of(1, CALLBACKS[name])
     assert steps == EXPECTED
     assert not waits, waits[0]
 
 
 @pytest.mark.parametrize("name", WATCHED)
 def test_nor_does_it_in_several_processes(name: str) -> None:
-    for steps, waits in run_ranks(2, lambda: waits_of(2, WATCHED[name])):
+    for steps, waits in run_ranks(2, lambda: waits_of(2, CALLBACKS[name])):
         assert steps == EXPECTED
         assert not waits, waits[0]
 
 
-def in_time() -> SyntheticGradients:
-    predictor = LinearPredictor(conditional=False, normalize="none")
-    return SyntheticGradients(predictor=predictor, through_time=ThroughTime(auxiliary=0.1))
+def with_auxiliary_task() -> SyntheticGradients:
+    return in_time(ThroughTime(auxiliary=0.1))
 
 
 def test_nor_does_it_at_boundaries_in_time() -> None:
-    chunks = Chunks(sequences(4), CHUNK, sequence_length=LENGTH)
-    steps, waits = waits_of(1, in_time, TwoStages(), chunks)
+    steps, waits = waits_of(1, with_auxiliary_task, TwoStages(), chunks())
     assert steps == EXPECTED
     assert not waits, waits[0]
 
@@ -191,12 +166,12 @@ def test_nor_does_it_at_boundaries_in_time() -> None:
 def test_a_recurrent_network_is_followed_without_data() -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="The boundaries could not be checked")
-        waits_of(1, in_time, TwoStages(), Chunks(sequences(4), CHUNK, sequence_length=LENGTH))
+        train_watched(Callback(), 1, with_auxiliary_task, TwoStages(), chunks(), 1)
 
 
 def test_where_samples_end_each_for_itself_it_waits_once_a_chunk() -> None:
     module = Copier(3)
-    steps, waits = waits_of(1, in_time, module, module.train_dataloader())
+    steps, waits = waits_of(1, with_auxiliary_task, module, module.train_dataloader())
     assert steps == EXPECTED
     waits = [wait for wait in waits if "examples/" not in wait]  # the example's curriculum reads its error
     assert len(waits) <= steps, "\n".join(waits)
@@ -296,14 +271,7 @@ def test_a_device_holds_only_the_stages_of_its_process() -> None:
 
     def work() -> tuple[int, int, int]:
         watch = Watch()
-        trainer = make_trainer(
-            strategy="synthetic_gradients",
-            devices=2,
-            callbacks=[SyntheticGradients(), watch],
-            max_steps=2,
-            max_epochs=-1,
-        )
-        trainer.fit(Configured(width, layers), loader(shuffle=False))
+        train_watched(watch, 2, SyntheticGradients, Configured(width, layers), loader(shuffle=False), 2)
         return watch.seen["set up"], watch.seen["trained"], torch.cuda.max_memory_allocated()
 
     for set_up, trained, most in run_ranks(2, work):
