@@ -37,7 +37,8 @@ from lightning_sg.partition.checks import check_cuts, check_trainable
 from lightning_sg.partition.ghosts import GhostMemory, Ghosts, ghost_like, is_ghost
 from lightning_sg.partition.paging import PagedParameters
 from lightning_sg.partition.placement import Placement, assign, place
-from lightning_sg.partition.trace import copy_of, quiet, shadowed, trace_step
+from lightning_sg.partition.shadow import shadowed
+from lightning_sg.partition.trace import copy_of, quiet, trace_step
 from lightning_sg.recurrent.boundary import CutInTime
 from lightning_sg.replicas import Replicas, ReplicatedStages
 from lightning_sg.rng import StepRandomness

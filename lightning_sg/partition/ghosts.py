@@ -7,7 +7,7 @@ without computing anything, and knows the shape of what it must receive there.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sg._compat import FakeTensor, FakeTensorMode, enable_python_dispatcher, tree_leaves
+from lightning_sg.partition.shadow import shadowed
 
 
 def is_ghost(value: object) -> bool:
@@ -47,7 +48,7 @@ class Ghosts(AbstractContextManager["Ghosts"]):
         self._ghosts: dict[int, Tensor] = {}  # id of a tensor -> its ghost: tied parameters stay tied
         self._places: list[tuple[dict[str, Any], str, Tensor, Tensor]] = []
         self._recurrent: list[nn.Module] = []
-        self._own: list[tuple[nn.Module, Any]] = []
+        self._shadows = ExitStack()
         for prefix, child in module.named_modules():
             for held in (child._parameters, child._buffers):
                 for key, tensor in held.items():
@@ -65,15 +66,14 @@ class Ghosts(AbstractContextManager["Ghosts"]):
     def __enter__(self) -> Ghosts:
         for held, key, _tensor, ghost in self._places:
             held[key] = ghost
-        for child in self._recurrent:
-            self._own.append((child, child.__dict__.get("forward", _ABSENT)))
-            child.forward = _taken_apart(child.forward)
+        shadows = [(child, "forward", _taken_apart(child.forward)) for child in self._recurrent]
+        self._shadows.enter_context(shadowed(shadows))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _restore_forwards(self._own)
+        self._shadows.close()
         for held, key, tensor, _ghost in self._places:
             held[key] = tensor
 
@@ -91,15 +91,6 @@ def _taken_apart(forward: Callable[..., Any]) -> Callable[..., Any]:
             return forward(*args, **kwargs)
 
     return run
-
-
-def _restore_forwards(own: list[tuple[nn.Module, Any]]) -> None:
-    """Gives modules the ``forward`` back that they had; compiled modules and users set one on the instance."""
-    for module, forward in own:
-        del module.__dict__["forward"]
-        if forward is not _ABSENT:
-            module.forward = forward
-    own.clear()
 
 
 def _ghost_of(tensor: Tensor, mode: FakeTensorMode, device: torch.device, trainable: bool) -> Tensor:
@@ -121,21 +112,17 @@ class GhostMemory:
 
     def __init__(self, modules: Collection[nn.Module]) -> None:
         self._blocks = [(module, _Remembering(module)) for module in modules]
-        self._own: list[tuple[nn.Module, Any]] = []
+        self._shadows = ExitStack()
 
     def install(self) -> None:
         """From now on the submodules answer from memory."""
         for module, remembering in self._blocks:
-            self._own.append((module, module.__dict__.get("forward", _ABSENT)))
             remembering.forward = module.forward
-            module.forward = remembering
+        self._shadows.enter_context(shadowed([(module, "forward", block) for module, block in self._blocks]))
 
     def remove(self) -> None:
         """The submodules run their own ``forward`` again."""
-        _restore_forwards(self._own)
-
-
-_ABSENT = object()
+        self._shadows.close()
 
 
 class _Remembering:

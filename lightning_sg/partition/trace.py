@@ -25,6 +25,7 @@ from lightning_sg._compat import DATA_DEPENDENT_ERRORS, tree_leaves
 from lightning_sg.boundary import Crossing, Site
 from lightning_sg.errors import BoundaryError, PartitionError
 from lightning_sg.partition.ghosts import Ghosts, is_ghost
+from lightning_sg.partition.shadow import shadowed
 from lightning_sg.predictors.base import LossInfo
 from lightning_sg.recurrent.boundary import boundaries_in_time
 from lightning_sg.rng import unchanged_randomness
@@ -138,9 +139,6 @@ def call_training_step(module: pl.LightningModule, batch: Any, batch_idx: int) -
     takes_index = len(inspect.signature(module.training_step).parameters) > 1
     copied = copy_of(batch)
     return module.training_step(*((copied, batch_idx) if takes_index else (copied,)))
-
-
-_ABSENT = object()
 
 
 class _StepEnds(BaseException):
@@ -398,20 +396,4 @@ def _no_backward(module: nn.Module) -> AbstractContextManager[None]:
     return shadowed([(module, "manual_backward", end_step)])
 
 
-@contextmanager
-def shadowed(shadows: list[tuple[nn.Module, str, Any]]) -> Iterator[None]:
-    """While entered, the objects have the given attributes in front of their own."""
-    before = [(child, name, child.__dict__.get(name, _ABSENT)) for child, name, _shadow in shadows]
-    for child, name, shadow in shadows:
-        object.__setattr__(child, name, shadow)
-    try:
-        yield
-    finally:
-        for child, name, value in before:
-            if value is _ABSENT:
-                object.__delattr__(child, name)
-            else:
-                object.__setattr__(child, name, value)
-
-
-__all__ = ["Leak", "Trace", "call_training_step", "copy_of", "quiet", "shadowed", "trace_step"]
+__all__ = ["Leak", "Trace", "call_training_step", "copy_of", "quiet", "trace_step"]

@@ -1,0 +1,33 @@
+"""Attributes in front of a module's own, for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+_ABSENT = object()
+
+
+@contextmanager
+def shadowed(shadows: list[tuple[nn.Module, str, Any]]) -> Iterator[None]:
+    """While entered, the objects have the given attributes in front of their own.
+
+    Compiled modules and users set a ``forward`` on the instance, which is put back.
+    """
+    before = [(child, name, child.__dict__.get(name, _ABSENT)) for child, name, _shadow in shadows]
+    for child, name, shadow in shadows:
+        object.__setattr__(child, name, shadow)
+    try:
+        yield
+    finally:
+        for child, name, value in before:
+            if value is _ABSENT:
+                object.__delattr__(child, name)
+            else:
+                object.__setattr__(child, name, value)
+
+
+__all__ = ["shadowed"]
