@@ -27,8 +27,8 @@ from torch import Tensor
 
 from benchmarks.contestants import COPIES, DELAYED, OURS, SINGLE, Clock, Contestant, Turn, contestants
 from benchmarks.workloads import WORKLOADS, Workload, emulated
-from lightning_sg.timeline import Timeline
-from lightning_sg.timeline.spans import shares_of
+from lightning_sg.tools.timeline import Timeline
+from lightning_sg.tools.timeline.spans import shares_of
 
 FEWEST_STEPS = 4
 

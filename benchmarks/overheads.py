@@ -28,9 +28,9 @@ from torch.utils.data import DataLoader
 
 from benchmarks.quiet import QUIET
 from benchmarks.workers import run_group
-from lightning_sg import SyntheticGradients
-from lightning_sg.timeline import Timeline, actions
-from lightning_sg.timeline.spans import batches_of
+from lightning_sg import SyntheticGradients, profiling
+from lightning_sg.tools.timeline import Timeline
+from lightning_sg.tools.timeline.spans import batches_of
 
 Model = tuple["Layers", list[str], Callable[[], Any]]
 
@@ -99,12 +99,12 @@ def measure(name: str, steps: int) -> dict[str, float]:
         inside = [span.duration for span in timeline.spans if span.name == action and span.start >= counted[0].start]
         return 1000 * statistics.median(inside) if inside else 0.0
 
-    start_up = sum(span.duration for span in timeline.spans if span.name == actions.START_UP)
+    start_up = sum(span.duration for span in timeline.spans if span.name == profiling.START_UP)
     return {
         "modules": float(len(list(module.modules()))),
         "start-up": 1000 * start_up,
         "step": 1000 * statistics.median(span.duration for span in counted),
-        "ghosts": median(actions.GHOSTS),
+        "ghosts": median(profiling.GHOSTS),
     }
 
 

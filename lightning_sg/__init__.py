@@ -28,7 +28,7 @@ from lightning_sg.predictors import (
 )
 from lightning_sg.recurrent import Chunk, Chunks, MessageBoundary, ThroughTime, TimeBoundary, parallel_streams
 from lightning_sg.strategy import SyntheticGradientStrategy
-from lightning_sg.timeline import Timeline
+from lightning_sg.tools.timeline import Timeline
 from lightning_sg.training import AlignmentGuard
 
 __version__ = "0.1.0"

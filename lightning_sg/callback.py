@@ -17,13 +17,13 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from lightning_sg._compat import logs_now
+from lightning_sg.batch.context import ContextSource, context_of
 from lightning_sg.boundary import Boundaries
-from lightning_sg.context import ContextSource, context_of
-from lightning_sg.corrections import Corrections
-from lightning_sg.crossing import LocalCrossing
+from lightning_sg.crossings.corrections import Corrections
+from lightning_sg.crossings.exact import ExactPass, Parameters
+from lightning_sg.crossings.local import LocalCrossing
+from lightning_sg.crossings.step import Step
 from lightning_sg.errors import PartitionError, SyntheticGradientsError
-from lightning_sg.exact import ExactPass, Parameters
-from lightning_sg.exchange import Exchange, Figures
 from lightning_sg.inputs import InputBoundaries, SyntheticInputs
 from lightning_sg.partition.automatic import choose_boundaries
 from lightning_sg.partition.checks import check_cuts, check_trainable
@@ -33,11 +33,11 @@ from lightning_sg.recurrent.auxiliary import Auxiliary
 from lightning_sg.recurrent.boundary import TimeBoundary, boundaries_in_time
 from lightning_sg.recurrent.crossings import TimeCrossings
 from lightning_sg.recurrent.settings import ThroughTime
-from lightning_sg.step import Step
+from lightning_sg.runtime import Exchange, Figures
 from lightning_sg.training import AlignmentGuard, PredictorTrainer
 from lightning_sg.training.cost import PredictorCost, cost_of_predictor
 from lightning_sg.training.learner import Learner
-from lightning_sg.updates import RandomUpdates
+from lightning_sg.training.updates import RandomUpdates
 
 # Lightning's own, which its users see; each boundary speaks in the one process that has its predictor.
 _log = logging.getLogger("lightning.pytorch")

@@ -31,17 +31,17 @@ def main(args: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if args is None else args)
     # Before Lightning's: these train nothing, and need no jsonargparse.
     if arguments[:1] == ["report"]:
-        from lightning_sg.report.command import main as report
+        from lightning_sg.tools.report.command import main as report
 
         report(arguments[1:])
         return
     if arguments[:1] == ["timeline"]:
-        from lightning_sg.timeline.command import main as timeline
+        from lightning_sg.tools.timeline.command import main as timeline
 
         timeline(arguments[1:])
         return
     if arguments[:1] == ["merge"]:
-        from lightning_sg.sharded import main as merge
+        from lightning_sg.checkpoint.merge import main as merge
 
         merge(arguments[1:])
         return
@@ -73,7 +73,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args=None if args is None else list(args),
     )
     if planning:
-        from lightning_sg.plan.command import show
+        from lightning_sg.tools.plan.command import show
 
         show(cli.model, cli.datamodule, cli.trainer)
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import dataclasses
 import inspect
-import numbers
 import os
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -16,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.seed import pl_worker_init_function
@@ -36,25 +32,25 @@ from lightning_sg._compat import (
     reduce_over,
     set_rank_zero,
 )
+from lightning_sg.batch.fingerprint import fingerprint
 from lightning_sg.callback import SyntheticGradients
-from lightning_sg.checkpoint import gather_weights, own_optimizer_state
-from lightning_sg.coordination import StageCoordinator, agree_on_stop
+from lightning_sg.checkpoint.sharded import is_sharded, load_optimizers, load_rest, load_weights, merge, own_weights
+from lightning_sg.checkpoint.sharded import save as save_shards
+from lightning_sg.checkpoint.whole import gather_weights, own_optimizer_state
+from lightning_sg.distributed.coordination import StageCoordinator, agree_on_stop
+from lightning_sg.distributed.restarts import store_of_attempt
+from lightning_sg.distributed.runtime import StageRuntime
+from lightning_sg.distributed.scaler import StageScaler
 from lightning_sg.errors import SyntheticGradientsError
-from lightning_sg.exchange import Exchange
 from lightning_sg.partition.materialize import materialize
 from lightning_sg.partition.paging import PagedParameters
 from lightning_sg.partition.placement import too_few_stages
 from lightning_sg.replicas import Replicas
-from lightning_sg.restarts import store_of_attempt
 from lightning_sg.rng import random_state, set_random_state
-from lightning_sg.scaling import StageScaler
-from lightning_sg.sharded import is_sharded, load_optimizers, load_rest, load_weights, merge, own_weights
-from lightning_sg.sharded import save as save_shards
-from lightning_sg.stage import StageRuntime
+from lightning_sg.runtime import Exchange
 from lightning_sg.transport import CODINGS, Coding
 
 _SHARDS = "lightning_sg_shards"  # in a checkpoint that is being loaded: the folder with its tensors
-_SAMPLED = 1024  # numbers of each tensor that go into a batch's fingerprint
 
 
 class SyntheticGradientStrategy(ParallelStrategy):
@@ -640,42 +636,4 @@ def _leave_process_group() -> None:
         dist.destroy_process_group()
 
 
-def fingerprint(batch: Any) -> int:
-    """A number that two different batches share only by chance, from a sample of each tensor's values.
-
-    Args:
-        batch: Tensors, arrays, numbers and strings in any nesting of sequences, mappings and dataclasses; other things
-            are left out.
-    """
-    checksum = 0
-    waiting = [batch]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, Tensor):
-            checksum = zlib.crc32(_sample(part), checksum)
-        elif isinstance(part, np.ndarray) and part.dtype.kind in "biufSU":
-            flat = part.reshape(-1)
-            sample = flat[:: max(1, flat.size // _SAMPLED)]
-            checksum = zlib.crc32(str((part.shape, part.dtype)).encode() + sample.tobytes(), checksum)
-        elif isinstance(part, (str, bytes, numbers.Number)):
-            checksum = zlib.crc32(repr(part).encode(), checksum)
-        elif isinstance(part, Mapping):
-            waiting += [*part.keys(), *part.values()]
-        elif isinstance(part, (list, tuple)):
-            waiting += part
-        elif dataclasses.is_dataclass(part) and not isinstance(part, type):
-            waiting += [getattr(part, entry.name) for entry in dataclasses.fields(part)]
-    return checksum
-
-
-def _sample(tensor: Tensor) -> bytes:
-    """A tensor's form, and some of its values if reading them stops no device."""
-    form = str((tuple(tensor.shape), tensor.dtype)).encode()
-    if tensor.device.type != "cpu" or tensor.layout != torch.strided or not tensor.numel():
-        return form
-    flat = tensor.detach().reshape(-1)
-    sample = flat[:: max(1, flat.numel() // _SAMPLED)].contiguous()
-    return form + sample.view(torch.uint8).numpy().tobytes()
-
-
-__all__ = ["SyntheticGradientStrategy", "fingerprint"]
+__all__ = ["SyntheticGradientStrategy"]

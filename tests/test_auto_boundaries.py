@@ -16,7 +16,7 @@ from lightning_sg import LossModelPredictor, SyntheticGradients
 from lightning_sg.errors import PartitionError, SyntheticGradientsError
 from lightning_sg.partition.automatic import choose_boundaries
 from lightning_sg.partition.trace import Trace, call_training_step
-from lightning_sg.plan import plan
+from lightning_sg.tools.plan import plan
 from tests.models import (
     CLASSES,
     FEATURES,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightning_sg import SyntheticGradientsError
-from lightning_sg.context import context_of
+from lightning_sg.batch.context import context_of
 
 X, Y, Z = torch.randn(4, 3), torch.arange(4), torch.ones(4)
 Pair = namedtuple("Pair", ["x", "y"])

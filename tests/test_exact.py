@@ -24,7 +24,7 @@ from lightning_sg import (
     TrueGradient,
     ZeroPredictor,
 )
-from lightning_sg.exact import keeping_weights
+from lightning_sg.crossings.exact import keeping_weights
 from lightning_sg.predictors.base import Gradients
 from tests.models import Classifier, assert_same_state, loader, make_trainer, state_of
 from tests.ranks import run_ranks

@@ -21,12 +21,12 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_sg import Boundary, BoundaryError, PartitionError
 from lightning_sg._compat import FakeTensorMode
 from lightning_sg.boundary import Boundaries, Site
+from lightning_sg.distributed.runtime import _remote_blocks
 from lightning_sg.partition import Trace, trace_step
 from lightning_sg.partition.balance import balance
-from lightning_sg.partition.ghosts import GhostMemory, Ghosts, is_ghost
+from lightning_sg.partition.fakes import GhostMemory, Ghosts, is_ghost
 from lightning_sg.partition.placement import Placement, place
 from lightning_sg.predictors.base import LossInfo
-from lightning_sg.stage import _remote_blocks
 from tests.models import assert_same_state, state_of
 
 CPU = torch.device("cpu")

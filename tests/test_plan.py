@@ -22,8 +22,8 @@ from lightning_sg import (
     TrueGradient,
 )
 from lightning_sg.cli import main
-from lightning_sg.plan import BoundaryPlan, Plan, StagePlan, plan
-from lightning_sg.plan.command import table
+from lightning_sg.tools.plan import BoundaryPlan, Plan, StagePlan, plan
+from lightning_sg.tools.plan.command import table
 from tests.models import Classifier, loader, make_trainer
 from tests.ranks import run_ranks
 

@@ -24,7 +24,7 @@ from lightning_sg import (
     SyntheticInputs,
 )
 from lightning_sg.partition.trace import Trace
-from lightning_sg.updates import RandomUpdates
+from lightning_sg.training.updates import RandomUpdates
 from tests.models import (
     CLASSES,
     FEATURES,

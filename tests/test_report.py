@@ -16,11 +16,11 @@ import pytest
 from matplotlib.figure import Figure as MatplotlibFigure
 
 from lightning_sg import cli
-from lightning_sg.report import ReportError, read_run, report
-from lightning_sg.report.compare import boundary_figures, compare, final
-from lightning_sg.report.draw import Picture
-from lightning_sg.report.read import METRICS, Series, label, natural
-from lightning_sg.report.style import not_shown, scale, smooth
+from lightning_sg.tools.report import ReportError, read_run, report
+from lightning_sg.tools.report.compare import boundary_figures, compare, final
+from lightning_sg.tools.report.draw import Picture
+from lightning_sg.tools.report.read import METRICS, Series, label, natural
+from lightning_sg.tools.report.style import not_shown, scale, smooth
 
 ODD = ["a<b>&c", "_orig_mod.net.2", "no $\\frac{$ formula", "[red]x[/red]", "néttö\nα", "x" * 80, "d/e"]
 
@@ -83,7 +83,7 @@ def size_of_png(content: bytes) -> tuple[int, int]:
 def undrawn(monkeypatch):
     """One tiny image instead of the figures, which take a second: for what is not about them."""
     pixel = Picture("pixel", "A pixel", "Nothing.", b"png")
-    monkeypatch.setattr("lightning_sg.report.draw.draw", lambda run, baselines: [pixel])
+    monkeypatch.setattr("lightning_sg.tools.report.draw.draw", lambda run, baselines: [pixel])
 
 
 class Checked(HTMLParser):

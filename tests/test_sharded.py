@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from torch import Tensor, nn
 
 from lightning_sg import SyntheticGradients, SyntheticGradientStrategy
+from lightning_sg.checkpoint.sharded import is_sharded, merge
 from lightning_sg.cli import main
-from lightning_sg.sharded import is_sharded, merge
 from tests.models import Classifier, assert_same_state, loader, make_trainer, state_of
 from tests.ranks import run_ranks
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sg import Boundary, BoundaryError
+from lightning_sg.batch.fingerprint import fingerprint
 from lightning_sg.boundary import Boundaries
 from lightning_sg.rng import StepRandomness, random_state, set_random_state, unchanged_randomness
-from lightning_sg.strategy import fingerprint
 from tests.models import Classifier, assert_same_state, dataset
 
 X = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))

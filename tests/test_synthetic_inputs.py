@@ -29,8 +29,8 @@ from lightning_sg import (
     SyntheticInputs,
     TrueGradient,
 )
+from lightning_sg.batch.features import features_of
 from lightning_sg.inputs import InputTrainer
-from lightning_sg.inputs.source import features_of
 from tests.models import (
     CLASSES,
     FEATURES,

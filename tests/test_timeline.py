@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 from lightning.pytorch.profilers import SimpleProfiler
 
-from lightning_sg import SyntheticGradients, Timeline
+from lightning_sg import SyntheticGradients, Timeline, profiling
 from lightning_sg.cli import main
-from lightning_sg.timeline import actions
-from lightning_sg.timeline.actions import BATCH, EPOCH, LIGHTNING, kind_of
-from lightning_sg.timeline.command import read
-from lightning_sg.timeline.spans import Piece, Span, batches_of, pieces_of, shares_of
+from lightning_sg.profiling import BATCH, EPOCH, LIGHTNING, kind_of
+from lightning_sg.tools.timeline.command import read
+from lightning_sg.tools.timeline.spans import Piece, Span, batches_of, pieces_of, shares_of
 from tests.models import Classifier, loader, make_trainer
 from tests.ranks import run_ranks
 
@@ -26,8 +25,8 @@ from tests.ranks import run_ranks
         ("[Strategy]SingleDeviceStrategy.training_step", "compute"),
         ("[LightningModule]Net.optimizer_step", "compute"),
         ("[_TrainingEpochLoop].train_dataloader_next", "data"),
-        (actions.WAIT_TARGET, "wait"),
-        (actions.LEARN, "predictor"),
+        (profiling.WAIT_TARGET, "wait"),
+        (profiling.LEARN, "predictor"),
         ("[Callback]Timer.on_train_batch_end", LIGHTNING),
         (BATCH, LIGHTNING),
     ],
@@ -40,7 +39,7 @@ def test_of_nested_spans_the_innermost_counts() -> None:
     spans = [
         Span("x.training_step", 1.0, 3.0),
         Span(BATCH, 0.0, 10.0),
-        Span(actions.PREDICT, 2.0, 1.0),
+        Span(profiling.PREDICT, 2.0, 1.0),
         Span("x.backward", 4.0, 2.0),
         Span(EPOCH, -1.0, 20.0),
         Span("x.validation_step", 10.0, 1.0),
@@ -125,8 +124,8 @@ def _profile() -> list[str]:
 
 def test_lightnings_own_profiler_sees_waiting_and_sending() -> None:
     last, first = run_ranks(2, _profile)
-    assert {actions.WAIT_ACTIVATIONS, actions.SEND, actions.GHOSTS} <= set(last)
-    assert {actions.WAIT_TARGET, actions.SEND, actions.PREDICT, actions.LEARN} <= set(first)
+    assert {profiling.WAIT_ACTIVATIONS, profiling.SEND, profiling.GHOSTS} <= set(last)
+    assert {profiling.WAIT_TARGET, profiling.SEND, profiling.PREDICT, profiling.LEARN} <= set(first)
 
 
 @pytest.mark.parametrize("content", [None, "no trace", json.dumps({"traceEvents": [{"ph": "X"}]})])

@@ -9,8 +9,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_sg.batch.features import features_of
 from lightning_sg.inputs.settings import SyntheticInputs
-from lightning_sg.inputs.source import features_of
 from lightning_sg.inputs.trainer import InputTrainer
 from lightning_sg.replicas import Replicas
 

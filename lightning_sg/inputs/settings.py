@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning.pytorch.cli import OptimizerCallable
 
-from lightning_sg.context import ContextSource
+from lightning_sg.batch.context import ContextSource
 from lightning_sg.inputs.base import InputPredictor
 from lightning_sg.inputs.mlp import MLPInputPredictor
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_sg import profiling
 from lightning_sg._compat import tree_map_only
 from lightning_sg.errors import NonFinitePredictionError, SyntheticGradientsError
 from lightning_sg.inputs.base import Activations, InputPredictor
@@ -19,9 +20,8 @@ from lightning_sg.inputs.record import InputRecord
 from lightning_sg.inputs.settings import SyntheticInputs
 from lightning_sg.predictors.base import squared_error, squared_norm
 from lightning_sg.replicas import Replicas
-from lightning_sg.timeline import actions
-from lightning_sg.training.figures import all_finite
 from lightning_sg.training.learner import Learner
+from lightning_sg.training.metrics import all_finite
 from lightning_sg.training.teacher import Teacher
 
 # The weights of gradient and input predictors at one boundary begin from different numbers.
@@ -185,7 +185,7 @@ class InputTrainer(Teacher[InputPredictor]):
     def _predict(self, features: Tensor, shapes: list[tuple[int, ...]]) -> Activations:
         per_sample = [shape[1:] for shape in shapes]
         with (
-            self.profile(actions.PREDICT),
+            self.profile(profiling.PREDICT),
             torch.autocast(features.device.type, enabled=False),
             self._explaining(features, per_sample),
         ):
@@ -209,7 +209,7 @@ class InputTrainer(Teacher[InputPredictor]):
             return
         features, shapes = record.features, [tuple(part.shape[1:]) for part in true]
         with (
-            self.profile(actions.LEARN),
+            self.profile(profiling.LEARN),
             torch.autocast(features.device.type, enabled=False),
             self._explaining(features, shapes),
         ):

@@ -24,7 +24,7 @@ from torchmetrics import Metric, MetricCollection
 from lightning_sg._compat import DATA_DEPENDENT_ERRORS, tree_leaves
 from lightning_sg.boundary import Crossing, Site
 from lightning_sg.errors import BoundaryError, PartitionError
-from lightning_sg.partition.ghosts import Ghosts, is_ghost
+from lightning_sg.partition.fakes import Ghosts, is_ghost
 from lightning_sg.partition.shadow import shadowed
 from lightning_sg.predictors.base import LossInfo
 from lightning_sg.recurrent.boundary import boundaries_in_time

@@ -4,9 +4,9 @@ from lightning_sg.predictors.auto import AutoPredictor
 from lightning_sg.predictors.base import GradientPredictor, LossInfo
 from lightning_sg.predictors.direct import LinearPredictor, MLPPredictor
 from lightning_sg.predictors.feedback import FeedbackAlignment
-from lightning_sg.predictors.fixed import DelayedGradient, Detach, TrueGradient, ZeroPredictor
 from lightning_sg.predictors.local_loss import LocalLoss
 from lightning_sg.predictors.loss_model import LossModelPredictor
+from lightning_sg.rules import DelayedGradient, Detach, TrueGradient, ZeroPredictor
 
 __all__ = [
     "AutoPredictor",

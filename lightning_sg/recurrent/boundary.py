@@ -11,10 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sg._compat import FakeTensor, tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+from lightning_sg.batch.chunks import Which
 from lightning_sg.errors import BoundaryError
-
-#: All samples of a batch alike, or a boolean tensor ``(N,)`` with one entry for each.
-Which = bool | Tensor
 
 
 @dataclass
@@ -358,4 +356,4 @@ def boundaries_in_time(module: nn.Module) -> dict[str, CutInTime]:
     return {name: child for name, child in module.named_modules() if isinstance(child, CutInTime)}
 
 
-__all__ = ["CutInTime", "Link", "MessageBoundary", "TimeBoundary", "Which", "Written", "boundaries_in_time"]
+__all__ = ["CutInTime", "Link", "MessageBoundary", "TimeBoundary", "Written", "boundaries_in_time"]

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from lightning_sg._compat import value_unchanged
+from lightning_sg.crossings.step import Step
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.recurrent.auxiliary import Auxiliary
 from lightning_sg.recurrent.boundary import Written
 from lightning_sg.recurrent.eligibility import EligibilityTrace
 from lightning_sg.recurrent.rows import choose, from_rows, spread, to_rows
 from lightning_sg.recurrent.settings import ThroughTime
-from lightning_sg.step import Step
 from lightning_sg.training import PredictorTrainer
 
 

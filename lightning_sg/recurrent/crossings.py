@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sg._compat import tree_map_only
+from lightning_sg.crossings.step import Step
 from lightning_sg.recurrent.auxiliary import Auxiliary
 from lightning_sg.recurrent.boundary import CutInTime, TimeBoundary, boundaries_in_time
 from lightning_sg.recurrent.crossing import TimeCrossing
 from lightning_sg.recurrent.settings import ThroughTime
-from lightning_sg.step import Step
 from lightning_sg.training import PredictorTrainer
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_sg.predictors.base import Gradients
 from lightning_sg.replicas import Replicas
-from lightning_sg.training.figures import mean_square
+from lightning_sg.training.metrics import mean_square
 
 
 class TargetScale:

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_sg import profiling
 from lightning_sg._compat import tree_map_only
 from lightning_sg.errors import NonFinitePredictionError, SyntheticGradientsError
 from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
 from lightning_sg.replicas import Replicas
-from lightning_sg.timeline import actions
 from lightning_sg.training.bound import TargetScale
 from lightning_sg.training.cost import OperationCounter
-from lightning_sg.training.figures import all_finite, compare, cosine
 from lightning_sg.training.guard import AlignmentGuard, Watch
 from lightning_sg.training.learner import Learner, OptimizerFactory, SchedulerFactory
+from lightning_sg.training.metrics import all_finite, compare, cosine
 from lightning_sg.training.record import Record
 from lightning_sg.training.teacher import Teacher
 
@@ -360,7 +360,7 @@ class PredictorTrainer(Teacher[GradientPredictor]):
         if record.activations[0].numel() == 0:
             return tuple(torch.zeros_like(activation) for activation in record.activations)
         explaining = self._explaining(record.activations, record.context)
-        with self.profile(actions.PREDICT), explaining, self._counting("prediction"):
+        with self.profile(profiling.PREDICT), explaining, self._counting("prediction"):
             prediction = self._learner.predict(record.activations, record.context)
         if prediction is None:
             return None
@@ -410,7 +410,7 @@ class PredictorTrainer(Teacher[GradientPredictor]):
                 self._measure(record, targets)
                 self.scale.update(targets, self._replicas)
                 self._learner.tell_scale(self.scale.rms)
-            with self.profile(actions.LEARN), self._explaining(record.activations, record.context):
+            with self.profile(profiling.LEARN), self._explaining(record.activations, record.context):
                 if self._learner.learns and (record.learns_target or self.predictor.learns_without_target):
                     inputs, goal = record.activations, targets if record.learns_target else ()
                     if echo is not None and goal:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_sg.transport.coding import Coding, coding_for, decode, empty_parts, encode
+from lightning_sg.transport.compression import Coding, coding_for, decode, empty_parts, encode
 
 Kind = Literal["batch", "end", "failed"]
 

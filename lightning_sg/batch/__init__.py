@@ -1,0 +1,1 @@
+"""What can be read from a batch: labels, features, a fingerprint; sequences in chunks."""

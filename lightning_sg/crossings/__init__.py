@@ -1,0 +1,1 @@
+"""What happens to the tensors that reach a boundary."""

@@ -1,0 +1,1 @@
+"""A run whose stages are on several processes."""

@@ -1,0 +1,172 @@
+"""Keeps the processes of a split run together where Lightning expects one mind: metrics, stops, epoch ends."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_sg._compat import saves_at_step
+from lightning_sg.distributed.runtime import StageRuntime
+from lightning_sg.errors import SyntheticGradientsError
+
+# Hooks of the user's module in which results of steps are commonly used: only the last stage has them.
+_ENDS = (
+    "on_train_epoch_end",
+    *(f"on_{stage}_{part}_end" for stage in ("validation", "test", "predict") for part in ("batch", "epoch")),
+)
+
+
+class StageCoordinator(Callback):
+    """Runs first of all callbacks under :class:`~lightning_sg.SyntheticGradientStrategy`.
+
+    The last stage has the loss, so it alone has metrics. At the end of each validation and training epoch, where
+    the processes meet anyway, all get them: ``ModelCheckpoint``, ``EarlyStopping`` and plateau schedulers then decide
+    alike everywhere. A stop that one process wants travels with the messages, so that all stop after the same batch.
+
+    Args:
+        runtime: This process's part of the run.
+    """
+
+    def __init__(self, runtime: StageRuntime) -> None:
+        self._runtime = runtime
+        self._warned: set[str] = set()
+        self._hooks: dict[str, Any] = {}
+        self._metrics: list[tuple[Metric, Any, Any]] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Guards the module's epoch-end hooks and keeps its metrics to this process."""
+        if self._runtime.replicas.count == 1:
+            # Lightning's advice for replicas, which these processes are not: there is nothing to sum over them.
+            warnings.filterwarnings("ignore", message=r".*recommended to use `self\.log\(.*sync_dist=True")
+        self._hooks = {name: pl_module.__dict__.get(name) for name in (*_ENDS, "on_train_batch_end")}
+        for name in _ENDS:
+            setattr(pl_module, name, self._guarded(name, getattr(pl_module, name), trainer))
+        pl_module.on_train_batch_end = self._agreeing(pl_module.on_train_batch_end, trainer)  # type: ignore[method-assign]
+        self.keep_metrics(pl_module)
+
+    def keep_metrics(self, pl_module: pl.LightningModule) -> None:
+        """Keeps the module's metrics to this process, or to those with the same stages in other replicas.
+
+        Again, once ``configure_model`` may have made some.
+        """
+        replicas = self._runtime.replicas
+        for child in pl_module.modules():
+            if isinstance(child, Metric) and child.distributed_available_fn not in (_alone, _with_replicas):
+                # It would gather over all processes, of which only the last of each replica has values.
+                self._metrics.append((child, child.distributed_available_fn, child.process_group))
+                child.distributed_available_fn = _alone if replicas.count == 1 else _with_replicas
+                child.process_group = replicas.group
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Gives the module its own hooks and metrics back."""
+        for metric, available, group in self._metrics:
+            metric.distributed_available_fn, metric.process_group = available, group
+        self._metrics.clear()
+        for name, own in self._hooks.items():
+            if own is None:
+                pl_module.__dict__.pop(name, None)
+            else:
+                pl_module.__dict__[name] = own
+        self._hooks.clear()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Before any other callback: the neighbours hear of it, and nothing waits for them any more."""
+        self._runtime.fail(exception)
+        self.teardown(trainer, pl_module, "")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Closes the batch towards the neighbours, even if it had no backward pass."""
+        self._runtime.return_targets()
+        if self._saves_now(trainer):
+            self._share_metrics(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Shares the validation metrics."""
+        self._share_metrics(trainer)
+
+    def _guarded(self, name: str, hook: Callable[..., Any], trainer: pl.Trainer) -> Callable[..., None]:
+        def run(*arguments: Any) -> None:
+            self._call(hook, name, *arguments)
+            if name == "on_train_epoch_end":
+                self._share_metrics(trainer)
+
+        return run
+
+    def _agreeing(self, hook: Callable[..., Any], trainer: pl.Trainer) -> Callable[..., Any]:
+        """The last hook of a batch: from here on nobody else asks this process to stop."""
+
+        def run(*arguments: Any) -> None:
+            self._call(hook, "on_train_batch_end", *arguments)
+            if trainer.should_stop and not self._runtime.final:
+                self._runtime.stop_wanted = True
+            trainer.should_stop = self._runtime.final
+
+        return run
+
+    def _call(self, hook: Callable[..., Any], name: str, *arguments: Any) -> None:
+        """Runs a hook of the module; one that needs what only the last stage has ends early elsewhere, with a word."""
+        try:
+            hook(*arguments)
+        except SyntheticGradientsError:
+            raise
+        except Exception as error:  # the user's code: anything may come
+            if self._runtime.is_last:
+                raise
+            if name not in self._warned:
+                self._warned.add(name)
+                warnings.warn(
+                    f"{name} raised {type(error).__name__} ({error}) in {self._runtime.name}, where a step has no loss "
+                    "and no outputs; it goes on there without the rest of the hook, which ran whole in the last stage. "
+                    "If the rest matters to every stage, put what failed in `if trainer.is_global_zero:`.",
+                    stacklevel=2,
+                )
+
+    def _share_metrics(self, trainer: pl.Trainer) -> None:
+        """All processes get the last stage's metrics, and stop at the end of the epoch if one of them wants to."""
+        metrics = {
+            name: value.detach().cpu() if isinstance(value, Tensor) else value
+            for name, value in trainer.callback_metrics.items()
+        }
+        shared = trainer.strategy.broadcast(metrics)
+        if not trainer.is_global_zero:
+            trainer.callback_metrics.update(shared)
+        agree_on_stop(trainer, self._runtime)
+
+    @staticmethod
+    def _saves_now(trainer: pl.Trainer) -> bool:
+        """Whether a ModelCheckpoint looks at metrics after this very step."""
+        return any(
+            isinstance(callback, ModelCheckpoint)
+            and callback.monitor is not None
+            and saves_at_step(callback, trainer.global_step)
+            for callback in trainer.checkpoint_callbacks
+        )
+
+
+def agree_on_stop(trainer: pl.Trainer, runtime: StageRuntime) -> None:
+    """Where all processes meet: if one wants to stop, all do."""
+    if not trainer.strategy.reduce_boolean_decision(trainer.should_stop or runtime.stop_wanted, all=False):
+        return
+    runtime.stop_wanted = False
+    trainer.should_stop = True
+
+
+def _alone() -> bool:
+    """What a metric is told when it asks whether there are processes to gather from."""
+    return False
+
+
+def _with_replicas() -> bool:
+    """The same, where there are replicas."""
+    return True
+
+
+__all__ = ["StageCoordinator", "agree_on_stop"]

@@ -1,5 +1,0 @@
-"""What every stage does when: a profiler for Lightning's Trainer, and ``python -m lightning_sg timeline``."""
-
-from lightning_sg.timeline.profiler import Timeline
-
-__all__ = ["Timeline"]

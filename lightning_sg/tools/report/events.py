@@ -1,0 +1,33 @@
+"""Reads the scalars of TensorBoard's event files, if the tensorboard package is installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning_sg.tools.report.read import ReportError
+
+
+def read_events(folder: Path) -> dict[str, dict[int, float]]:
+    """Reads a folder of event files.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Values by tag and step.
+
+    Raises:
+        ReportError: If tensorboard is not installed.
+    """
+    try:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    except ImportError as error:
+        raise ReportError(
+            f"{folder} has TensorBoard's event files and no metrics.csv. To read them: pip install tensorboard. "
+            "Or train with Trainer(logger=CSVLogger(...))."
+        ) from error
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})  # 0: all of them, not a sample
+    events.Reload()
+    # Lightning writes hp_metric, a placeholder, whether or not there is such a metric.
+    tags = [tag for tag in events.Tags()["scalars"] if tag != "hp_metric"]
+    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in tags}
