@@ -13,10 +13,10 @@ from lightning_sg.errors import (
     SyntheticGradientsError,
 )
 from lightning_sg.inputs import InputPredictor, MLPInputPredictor, SyntheticInputs
+from lightning_sg.options import ExactGradients, PredictorTraining
 from lightning_sg.predictors import (
     AutoPredictor,
     DelayedGradient,
-    Detach,
     FeedbackAlignment,
     GradientPredictor,
     LinearPredictor,
@@ -42,7 +42,7 @@ __all__ = [
     "Chunk",
     "Chunks",
     "DelayedGradient",
-    "Detach",
+    "ExactGradients",
     "FeedbackAlignment",
     "GradientPredictor",
     "InputPredictor",
@@ -54,6 +54,7 @@ __all__ = [
     "MessageBoundary",
     "NonFinitePredictionError",
     "PartitionError",
+    "PredictorTraining",
     "StageLostError",
     "SyntheticGradientStrategy",
     "SyntheticGradients",

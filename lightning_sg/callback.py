@@ -10,7 +10,6 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -25,6 +24,7 @@ from lightning_sg.crossings.local import LocalCrossing
 from lightning_sg.crossings.step import Step
 from lightning_sg.errors import PartitionError, SyntheticGradientsError
 from lightning_sg.inputs import InputBoundaries, SyntheticInputs
+from lightning_sg.options import ExactGradients, PredictorTraining
 from lightning_sg.partition.automatic import choose_boundaries
 from lightning_sg.partition.checks import check_cuts, check_trainable
 from lightning_sg.partition.trace import Trace, call_training_step, trace_step
@@ -67,41 +67,19 @@ class SyntheticGradients(Callback):
             the cuts of its checkpoint.
         predictor: The predictor at each boundary (each gets its own copy), or one by boundary name. ``"auto"`` chooses
             by what crosses and what there is to predict from, see :class:`~lightning_sg.AutoPredictor`, and says so.
-        optimizer: Makes a predictor's optimizer from its parameters; by default the predictor's own choice, see
-            :meth:`GradientPredictor.default_optimizer`.
         delay: How many steps later than at once a predictor learns from a target. With the stages on several
             processes, a stage may be so many batches ahead of the next; 0 leaves it least time to wait for, larger
             values ride out longer hiccups.
-        train_every: Train the predictors on every how many-th batch.
         context: What predictors are told of a batch besides activations: ``"auto"`` (the labels of an ``(x, y)``
             pair, or of a dict under the usual names), a key, an index, a function of the batch, or ``None``.
-        bound: The largest ratio of a prediction's size to that of recent targets.
-        seed: Seeds the predictors' initial weights; by default torch's current seed.
-        exact_every: On every how many-th batch the exact gradient travels up to all boundaries, late, without
-            stopping a stage; 0 for never. It costs one more backward pass, and the stages before the last process keep
-            that batch's activations and weights until it arrives: ``delay + 1`` batches for each boundary on its
-            way. Done only for predictors that learn from targets (see :attr:`GradientPredictor.uses_target`) and
-            for corrections; :class:`~lightning_sg.DelayedGradient` needs it on every batch, whatever this says.
-        bootstrap: Whether predictors also learn from targets that are themselves predictions in part, on the batches
-            between. The last boundary's are always exact.
-        exact_weight: The share of the exact gradient in the target of such a batch; the rest is the next stage's.
-        correction: How much of what a prediction got wrong, g - ĝ, its stage applies on such a batch when the exact
-            gradient arrives: at 1, what the stage applies of that batch in total is the exact gradient, a part of it
-            late. Costs the rest of a backward pass.
-        warm_up: For how many batches the true gradient is used, which every stage waits for, while predictors learn.
-        mix: The share of the true gradient in what a stage uses, 0 to 1. Above 0 every stage waits for it.
-        scale: Predictions are multiplied by this.
+        exact: When exact gradients travel up and what is done with them, see :class:`~lightning_sg.ExactGradients`.
+        training: How the predictors are trained, see :class:`~lightning_sg.PredictorTraining`.
         guard: Watches the predictions and falls back where they do harm, see :class:`~lightning_sg.AlignmentGuard`.
             ``None`` for no guard: then a prediction that is not finite is an error.
-        lr_scheduler: Makes a learning-rate schedule from a predictor's optimizer, stepped with it.
-        updates: Optimizer steps of a predictor for each batch that it learns from.
-        ema: Decay of an exponential moving average of a predictor's parameters, which then predicts; 0 for none.
         through_time: How boundaries in time are predicted, see :class:`~lightning_sg.ThroughTime`: every
             :class:`~lightning_sg.TimeBoundary` and :class:`~lightning_sg.MessageBoundary` in the model.
         inputs: Has the activations at the boundaries predicted too, so that no stage waits for those before it;
             ``None``: stages go on with the true ones.
-        update_probability: Each stage is updated at a step with this probability only, and what belongs to it learns
-            on those batches only; for the study of stages that are updated at random times.
 
     Raises:
         BoundaryError: At the start of training, if a boundary is unknown, not reached, or gone around.
@@ -111,53 +89,21 @@ class SyntheticGradients(Callback):
         self,
         boundaries: Sequence[str] | Literal["auto"] | None = None,
         predictor: Literal["auto"] | GradientPredictor | Mapping[str, GradientPredictor] = "auto",
-        optimizer: OptimizerCallable | None = None,
         delay: int = 1,
-        train_every: int = 1,
         context: ContextSource = "auto",
-        bound: float = 1.0,
-        seed: int | None = None,
-        exact_every: int = 4,
-        bootstrap: bool = False,
-        exact_weight: float = 1.0,
-        correction: float = 0.0,
-        warm_up: int = 0,
-        mix: float = 0.0,
-        scale: float = 1.0,
+        exact: ExactGradients = ExactGradients(),  # noqa: B008 (settings, never changed)
+        training: PredictorTraining = PredictorTraining(),  # noqa: B008 (settings, never changed)
         guard: AlignmentGuard | None = AlignmentGuard(),  # noqa: B008 (settings, never changed)
-        lr_scheduler: LRSchedulerCallable | None = None,
-        updates: int = 1,
-        ema: float = 0.0,
         through_time: ThroughTime = ThroughTime(),  # noqa: B008 (settings, never changed)
         inputs: SyntheticInputs | None = None,
-        update_probability: float = 1.0,
     ) -> None:
         super().__init__()
-        if delay < 0 or train_every < 1 or bound <= 0:
+        if delay < 0:
+            raise ValueError(f"SyntheticGradients needs delay >= 0, not {delay}.")
+        if exact.correction and training.update_probability < 1:
             raise ValueError(
-                "SyntheticGradients needs delay >= 0, train_every >= 1 and bound > 0, "
-                f"not {delay}, {train_every} and {bound}."
-            )
-        if exact_every < 0 or warm_up < 0 or updates < 1 or scale <= 0 or correction < 0:
-            raise ValueError(
-                "SyntheticGradients needs exact_every, warm_up and correction >= 0, updates >= 1 and scale > 0, not "
-                f"{exact_every}, {warm_up}, {correction}, {updates} and {scale}."
-            )
-        if not (0 <= mix <= 1 and 0 <= exact_weight <= 1 and 0 <= ema < 1):
-            raise ValueError(
-                "SyntheticGradients needs mix and exact_weight from 0 to 1 and ema from 0 to below 1, not "
-                f"{mix}, {exact_weight} and {ema}."
-            )
-        if correction and not exact_every:
-            raise ValueError("SyntheticGradients(correction=...) needs exact gradients: exact_every must be 1 or more.")
-        if not 0 < update_probability <= 1:
-            raise ValueError(
-                f"SyntheticGradients needs update_probability above 0 and at most 1, not {update_probability}."
-            )
-        if correction and update_probability < 1:
-            raise ValueError(
-                "SyntheticGradients(correction=...) does not go with update_probability below 1: a stage that was not "
-                "updated with a batch has nothing to correct. Use correction=0."
+                "ExactGradients(correction=...) does not go with PredictorTraining(update_probability=...) below 1: a "
+                "stage that was not updated with a batch has nothing to correct. Use correction=0."
             )
         if isinstance(boundaries, str) and boundaries != "auto":
             raise ValueError(f"boundaries takes a list of names: boundaries=['{boundaries}'].")
@@ -169,29 +115,29 @@ class SyntheticGradients(Callback):
         self.predictor: GradientPredictor | Mapping[str, GradientPredictor] = (
             AutoPredictor() if isinstance(predictor, str) else predictor
         )
-        self.optimizer = optimizer
+        self.optimizer = training.optimizer
         self.delay = delay
-        self.train_every = train_every
+        self.train_every = training.every
         self.context = context
-        self.bound = bound
-        self.seed = seed
-        self.exact_every = exact_every
-        self.bootstrap = bootstrap
-        self.exact_weight = exact_weight
-        self.correction = correction
-        self.warm_up = warm_up
-        self.mix = mix
-        self.scale = scale
+        self.bound = training.bound
+        self.seed = training.seed
+        self.exact_every = exact.every
+        self.bootstrap = exact.bootstrap
+        self.exact_weight = 1.0
+        self.correction = exact.correction
+        self.warm_up = exact.warm_up
+        self.mix = 0.0
+        self.scale = 1.0
         self.guard = guard
-        self.lr_scheduler = lr_scheduler
-        self.updates = updates
-        self.ema = ema
+        self.lr_scheduler = training.lr_scheduler
+        self.updates = training.updates
+        self.ema = training.ema
         self.through_time = through_time
         #: How many training batches there have been.
         self.batches = 0
         self.corrections = Corrections()
         self.inputs = InputBoundaries(inputs, delay)
-        self.random_updates = RandomUpdates(update_probability)
+        self.random_updates = RandomUpdates(training.update_probability)
         self.step = Step(self.inputs, self.random_updates)
         self.exchange = Exchange()
         self.boundaries: Boundaries | None = None
