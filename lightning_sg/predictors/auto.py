@@ -1,4 +1,4 @@
-"""Chooses a predictor for a boundary by what crosses it and what there is to predict from."""
+"""Chooses a predictor for a boundary from the activations that cross it and the context."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch.optim import Optimizer
 
 from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
 from lightning_sg.predictors.direct import LinearPredictor, MLPPredictor
-from lightning_sg.predictors.loss_model import LossModelPredictor
+from lightning_sg.predictors.loss_model import LossModelArguments, LossModelPredictor
 from lightning_sg.predictors.tasks import tasks_of
 from lightning_sg.predictors.view import place_of
 
-#: What suits which form of task, by :func:`form_of`; what it rests on is in docs/results.md. A head does best that
-#: learns its own loss on every batch; on images of digits also one that matches the gradient where the target is exact.
-#: In a character transformer that does harm, the more the longer it trains, however well the gradient is matched.
+#: The options of :class:`~lightning_sg.LossModelPredictor` for each form of task, see :func:`form_of`.
+#: docs/results.md has the measurements. A head that learns its own loss on every batch does best. On images of digits
+#: it gains from also matching exact gradients. In a character transformer matching does harm, more so the longer it
+#: trains, however well the gradient is matched.
 FITTING: dict[str, dict[str, Any]] = {
     "vectors": {"objective": "both"},
     "a sequence with a label for each position": {"hidden": 256, "objective": "loss"},
@@ -31,8 +32,8 @@ def form_of(activations: Gradients, context: Any) -> str:
     """The form of a task, one of the keys of :data:`FITTING`.
 
     Args:
-        activations: What crosses, each ``(N, ...)``.
-        context: Labels or goals: a tensor, or a dict with a tensor in it, of which the finest counts.
+        activations: The tensors that cross the boundary, each ``(N, ...)``.
+        context: Labels or goals: a tensor, or a dict of tensors, whose finest entry decides.
     """
     places = {place_of(activations, goal) for goal in tasks_of(context).values()}
     if "cell" in places:
@@ -45,26 +46,26 @@ def form_of(activations: Gradients, context: Any) -> str:
 
 
 class AutoPredictor(GradientPredictor):
-    """Chooses a predictor when the first batch is there, and is that predictor from then on.
+    """Chooses a predictor on the first batch, and acts as that predictor from then on.
 
-    With labels or goals as context it is a :class:`~lightning_sg.LossModelPredictor` with the options of
-    :data:`FITTING`; without, or where they fit no activation, a :class:`~lightning_sg.MLPPredictor` of the activations
-    alone. For a state that is carried through time it is a :class:`~lightning_sg.LinearPredictor` of the state.
-    :attr:`choice` says which, and why.
+    With labels or regression targets as context, it chooses a :class:`~lightning_sg.LossModelPredictor` with the
+    options in :data:`FITTING`. Without them, or if they do not fit the activations, it chooses an
+    :class:`~lightning_sg.MLPPredictor` of the activations alone. For a state that is carried through time it chooses a
+    :class:`~lightning_sg.LinearPredictor`. :attr:`choice` says what was chosen, and why.
 
     Args:
-        classes: The number of classes, where the model's own loss does not tell; for several tasks by name.
-        options: Options of :class:`~lightning_sg.LossModelPredictor` in the place of those that would be chosen, for
-            example ``{"hidden": 256}``.
+        classes: The number of classes, if the model's own loss does not reveal it; with several tasks, a dict by name.
+        options: Arguments of :class:`~lightning_sg.LossModelPredictor` that override the choice, for example
+            ``{"hidden": 256}``.
 
     Raises:
         ValueError: If there is no such option, or it is out of range.
     """
 
-    def __init__(self, classes: int | dict[str, int] | None = None, options: dict[str, Any] | None = None) -> None:
+    def __init__(self, classes: int | dict[str, int] | None = None, options: LossModelArguments | None = None) -> None:
         super().__init__()
         self.classes = classes
-        self.options = dict(options or {})
+        self.options: dict[str, Any] = {**(options or {})}
         try:
             LossModelPredictor(**self.options)
         except TypeError as error:
@@ -74,7 +75,7 @@ class AutoPredictor(GradientPredictor):
         self._choice = "not chosen yet: the first batch decides"
 
     def of_state(self) -> AutoPredictor:
-        """The same, unbuilt, for a state that is carried through time: what follows it has no labels yet."""
+        """An unbuilt copy for a state that is carried through time, where what follows has no labels yet."""
         template = copy.deepcopy(self)
         template._of_state = True
         return template
@@ -85,18 +86,17 @@ class AutoPredictor(GradientPredictor):
         return self._choice
 
     def build(self, activations: Gradients, context: Any, loss: LossInfo | None) -> None:
-        """Chooses, and builds what was chosen."""
+        """Chooses a predictor and builds it."""
         self.chosen, self._choice = self._choose(activations, context, loss)
-        self.exact, self.needs_target = self.chosen.exact, self.chosen.needs_target
-        self.learns_without_target = self.chosen.learns_without_target
-        self.correction, self.uses_target = self.chosen.correction, self.chosen.uses_target
+        self.target_use = self.chosen.target_use
 
     def wants_exact(self, shapes: Sequence[tuple[int, ...]], context: Any) -> bool:
-        """Whether what fits gains by exact targets: for feature maps it does.
+        """Whether the predictor to be chosen gains from exact targets: on feature maps it does.
 
-        Vectors do as well without: there the predictor at the last boundary, whose target is always exact, matches it,
-        and the others learn their own loss. Should the choice be a direct predictor where this says no, it learns from
-        bootstrapped targets. An ``objective`` among the options decides as it does for a ``LossModelPredictor``.
+        On vectors it does not need them: the target at the last boundary is always exact, so the predictor there
+        matches it, and the others learn their own loss. If the answer is no but a direct predictor is chosen in the
+        end, it learns from bootstrapped targets. An ``objective`` in the options decides as in
+        :class:`~lightning_sg.LossModelPredictor`.
         """
         if not _has_goals(context):
             return True
@@ -105,7 +105,7 @@ class AutoPredictor(GradientPredictor):
         return not shapes or any(len(shape) > 3 for shape in shapes)
 
     def default_optimizer(self, parameters: Iterable[Tensor]) -> Optimizer:
-        """The one of what was chosen."""
+        """The default optimizer of the chosen predictor."""
         return self._delegate().default_optimizer(parameters)
 
     def forward(self, activations: Gradients, context: Any) -> Gradients | None:
@@ -119,8 +119,8 @@ class AutoPredictor(GradientPredictor):
 
     def _choose(self, activations: Gradients, context: Any, loss: LossInfo | None) -> tuple[GradientPredictor, str]:
         if self._of_state:
-            # Better than an MLP with a hidden layer in the copy task (docs/recurrent.md), and states of LSTMs and GRUs
-            # are within -1 and 1 already.
+            # In the copy task it beats an MLP with a hidden layer (docs/recurrent.md), and the states of LSTMs and GRUs
+            # lie between -1 and 1 already.
             linear = LinearPredictor(conditional=False, normalize="none")
             linear.build(activations, context, loss)
             return linear, "LinearPredictor: the gradient directly, from the state; what follows has no labels yet"
@@ -137,14 +137,14 @@ class AutoPredictor(GradientPredictor):
                 return predictor, f"LossModelPredictor: {predictor.describe()}; for {form}"
         else:
             kind = "empty" if context is None else type(context).__name__
-            reason = f"the context ({kind}) has no labels or goals to predict a loss from"
+            reason = f"the context ({kind}) has no labels or regression targets to predict a loss from"
         direct = MLPPredictor(conditional=False)
         direct.build(activations, context, loss)
         return direct, f"MLPPredictor: the gradient directly, from the activations alone; {reason}"
 
     def _delegate(self) -> GradientPredictor:
         if self.chosen is None:
-            raise RuntimeError("AutoPredictor has nothing to predict with before build.")
+            raise RuntimeError("AutoPredictor cannot predict before build(), which chooses its predictor.")
         self.chosen.target_rms = self.target_rms
         return self.chosen
 

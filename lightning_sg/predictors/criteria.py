@@ -1,11 +1,12 @@
-"""The losses of heads: which one a context calls for, and its value for each sample.
+"""The losses of heads: which one suits a context, and its value for each sample.
 
-Legend: N samples, T positions, H W cells of a feature map, H' W' of an image, K outputs or classes.
+A *goal* is what a head's output is compared with, other than a label. (A *target* is always a gradient.)
+
+Legend: N samples, T positions, H W cells of a feature map, H' W' pixels of an image, K outputs or classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
@@ -19,24 +20,23 @@ from lightning_sg.predictors.resize import at_most, pick, resize
 from lightning_sg.predictors.view import Place
 
 Kind = Literal["cross_entropy", "binary_cross_entropy", "mse", "l1", "smooth_l1", "huber"]
-OwnLoss = Callable[[Tensor, Any], Tensor]
 
-# Dense labels are looked at on a grid of at most this many points a side, and for each cell of the feature map.
+# Outputs are compared with dense labels on a grid of at most this many points a side, and a cell.
 _GRID = 128
 _POINTS_IN_A_CELL = 4
-# A goal that is an image, for activations without cells, is averaged to at most this many a side.
+# For activations that are not feature maps, a goal that is an image is averaged to at most this many pixels a side.
 _IMAGE = 32
 
 
 class Criterion(Protocol):
-    """The loss of a head's outputs, by sample."""
+    """The loss of a head's outputs for each sample."""
 
     def __call__(self, outputs: Tensor, context: Any) -> Tensor:
         """Returns ``(N,)`` for outputs ``(N, K)``, ``(N, T, K)`` or ``(N, H, W, K)``."""
 
 
 def check_kind(kind: str) -> None:
-    """Refuses an unknown name.
+    """Checks the name of a loss.
 
     Raises:
         ValueError: If ``kind`` is not one of :data:`Kind`.
@@ -47,15 +47,15 @@ def check_kind(kind: str) -> None:
 
 @dataclass(frozen=True)
 class LabelLoss:
-    """Cross-entropy, with the labels of positions and cells averaged as the model's own loss averages them.
+    """Cross-entropy that weights positions and cells as the model's own loss does.
 
     Attributes:
         place: What has an output of its own.
         classes: The number of classes K.
         task: The name of the task for messages, or ``""``.
-        ignore_index: The label that has no loss, beside all negative ones.
+        ignore_index: The label to skip. Negative labels are always skipped.
         smoothing: The share of each label that is spread over all classes.
-        soft: Whether the context holds chances ``(..., K)`` instead of labels.
+        soft: Whether the context holds class probabilities ``(..., K)`` instead of labels.
     """
 
     place: Place
@@ -69,21 +69,21 @@ class LabelLoss:
     def __call__(self, outputs: Tensor, context: Tensor) -> Tensor:
         """See :class:`Criterion`."""
         if self.soft:
-            chances = context.float().reshape(outputs.shape)
-            return by_sample(self.compare(outputs, chances))
+            probabilities = context.float().reshape(outputs.shape)
+            return by_sample(self.compare(outputs, probabilities))
         return self.of(outputs, self.labels(outputs.shape[:-1], context))
 
     def of(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """The loss of each sample, for labels that :meth:`labels` has found."""
+        """The loss of each sample, given the result of :meth:`labels`."""
         if self.place == "cell":
             outputs = resize(outputs.movedim(-1, 1), (labels.shape[1], labels.shape[2])).movedim(1, -1)
         return self.average(self.compare(outputs, labels), labels)
 
     def labels(self, places: torch.Size, context: Tensor) -> Tensor:
-        """The labels for outputs at ``places``: integers, all that are ignored as ``ignore_index``.
+        """The integer labels for outputs at ``places``, with ``ignore_index`` in place of every label to skip.
 
         Raises:
-            ValueError: If there are not as many labels as places, or a label is beyond the classes.
+            ValueError: If labels and places do not match one to one, or a label is beyond the classes.
         """
         if self.place == "cell" and (context.ndim == 3 or context.shape[1] == 1):
             images = context.reshape(context.shape[0], *context.shape[-2:])
@@ -93,44 +93,44 @@ class LabelLoss:
         else:
             raise ValueError(
                 f"labels of shape {tuple(context.shape)} are neither one for each sample nor one for each position or "
-                f"cell of the activations; {tuple(places)} would fit."
+                f"cell of the activations; expected {tuple(places)}."
             )
         labels = labels.long().masked_fill(labels < 0, self.ignore_index)
-        if labels.device.type != "cpu":  # asking it would stop it
+        if labels.device.type != "cpu":  # the check would synchronize with the device
             return labels
         beyond = (labels >= self.classes) & (labels != self.ignore_index)
         if bool(beyond.any()):
-            told = f"classes={{'{self.task}': ...}}" if self.task else "classes=..."
+            argument = f"classes={{'{self.task}': ...}}" if self.task else "classes=..."
             raise ValueError(
-                f"label {int(labels[beyond][0])} is beyond the {self.classes} classes that the model's loss "
-                f"or the first batch showed. Say how many there are: LossModelPredictor({told})."
+                f"label {int(labels[beyond][0])} is beyond the {self.classes} classes found in the model's loss "
+                f"or the first batch. Give the number of classes: LossModelPredictor({argument})."
             )
         return labels
 
     def compare(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """The loss at each place, for labels (or chances) at the places of ``outputs``."""
+        """The loss at each place, given a label (or class probabilities) for each."""
         goal = labels.movedim(-1, 1) if self.soft else labels
         return F.cross_entropy(
             outputs.movedim(-1, 1),
             goal,
-            ignore_index=-100 if self.soft else self.ignore_index,  # torch refuses others beside chances
+            ignore_index=-100 if self.soft else self.ignore_index,  # torch accepts no other with probabilities
             reduction="none",
             label_smoothing=self.smoothing,
         )
 
     def average(self, losses: Tensor, labels: Tensor) -> Tensor:
-        """The loss of each sample; the mean of all is that over the labels which are not ignored."""
+        """The loss of each sample, scaled so that the batch mean is the mean over labels that are not skipped."""
         counted = (labels != self.ignore_index).sum().clamp_min(1)
         return by_sample(losses) * (labels.numel() / counted)
 
 
 @dataclass(frozen=True)
 class NumberLoss:
-    """A regression loss, or binary cross-entropy on logits, of outputs ``(..., K)`` and goals that fit them.
+    """A regression loss, or binary cross-entropy on logits, of outputs ``(..., K)`` and goals of the same shape.
 
     Attributes:
         place: What has an output of its own.
-        kind: Which loss.
+        kind: The loss.
         beta: Where the quadratic part of ``"smooth_l1"`` and ``"huber"`` ends.
     """
 
@@ -145,16 +145,16 @@ class NumberLoss:
             outputs = resize(outputs.movedim(-1, 1), (goal.shape[1], goal.shape[2])).movedim(1, -1)
         if goal.shape != outputs.shape:
             raise ValueError(
-                f"a goal of shape {tuple(context.shape)} was {outputs.shape[-1]} numbers for each row in the first "
-                f"batch, and does not fit outputs of shape {tuple(outputs.shape)}."
+                f"the first batch had {outputs.shape[-1]} regression targets a row, so regression targets of shape "
+                f"{tuple(context.shape)} do not fit the outputs, {tuple(outputs.shape)}."
             )
         return by_sample(self._compare(outputs, goal))
 
     def goal(self, places: torch.Size, context: Tensor) -> Tensor:
-        """The goals at ``places``, ``(..., K)``.
+        """The goals at ``places``, of shape ``(..., K)``.
 
         Raises:
-            ValueError: If the context has no whole number of goals for each place.
+            ValueError: If the context does not divide evenly among the places.
         """
         numbers = context.float()
         if self.place == "cell":
@@ -163,7 +163,9 @@ class NumberLoss:
         if self.place == "sample" and numbers.ndim == 4:
             numbers = at_most(numbers, _IMAGE)
         if numbers.numel() % max(1, places.numel()):
-            raise ValueError(f"a goal of shape {tuple(context.shape)} does not divide among {tuple(places)} rows.")
+            raise ValueError(
+                f"regression targets of shape {tuple(context.shape)} do not divide evenly among {tuple(places)} rows."
+            )
         return numbers.reshape(*places, numbers.numel() // max(1, places.numel()))
 
     def _compare(self, outputs: Tensor, goal: Tensor) -> Tensor:
@@ -178,54 +180,18 @@ class NumberLoss:
         return F.mse_loss(outputs, goal, reduction="none")
 
 
-@dataclass(frozen=True)
-class UserLoss:
-    """A function of the user's. Its arguments and results are those of ``LossModelPredictor(loss=...)``.
-
-    Attributes:
-        place: What has an output of its own.
-        function: The function.
-    """
-
-    place: Place
-    function: OwnLoss
-    kind: str = "own"
-
-    def __call__(self, outputs: Tensor, context: Any) -> Tensor:
-        """See :class:`Criterion`.
-
-        Raises:
-            ValueError: If the function returns anything but one number, or one for each sample.
-        """
-        samples = outputs.shape[0]
-        if self.place == "cell":
-            outputs = resize(outputs.movedim(-1, 1), tuple(context.shape[-2:]))
-        losses = self.function(outputs, context)
-        told = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
-        if not isinstance(losses, Tensor) or losses.shape not in ((), (samples,)):
-            raise ValueError(
-                f"loss(outputs, context) must return the losses of the {samples} samples, of shape ({samples},), or "
-                f"their mean, a scalar; it returned {told}."
-            )
-        if not losses.requires_grad and outputs.requires_grad:
-            raise ValueError(
-                "loss(outputs, context) returned a tensor without a gradient. It must be computed from `outputs`, by "
-                "operations that have one (no .item(), .detach(), argmax or numpy)."
-            )
-        return losses.expand(samples) if losses.ndim == 0 else losses
-
-
 def kind_of(context: Tensor, place: Place, rows: int, loss: LossInfo | None) -> Kind:
-    """The loss that suits a context: the model's own where it can be that one, else by the kind of numbers.
+    """The loss that suits a context: the model's own if it fits, otherwise one chosen by dtype.
 
     Args:
         context: Labels or goals.
         place: What has an output of its own.
-        rows: How many outputs there are, all samples together.
+        rows: The number of places in the whole batch.
         loss: What is known about the model's loss.
 
     Returns:
-        Without knowledge ``"cross_entropy"`` for integers, ``"binary_cross_entropy"`` for booleans, else ``"mse"``.
+        If ``loss`` is unknown: ``"cross_entropy"`` for integers, ``"binary_cross_entropy"`` for booleans, otherwise
+        ``"mse"``.
     """
     if loss is None or loss.kind not in get_args(Kind):
         if context.dtype == torch.bool:
@@ -237,14 +203,14 @@ def kind_of(context: Tensor, place: Place, rows: int, loss: LossInfo | None) -> 
         return "mse" if kind == "cross_entropy" and not soft else kind
     if kind == "cross_entropy" or place == "cell" or context.numel() != rows or loss.outputs == 1:
         return kind
-    # One integer a row and several outputs: labels that the step makes one-hot, or numbers, one for each position.
+    # One integer a row but several outputs: either labels that the step turns one-hot, or one number for each position.
     largest = int(context.max())
     one_hot = 1 < largest < loss.outputs if kind == "binary_cross_entropy" else place == "sample"
     return "cross_entropy" if one_hot and largest < loss.outputs else kind
 
 
 def grid(images: Tensor, cells: torch.Size) -> tuple[int, int]:
-    """At how many points an image ``(..., H', W')`` is compared with the outputs of ``cells`` cells."""
+    """The size of the grid on which images ``(..., H', W')`` are compared with the outputs of ``cells`` cells."""
     height, width = (
         min(side, _GRID, _POINTS_IN_A_CELL * count) for side, count in zip(images.shape[-2:], cells, strict=True)
     )
@@ -252,7 +218,7 @@ def grid(images: Tensor, cells: torch.Size) -> tuple[int, int]:
 
 
 def by_sample(losses: Tensor) -> Tensor:
-    """``(N, ...)`` -> ``(N,)``, averaged."""
+    """Averages ``(N, ...)`` to ``(N,)``."""
     return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
 
 
@@ -261,8 +227,6 @@ __all__ = [
     "Kind",
     "LabelLoss",
     "NumberLoss",
-    "OwnLoss",
-    "UserLoss",
     "by_sample",
     "check_kind",
     "grid",

@@ -1,4 +1,4 @@
-"""Predictors whose output is the gradient itself (DNI and, with labels as context, conditional DNI)."""
+"""Direct predictors, whose output is the gradient itself: DNI and, with labels as context, conditional DNI."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ from lightning_sg.predictors.normalize import InputScale, Normalization
 
 
 class MLPPredictor(GradientPredictor):
-    """Predicts the gradient with a small network on the normalised activation and the context.
+    """Predicts the gradient with a small network on the normalized activation and the context.
 
-    Works position by position on sequences ``(N, T, D)`` and feature maps ``(N, C, H, W)``. The output is in
-    units of the targets' running root mean square, so that one learning rate serves every boundary.
+    It works position by position on sequences ``(N, T, D)`` and feature maps ``(N, C, H, W)``. The network's output is
+    in units of the targets' running root mean square, so that one learning rate serves every boundary.
     Source: Jaderberg et al. 2017, arXiv 1608.05343, section 2.1 (cDNI: section 2.2 and the supplement).
 
     Args:
-        hidden: Width of the hidden layers.
-        layers: Number of hidden layers; 0 makes the predictor linear.
+        hidden: The width of the hidden layers.
+        layers: The number of hidden layers; 0 makes the predictor linear.
         conditional: Whether the context is an input.
         normalize: How the input is scaled, see :class:`~lightning_sg.predictors.normalize.InputScale`.
+
+    Raises:
+        ValueError: If an option is out of range.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class MLPPredictor(GradientPredictor):
         self.classes: int | None = None
 
     def build(self, activations: Gradients, context: Any, loss: LossInfo | None) -> None:
-        """Makes the layers; integer context of K classes becomes K inputs."""
+        """Makes the layers. Integer context of K classes becomes K inputs."""
         if self.conditional and isinstance(context, Tensor) and is_label(context):
             self.classes = count_classes(context, loss)
         rows = join_rows(activations)
@@ -74,14 +77,17 @@ class MLPPredictor(GradientPredictor):
 
 
 class LinearPredictor(MLPPredictor):
-    """Predicts the gradient as a linear function of the normalised activation and the context.
+    """Predicts the gradient as a linear function of the normalized activation and the context.
 
-    The cheapest to read, not to run: for D features it has D² weights, where an :class:`MLPPredictor` with a
-    narrow hidden layer has far fewer.
+    Simple, but not cheap: for D features it has D² weights, far more than an :class:`MLPPredictor` with a narrow hidden
+    layer.
 
     Args:
         conditional: Whether the context is an input.
         normalize: How the input is scaled, see :class:`~lightning_sg.predictors.normalize.InputScale`.
+
+    Raises:
+        ValueError: If there is no such ``normalize``.
     """
 
     def __init__(self, conditional: bool = True, normalize: Normalization = "layer") -> None:

@@ -13,13 +13,13 @@ from lightning_sg.predictors.base import Gradients, LossInfo
 
 
 def as_rows(tensor: Tensor) -> Tensor:
-    """One row for each position that shares its weights with the others.
+    """Turns a tensor into rows of features, one for each sample, position or cell.
 
     Args:
-        tensor: ``(N, D)``, ``(N, T, D)``, ``(N, C, H, W)`` or ``(N,)``; anything else is one row a sample.
+        tensor: ``(N, D)``, ``(N, T, D)``, ``(N, C, H, W)`` or ``(N,)``. Any other shape becomes one row a sample.
 
     Returns:
-        ``(N, D)``, ``(N, T, D)``, ``(N, H, W, C)``, ``(N, 1)``, or ``(N, all the rest)``.
+        ``(N, D)``, ``(N, T, D)``, ``(N, H, W, C)``, ``(N, 1)``, or ``(N, all features)``.
     """
     if tensor.ndim == 1:
         return tensor.unsqueeze(-1)
@@ -31,15 +31,15 @@ def as_rows(tensor: Tensor) -> Tensor:
 
 
 def from_rows(rows: Tensor, like: Tensor) -> Tensor:
-    """The inverse of :func:`as_rows`: gives ``rows`` the shape of ``like``."""
+    """Inverts :func:`as_rows`: gives ``rows`` the shape of ``like``."""
     return rows.movedim(-1, 1) if like.ndim == 4 else rows.reshape(like.shape)
 
 
 def join_rows(activations: Gradients) -> Tensor:
-    """Several activations side by side, position by position where they have the same positions.
+    """Concatenates activations, position by position if all have the same positions.
 
     Args:
-        activations: Tensors of shape ``(N, ...)``; others may have the samples second, as an LSTM's states
+        activations: Tensors of shape ``(N, ...)``. All but the first may have samples second, as an LSTM's states
             ``(layers, N, D)`` do.
 
     Returns:
@@ -55,7 +55,7 @@ def join_rows(activations: Gradients) -> Tensor:
 
 
 def split_rows(rows: Tensor, like: Gradients) -> Gradients:
-    """The inverse of :func:`join_rows`."""
+    """Inverts :func:`join_rows`: splits ``rows`` into tensors of the shapes of ``like``."""
     shapes = [as_rows(activation).shape for activation in like]
     if all(shape[:-1] == rows.shape[:-1] for shape in shapes):
         parts = rows.split([shape[-1] for shape in shapes], dim=-1)
@@ -71,29 +71,29 @@ def split_rows(rows: Tensor, like: Gradients) -> Gradients:
 
 
 def _samples_first(tensor: Tensor, samples: int) -> Tensor:
-    """``(N, ...)`` from ``(N, ...)`` or ``(L, N, ...)``."""
+    """Moves samples to the front: ``(N, ...)`` from ``(N, ...)`` or ``(L, N, ...)``."""
     if tensor.shape[0] != samples and tensor.ndim > 1 and tensor.shape[1] == samples:
         return tensor.movedim(1, 0)
     return tensor
 
 
 def count_classes(labels: Tensor, loss: LossInfo | None) -> int:
-    """The number of classes: from the model's own cross-entropy if it was seen, else from the labels."""
+    """The number of classes, from the model's own cross-entropy if it is known, otherwise from the labels."""
     if loss is not None and loss.kind == "cross_entropy":
         return loss.outputs
     return int(labels.max()) + 1
 
 
 def context_features(context: Tensor, classes: int | None) -> Tensor:
-    """Context as features: integer labels one-hot, anything else flattened per sample.
+    """Turns context into features: integer labels become one-hot, anything else is flattened per sample.
 
     Args:
         context: ``(N,)`` or ``(N, T)`` integer labels, or a float tensor of shape ``(N, ...)``.
-        classes: The number of classes K for integer labels.
+        classes: The number of classes K for integer labels, otherwise ``None``.
 
     Returns:
-        ``(N, K)``, ``(N, T, K)``, or ``(N, D)``, float32. Labels outside ``0 .. K-1`` (an ``ignore_index``)
-        become zero rows.
+        ``(N, K)``, ``(N, T, K)``, or ``(N, D)``, float32. Labels outside ``0 .. K-1``, such as an
+        ``ignore_index``, become rows of zeros.
     """
     if classes is not None:
         known = (context >= 0) & (context < classes)
@@ -102,7 +102,7 @@ def context_features(context: Tensor, classes: int | None) -> Tensor:
 
 
 def is_label(context: Tensor) -> bool:
-    """Whether ``context`` holds class labels rather than numbers."""
+    """Whether ``context`` holds class labels: it is neither floating point nor complex."""
     return not context.is_floating_point() and not context.is_complex()
 
 
@@ -111,7 +111,7 @@ def beside(rows: Tensor, context: Tensor) -> Tensor:
 
     Args:
         rows: ``(N, ..., D)``.
-        context: ``(N, K)``, or ``(N, ..., K)`` with the positions of ``rows``.
+        context: ``(N, K)``, or ``(N, ..., K)`` with the same positions as ``rows``.
 
     Returns:
         ``(N, ..., D + K)``.

@@ -1,4 +1,4 @@
-"""Direct feedback alignment, with the output error estimated where it is used."""
+"""Direct feedback alignment, with the output error estimated at the boundary."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
+from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo, TargetUse
+from lightning_sg.predictors.head_options import HeadOptions
 from lightning_sg.predictors.heads import Head
 from lightning_sg.predictors.loss_model import LossModelPredictor
 from lightning_sg.predictors.normalize import Normalization
@@ -17,29 +18,29 @@ class FeedbackAlignment(GradientPredictor):
     r"""Predicts :math:`ĝ = e B` for an estimate e of the output error and a fixed random matrix B.
 
     Direct feedback alignment (Nøkland 2016, arXiv 1609.01596; after Lillicrap et al. 2016, arXiv 1411.0247)
-    brings the error of the network's output, softmax(output) - label, to every layer by a fixed random matrix in
-    place of the transposed weights. Waiting for the network's output would lock the stages, so here the error is that
-    of a readout A on this boundary's own activations, :math:`e = ∂ℓ(A(h), c)/∂A(h)`, which for
-    cross-entropy is softmax(A(h)) - label. The readout learns from its own loss, and no target is asked for.
+    sends the error of the network's output, softmax(output) - label, to every layer through a fixed random matrix
+    instead of the transposed weights. Waiting for the network's output would lock the stages. So the error here is that
+    of a readout A on the boundary's own activations, :math:`e = ∂ℓ(A(h), c)/∂A(h)`, which for cross-entropy is
+    softmax(A(h)) - label. The readout learns from its own loss and asks for no target.
 
-    B is drawn once, at the boundary's own seed, with independent entries of mean 0 and standard deviation
-    ``scale / sqrt(D)`` for D features: ĝ is about ``scale`` times as long as e. Where the readout sees averages
-    (see the table of :class:`~lightning_sg.LossModelPredictor`), each position or cell has its share of e B.
+    B is drawn once, with the boundary's own seed. Its entries are independent with mean 0 and standard deviation
+    ``scale / sqrt(D)`` for D features, so ĝ is about ``scale`` times as long as e. Where the readout sees averages
+    (see the table of :class:`~lightning_sg.LossModelPredictor`), e B is divided among the positions or cells.
 
-    The one predictor that does not start at zero: its feedback is random from the first step on.
+    Unlike every other predictor it does not start at zero: its feedback is random from the first step.
 
     Args:
-        scale: The length of ĝ over that of e.
-        hidden: Width of the readout's hidden layers.
-        layers: Number of hidden layers; 0 makes the readout linear.
+        scale: The length of ĝ relative to that of e.
+        hidden: The width of the readout's hidden layers.
+        layers: The number of hidden layers; 0 makes the readout linear.
         normalize: How the readout's input is scaled.
-        classes: The number of classes, where the model's own loss does not tell.
+        classes: The number of classes, if the model's own loss does not reveal it.
 
     Raises:
         ValueError: If an option is out of range.
     """
 
-    needs_target = False
+    target_use = TargetUse.NONE
 
     def __init__(
         self,
@@ -55,8 +56,9 @@ class FeedbackAlignment(GradientPredictor):
         if hidden < 1 or layers < 0:
             raise ValueError(f"FeedbackAlignment needs hidden >= 1 and layers >= 0, not {hidden} and {layers}.")
         self.feedback_scale = scale
-        # The error of all classes is fed back, so all are computed.
-        self.readout = LossModelPredictor(hidden, layers, normalize=normalize, classes=classes, samples=0)
+        # samples=0: the error of every class is fed back, so the softmax must be over all of them.
+        options = HeadOptions(normalize=normalize, samples=0)
+        self.readout = LossModelPredictor(hidden, layers, classes=classes, head=options)
         self.feedback = nn.ParameterList()
 
     def build(self, activations: Gradients, context: Any, loss: LossInfo | None) -> None:
@@ -82,7 +84,7 @@ class FeedbackAlignment(GradientPredictor):
         return self.readout.loss(activations, context, targets)
 
     def errors(self, activations: Gradients, context: Any) -> list[Tensor]:
-        """The error at the readout's outputs, per sample: for each task a tensor of the outputs' shape."""
+        """The per-sample error at the readout's outputs: for each task a tensor of the outputs' shape."""
         with torch.enable_grad():
             outputs = [head.outputs(activations).detach().requires_grad_() for head in self._heads()]
             value = self.readout.value_of(outputs, context)

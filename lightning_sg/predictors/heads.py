@@ -1,4 +1,4 @@
-"""A head: a small network that guesses one of the model's outputs and has its loss."""
+"""A head: a small network that predicts one of the model's outputs and evaluates its loss."""
 
 from __future__ import annotations
 
@@ -11,61 +11,47 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sg.predictors.base import Gradients, LossInfo
-from lightning_sg.predictors.criteria import Criterion, Kind, LabelLoss, NumberLoss, OwnLoss, UserLoss, kind_of
+from lightning_sg.predictors.criteria import Criterion, Kind, LabelLoss, NumberLoss, kind_of
 from lightning_sg.predictors.features import count_classes
-from lightning_sg.predictors.layers import HiddenNorm, RowBatchNorm, zero_ended
-from lightning_sg.predictors.normalize import Normalization
+from lightning_sg.predictors.head_options import HeadOptions
+from lightning_sg.predictors.layers import RowBatchNorm, zero_ended
+from lightning_sg.predictors.own_loss import OwnCriterion, OwnLoss
 from lightning_sg.predictors.sampled import SampledSoftmax
 from lightning_sg.predictors.view import Place, View, place_of
 
-# A last layer with more weights than this is made of two thin ones, of this width between them.
+# A last layer with more weights than this is factored into two thin ones of this rank.
 _LARGEST_LAYER = 2**20
 _RANK = 64
-# With more classes than this, the softmax is over a sample; this many labels of the batch are in it.
+# With more classes than this, the softmax is over a sample that includes this many labels of the batch.
 _MOST_CLASSES = 2**13
 _SAMPLES = 1024
 
 
-@dataclass(frozen=True)
-class HeadOptions:
-    """The options that a head shares with :class:`~lightning_sg.LossModelPredictor`, where they are described."""
-
-    hidden: int = 64
-    layers: int = 1
-    normalize: Normalization = "none"
-    rank: int | None = None
-    samples: int | None = None
-    conv_layers: int = 0
-    conv_width: int = 64
-    pooled_side: int = 7
-    hidden_norm: HiddenNorm = "batch"
-
-
 class Head(nn.Module):
-    """From activations to the loss of each sample.
+    """Maps activations to the loss of each sample.
 
     Args:
-        view: What the head sees.
-        net: From rows of features to outputs; its last layer is ``nn.Linear``.
-        criterion: From outputs to losses.
-        samples: With so many, the softmax is over a sample of the classes.
-        told_by: Where the number of classes comes from, for :meth:`describe`.
+        view: Turns activations into rows of features.
+        net: Maps rows of features to outputs; its last layer is an ``nn.Linear``.
+        criterion: Maps outputs to losses.
+        samples: The number of labels in a sampled softmax; ``None`` for the full softmax.
+        classes_from: Where the number of classes comes from, for :meth:`describe`.
     """
 
     def __init__(
-        self, view: View, net: nn.Sequential, criterion: Criterion, samples: int | None = None, told_by: str = ""
+        self, view: View, net: nn.Sequential, criterion: Criterion, samples: int | None = None, classes_from: str = ""
     ) -> None:
         super().__init__()
         self.view = view
         self.net = net
         self.criterion = criterion
-        self.told_by = told_by
+        self.classes_from = classes_from
         self.sampled: SampledSoftmax | None = None
         if samples is not None and isinstance(criterion, LabelLoss):
             self.sampled = SampledSoftmax(criterion.classes, samples)
 
     def sample_losses(self, activations: Gradients, context: Any) -> Tensor:
-        """The loss of each sample, ``(N,)``; positions and cells within a sample are averaged."""
+        """The loss of each sample, ``(N,)``, averaged over the positions or cells of the sample."""
         rows = self.view(activations)
         criterion = self.criterion
         if not isinstance(criterion, LabelLoss) or criterion.soft:
@@ -84,9 +70,9 @@ class Head(nn.Module):
 
     @contextmanager
     def _counting(self, counted: Tensor, places: torch.Size) -> Iterator[None]:
-        """Tells BatchNorm which rows have a label: the others have no loss, and no say in the others' gradients."""
+        """Excludes rows without a label from BatchNorm's statistics, so that they do not affect other gradients."""
         norms = [layer for layer in self.net if isinstance(layer, RowBatchNorm)]
-        # The labels of images may be finer than the cells. Asking another device would stop it.
+        # Dense labels may be finer than the cells. On a device, checking for `all` would synchronize.
         if counted.shape == places and not (counted.device.type == "cpu" and bool(counted.all())):
             for norm in norms:
                 norm.counted = counted
@@ -97,18 +83,18 @@ class Head(nn.Module):
                 norm.counted = None
 
     def outputs(self, activations: Gradients) -> Tensor:
-        """What the head guesses: ``(N, K)``, ``(N, T, K)`` or ``(N, H, W, K)``."""
-        guessed: Tensor = self.net(self.view(activations))
-        return guessed
+        """The head's outputs: ``(N, K)``, ``(N, T, K)`` or ``(N, H, W, K)``."""
+        outputs: Tensor = self.net(self.view(activations))
+        return outputs
 
     def update(self, activations: Gradients) -> None:
-        """To be called once for each batch that is learned from."""
+        """Updates running statistics; call it once for each batch that is learned from."""
         self.view.update(activations)
         if self.sampled is not None:
             self.sampled.advance()
 
     def describe(self) -> str:
-        """The head in words."""
+        """Describes the head in words."""
         linear = [layer for layer in self.net if isinstance(layer, nn.Linear)]
         last = linear[-1]
         hidden = [layer.out_features for layer in linear[:-1] if layer.bias is not None]
@@ -123,7 +109,7 @@ class Head(nn.Module):
             parts.append(f"of rank {last.in_features}")
         kind = getattr(self.criterion, "kind", "own")
         if isinstance(self.criterion, LabelLoss):
-            parts.append(f"{last.out_features} classes from {self.told_by}")
+            parts.append(f"{last.out_features} classes from {self.classes_from}")
         else:
             parts.append(f"{last.out_features} outputs with the loss '{kind}'")
         if self.sampled is not None:
@@ -131,101 +117,113 @@ class Head(nn.Module):
         return ", ".join(parts)
 
 
-def make_head(
-    options: HeadOptions,
-    activations: Gradients,
-    context: Tensor,
-    loss: LossInfo | None,
-    *,
-    kind: Kind | None = None,
-    classes: int | None = None,
-    task: str = "",
-) -> Head:
-    """A head for labels or goals.
+@dataclass(frozen=True)
+class HeadFactory:
+    """Makes heads for the first batch.
 
-    Args:
-        options: Sizes.
-        activations: The first ones, each ``(N, ...)``.
-        context: The first labels or goals.
-        loss: What is known about the model's loss.
-        kind: The head's loss, where it is not to be found from ``context`` and ``loss``.
-        classes: The number of classes, where ``loss`` does not tell.
-        task: The name of the task, for messages.
-
-    Raises:
-        ValueError: If activations and context do not fit together.
+    Attributes:
+        hidden: The width of the hidden layers.
+        layers: The number of hidden layers.
+        options: All other options.
     """
-    place = place_of(activations, context)
-    view = _view(options, place)
-    features = view.build(activations)
-    with torch.no_grad():
-        places = view(activations).shape[:-1]
-    known = kind or kind_of(context, place, places.numel(), loss)
-    told = loss if loss is not None and loss.kind == known else LossInfo(known, 0)
-    if known == "cross_entropy":
+
+    hidden: int
+    layers: int
+    options: HeadOptions
+
+    def make(
+        self,
+        activations: Gradients,
+        context: Tensor,
+        loss: LossInfo | None,
+        *,
+        kind: Kind | None = None,
+        classes: int | None = None,
+        task: str = "",
+    ) -> Head:
+        """Makes a head for labels or goals.
+
+        Args:
+            activations: The first activations, each ``(N, ...)``.
+            context: The first labels or goals.
+            loss: What is known about the model's loss.
+            kind: The head's loss; by default it is inferred from ``context`` and ``loss``.
+            classes: The number of classes; by default it is inferred too.
+            task: The name of the task, for messages.
+
+        Raises:
+            ValueError: If activations and context do not fit together.
+        """
+        place = place_of(activations, context)
+        view = self._view(place)
+        features = view.build(activations)
+        with torch.no_grad():
+            places = view(activations).shape[:-1]
+        known = kind or kind_of(context, place, places.numel(), loss)
+        info = loss if loss is not None and loss.kind == known else LossInfo(known, 0)
+        if known != "cross_entropy":
+            numbers = NumberLoss(place, known, info.beta)
+            return Head(view, self._net(features, numbers.goal(places, context).shape[-1]), numbers)
         soft = context.is_floating_point() and context.numel() != places.numel()
-        told_by = "the option `classes`"
-        if classes is None and soft:
-            classes, told_by = context.shape[-1], "the chances in the context"
-        elif classes is None:
-            classes, told_by = _count(context, loss)
-        labels = LabelLoss(place, classes, task, told.ignore_index, told.label_smoothing, soft)
+        classes, classes_from = _count(context, loss, classes, soft)
+        labels = LabelLoss(place, classes, task, info.ignore_index, info.label_smoothing, soft)
         if not soft:
-            labels.labels(places, context)  # complains of labels that do not fit before anything is made for them
-        samples = None if soft or place == "cell" else _samples(options.samples, classes)
-        return Head(view, _net(options, features, classes), labels, samples, told_by)
-    numbers = NumberLoss(place, known, told.beta)
-    return Head(view, _net(options, features, numbers.goal(places, context).shape[-1]), numbers)
+            labels.labels(places, context)  # raises for labels that do not fit before anything is made for them
+        samples = None if soft or place == "cell" else self._samples(classes)
+        return Head(view, self._net(features, classes), labels, samples, classes_from)
+
+    def make_own(self, activations: Gradients, context: Any, own_loss: OwnLoss) -> Head:
+        """Makes a head with a loss that the user gave.
+
+        Args:
+            activations: The first activations, each ``(N, ...)``.
+            context: The first context, of any type.
+            own_loss: The loss and the number of outputs.
+        """
+        place = place_of(activations, context)
+        view = self._view(place)
+        net = self._net(view.build(activations), own_loss.outputs)
+        return Head(view, net, OwnCriterion(place, own_loss.function))
+
+    def _view(self, place: Place) -> View:
+        options = self.options
+        return View(
+            place,
+            options.normalize,
+            options.pooled_side,
+            options.conv_layers,
+            options.conv_width,
+            options.hidden_norm,
+        )
+
+    def _net(self, features: int, outputs: int) -> nn.Sequential:
+        before = self.hidden if self.layers else features
+        rank = self.options.rank
+        if rank is None and before * outputs > _LARGEST_LAYER:
+            rank = _RANK
+        # Two layers are cheaper than one only if they are thin.
+        thin = rank is not None and 0 < rank * (before + outputs) < before * outputs
+        norm = self.options.hidden_norm
+        return zero_ended(features, self.hidden, self.layers, outputs, rank if thin else None, norm)
+
+    def _samples(self, classes: int) -> int | None:
+        wanted = self.options.samples
+        if wanted is None:
+            wanted = _SAMPLES if classes > _MOST_CLASSES else 0
+        return wanted if 0 < 2 * wanted < classes else None
 
 
-def make_own_head(options: HeadOptions, activations: Gradients, context: Any, function: OwnLoss, outputs: int) -> Head:
-    """A head with a loss of the user's.
-
-    Args:
-        options: Sizes.
-        activations: The first ones, each ``(N, ...)``.
-        context: The first context, of any kind.
-        function: From the head's outputs and the context to losses.
-        outputs: The number of outputs.
-    """
-    place = place_of(activations, context)
-    view = _view(options, place)
-    return Head(view, _net(options, view.build(activations), outputs), UserLoss(place, function))
-
-
-def _view(options: HeadOptions, place: Place) -> View:
-    return View(
-        place,
-        options.normalize,
-        options.pooled_side,
-        options.conv_layers,
-        options.conv_width,
-        options.hidden_norm,
-    )
-
-
-def _net(options: HeadOptions, features: int, outputs: int) -> nn.Sequential:
-    before = options.hidden if options.layers else features
-    rank = options.rank
-    if rank is None and before * outputs > _LARGEST_LAYER:
-        rank = _RANK
-    # Two layers are cheaper than one only if they are thin.
-    thin = rank is not None and 0 < rank * (before + outputs) < before * outputs
-    return zero_ended(features, options.hidden, options.layers, outputs, rank if thin else None, options.hidden_norm)
-
-
-def _samples(wanted: int | None, classes: int) -> int | None:
-    if wanted is None:
-        wanted = _SAMPLES if classes > _MOST_CLASSES else 0
-    return wanted if 0 < 2 * wanted < classes else None
-
-
-def _count(labels: Tensor, loss: LossInfo | None) -> tuple[int, str]:
+def _count(context: Tensor, loss: LossInfo | None, classes: int | None, soft: bool) -> tuple[int, str]:
+    """The number of classes, and where it comes from."""
+    if classes is not None:
+        return classes, "the option `classes`"
+    if soft:
+        return context.shape[-1], "the class probabilities in the context"
     if loss is None:
-        return count_classes(labels, loss), "the first batch"
+        return count_classes(context, loss), "the first batch"
     if loss.kind == "cross_entropy":
-        return count_classes(labels, loss), "the model's cross-entropy"
-    return max(loss.outputs, count_classes(labels, None)), "the model's outputs"
+        return count_classes(context, loss), "the model's cross-entropy"
+    return max(loss.outputs, count_classes(context, None)), "the model's outputs"
 
 
-__all__ = ["Head", "HeadOptions", "make_head", "make_own_head"]
+__all__ = ["Head", "HeadFactory"]

@@ -1,4 +1,4 @@
-"""The layers that predictors are made of."""
+"""Building blocks of predictors."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ HiddenNorm = Literal["batch", "layer", "none"]
 
 
 class RowBatchNorm(nn.BatchNorm1d):
-    """BatchNorm over the rows of ``(..., D)``, of which some may not count: padding, say.
+    """BatchNorm over the rows of ``(..., D)``, which can leave out rows such as padding.
 
-    A lone row has no spread: it is normalised by the running statistics.
+    A single row has no variance, so it is normalized by the running statistics.
     """
 
-    #: Which rows count in the next pass, ``(...)``; ``None`` for all. No buffer: it belongs to one batch.
+    #: Which rows count in the next pass, ``(...)``; ``None`` for all. It belongs to one batch, so it is no buffer.
     counted: Tensor | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """See :class:`torch.nn.BatchNorm1d`."""
         rows = input.reshape(-1, input.shape[-1])
         if not self.training or len(rows) < 2:
-            return self._normalised(rows, self.running_mean, self.running_var).view_as(input)
+            return self._normalized(rows, self.running_mean, self.running_var).view_as(input)
         if self.counted is None:
             return super().forward(rows).view_as(input)
         weights = self.counted.reshape(-1).to(rows.dtype)
@@ -32,7 +32,7 @@ class RowBatchNorm(nn.BatchNorm1d):
         weights = weights / number.clamp_min(1)
         mean = weights @ rows
         variance = weights @ (rows - mean).square()
-        # Without asking a device how many rows count, which would stop it.
+        # Stays on the device: asking it how many rows count would synchronize.
         enough = number > 1
         assert self.running_mean is not None
         assert self.running_var is not None
@@ -41,16 +41,16 @@ class RowBatchNorm(nn.BatchNorm1d):
             self.running_mean.lerp_(mean, share)
             self.running_var.lerp_(variance * (number / (number - 1).clamp_min(1)), share)
         mean, variance = torch.where(enough, mean, self.running_mean), torch.where(enough, variance, self.running_var)
-        return self._normalised(rows, mean, variance).view_as(input)
+        return self._normalized(rows, mean, variance).view_as(input)
 
-    def _normalised(self, rows: Tensor, mean: Tensor | None, variance: Tensor | None) -> Tensor:
+    def _normalized(self, rows: Tensor, mean: Tensor | None, variance: Tensor | None) -> Tensor:
         assert mean is not None
         assert variance is not None
         return (rows - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
 
 
 def check_hidden_norm(kind: str) -> None:
-    """Refuses an unknown name.
+    """Checks the name of a normalization of hidden layers.
 
     Raises:
         ValueError: If ``kind`` is not one of :data:`HiddenNorm`.
@@ -62,15 +62,15 @@ def check_hidden_norm(kind: str) -> None:
 def zero_ended(
     inputs: int, hidden: int, layers: int, outputs: int, rank: int | None = None, norm: HiddenNorm = "none"
 ) -> nn.Sequential:
-    """Linear layers with ReLU between them, the last of which starts at zero.
+    """Makes linear layers with ReLU between them; the last one starts at zero.
 
     Args:
-        inputs: Width of the input.
-        hidden: Width of each hidden layer.
-        layers: Number of hidden layers; 0 for a single linear layer.
-        outputs: Width of the output, zero until it is trained.
-        rank: Makes the last layer's weight a product of two matrices with so many columns and rows between them.
-        norm: What normalises each hidden layer before its ReLU.
+        inputs: The width of the input.
+        hidden: The width of each hidden layer.
+        layers: The number of hidden layers; 0 for a single linear layer.
+        outputs: The width of the output, which is zero until it is trained.
+        rank: Factors the last layer's weight into two matrices of at most this rank.
+        norm: What normalizes each hidden layer before its ReLU.
     """
     sizes = [inputs, *[hidden] * layers]
     parts: list[nn.Module] = []
@@ -88,14 +88,15 @@ def zero_ended(
 
 
 def convolutions(channels: int, width: int, layers: int, stride: int, norm: HiddenNorm = "none") -> nn.Sequential:
-    """Convolutions of 3 × 3, each with a ReLU.
+    """Makes 3 × 3 convolutions, each followed by a ReLU.
 
     Args:
-        channels: Channels of the input.
-        width: Channels of each layer's output.
-        layers: Number of layers, at least 1.
-        stride: That of every layer.
-        norm: What normalises each layer before its ReLU: the channels over batch and cells, or each sample.
+        channels: The number of input channels.
+        width: The number of output channels of each layer.
+        layers: The number of layers, at least 1.
+        stride: The stride of each layer.
+        norm: What normalizes each layer before its ReLU: ``"batch"`` normalizes each channel over batch and cells,
+            ``"layer"`` each sample.
     """
     sizes = [channels, *[width] * layers]
     parts: list[nn.Module] = []

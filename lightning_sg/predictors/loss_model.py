@@ -1,83 +1,74 @@
-"""The loss-model predictor: a small head whose own loss's gradient is the prediction."""
+"""The loss-model predictor: its prediction is the gradient of a small head's own loss."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
-from lightning_sg.predictors.criteria import Kind, check_kind
-from lightning_sg.predictors.heads import Head, HeadOptions, make_head, make_own_head
-from lightning_sg.predictors.layers import HiddenNorm, check_hidden_norm
-from lightning_sg.predictors.matching import Match, check_match, gradient_error
-from lightning_sg.predictors.normalize import InputScale, Normalization
-from lightning_sg.predictors.tasks import loss_of_task, tasks_of
+from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo, TargetUse
+from lightning_sg.predictors.head_options import HeadOptions
+from lightning_sg.predictors.heads import Head, HeadFactory
+from lightning_sg.predictors.matching import Matching
+from lightning_sg.predictors.own_loss import OwnLoss
+from lightning_sg.predictors.tasks import Tasks, loss_of_task, tasks_of
 
 Objective = Literal["loss", "gradient", "both"]
+
+
+class LossModelArguments(TypedDict, total=False):
+    """Any of the arguments of :class:`LossModelPredictor`, as a dict."""
+
+    hidden: int
+    layers: int
+    objective: Objective
+    matching: Matching
+    classes: int | dict[str, int] | None
+    head: HeadOptions
+    own_loss: OwnLoss | None
+    tasks: Tasks
 
 
 class LossModelPredictor(GradientPredictor):
     r"""Predicts :math:`ĝ = ∂ℓ(A(h), c)/∂h` for a small head A and the task's own loss ℓ.
 
-    The head guesses the model's output from the activation, with the context c (the labels) as its goal. Its
-    loss falls where the model's loss falls, so even a rough head gives a useful direction, unlike a direct
-    predictor. This is the critic of Czarnecki et al. 2017, *Sobolev Training* (arXiv 1706.04859, section 4.2):
+    The head predicts the model's output from the activation h, and the context c (the labels) is what its output is
+    compared with. Its loss falls where the model's loss falls, so even a rough head gives a useful direction, unlike a
+    direct predictor. This is the critic of Czarnecki et al. 2017, *Sobolev Training* (arXiv 1706.04859, section 4.2);
     with ``objective="both"`` it learns value and derivative.
 
     ==============================  =============================  ==================================================
     activations                     context                        the head
     ==============================  =============================  ==================================================
     ``(N, D)``                      ``(N,)``                       on each sample
-    ``(N, T, D)``                   ``(N, T)``                     on each position; one loss a position
-    ``(N, T, D)``                   ``(N,)``                       on the mean of the positions
+    ``(N, T, D)``                   ``(N, T)``                     on each position, with a loss for each
+    ``(N, T, D)``                   ``(N,)``                       on the mean over positions
     ``(N, C, H, W)``                ``(N,)``                       on the map, averaged to a few cells
-    ``(N, C, H, W)``                ``(N, H', W')`` or             on each cell, at most 64 × 64 of them; outputs are
+    ``(N, C, H, W)``                ``(N, H', W')`` or             on each of at most 64 × 64 cells; its outputs are
                                     ``(N, K, H', W')``             interpolated towards the labels' resolution
     ==============================  =============================  ==================================================
 
-    Integer context is labels of classes, with cross-entropy (and its ``label_smoothing`` and ``ignore_index``); other
-    numbers are goals. Which loss they have (mse, l1, smooth_l1, huber, binary cross-entropy) is taken from the model's
-    own. Context that is a dict of tensors has one head for each entry, and the loss is their weighted sum.
+    An integer context holds class labels and gets cross-entropy, with the ``label_smoothing`` and ``ignore_index`` of
+    the model's own. Other contexts are regression targets, for which the model's own loss is used as well (mse, l1,
+    smooth_l1, huber or binary cross-entropy). A context that is a dict of tensors gets one head for each entry, and the
+    loss is their weighted sum.
 
     Args:
-        hidden: Width of the head's hidden layers.
-        layers: Number of hidden layers; 0 makes the head linear.
+        hidden: The width of the head's hidden layers.
+        layers: The number of hidden layers; 0 makes the head linear.
         objective: What the head is trained on: its own ``"loss"``, matching the target ``"gradient"``, or ``"both"``.
-        gradient_weight: With ``"both"``, the weight of the gradient error beside the own loss.
-        normalize: How the head's input is scaled, see :class:`~lightning_sg.predictors.normalize.InputScale`.
-        classes: The number of classes, where the model's own loss is not one that tells: then they would be counted in
-            the first batch. For several tasks by name.
-        between: With ``"both"``, whether to learn from the own loss alone on batches that have no exact target.
-            Otherwise they are left out.
-        match: How the gradient error is measured: ``"normalized"`` by the size of the batch's targets, ``"l2"`` by
-            the running size, ``"cosine"`` by the angle alone; see
-            :func:`~lightning_sg.predictors.matching.gradient_error`.
-        rank: Makes the last layer a product of two, with this width between them. By default 64 where the layer would
-            have more than 2**20 weights; 0 for never.
-        samples: Takes the softmax over a sample of the classes: those of up to so many labels of the batch, and at
-            least as many others. By default 1024 with more than 8192 classes; 0 for never. See
-            :class:`~lightning_sg.predictors.sampled.SampledSoftmax`.
-        conv_layers: Number of 3 × 3 convolutions before the head's other layers; for feature maps only.
-        conv_width: Channels of these.
-        pooled_side: With one label for each sample, feature maps are averaged to at most so many cells a side.
-        hidden_norm: What normalises each hidden layer before its ReLU: ``"batch"`` over the samples of the batch, as
-            in the networks that have BatchNorm, ``"layer"`` each row by itself, or ``"none"``.
-        loss: A loss of your own, ``loss(outputs, context)``, of the head's outputs and the context as it is. It
-            returns either the losses of the samples, ``(N,)``, or one number, which is taken for their mean. Outputs
-            are ``(N, outputs)``, ``(N, T, outputs)`` for context with positions, or ``(N, outputs, H', W')`` for
-            dense context.
-        outputs: How many outputs the head has for ``loss``.
-        losses: The loss of each task where the context is a dict: ``"cross_entropy"``, ``"binary_cross_entropy"``,
-            ``"mse"``, ``"l1"``, ``"smooth_l1"`` or ``"huber"``. Only the entries named are used; by default all, each
-            with the loss for its kind of numbers.
-        weights: The weight of each task's loss, 1 for those not named.
+        matching: How the target gradient is matched, if ``objective`` includes it.
+        classes: The number of classes, if the model's own loss does not reveal it; without either, the first batch is
+            counted. With several tasks, a dict by name.
+        head: Other options of the head.
+        own_loss: A loss of your own, in place of the model's.
+        tasks: The losses and weights of several tasks.
 
     Raises:
-        ValueError: If an option is out of range, or options do not go together.
+        ValueError: If an option is out of range, or options exclude each other.
     """
 
     def __init__(
@@ -85,66 +76,39 @@ class LossModelPredictor(GradientPredictor):
         hidden: int = 64,
         layers: int = 1,
         objective: Objective = "loss",
-        gradient_weight: float = 0.5,
-        between: bool = True,
-        normalize: Normalization = "none",
+        matching: Matching = Matching(),
         classes: int | dict[str, int] | None = None,
-        match: Match = "normalized",
-        rank: int | None = None,
-        samples: int | None = None,
-        conv_layers: int = 0,
-        conv_width: int = 64,
-        pooled_side: int = 7,
-        hidden_norm: HiddenNorm = "batch",
-        loss: Callable[[Tensor, Any], Any] | None = None,  # jsonargparse takes `Tensor` for a class to make
-        outputs: int | None = None,
-        losses: dict[str, Kind] | None = None,
-        weights: dict[str, float] | None = None,
+        head: HeadOptions = HeadOptions(),
+        own_loss: OwnLoss | None = None,
+        tasks: Tasks = Tasks(),
     ) -> None:
         super().__init__()
         name = type(self).__name__
         if hidden < 1 or layers < 0:
             raise ValueError(f"{name} needs hidden >= 1 and layers >= 0, not {hidden} and {layers}.")
-        if conv_layers < 0 or conv_width < 1 or pooled_side < 1:
-            raise ValueError(
-                f"{name} needs conv_layers >= 0, conv_width >= 1 and pooled_side >= 1, "
-                f"not {conv_layers}, {conv_width} and {pooled_side}."
-            )
-        if min(rank or 0, samples or 0) < 0:
-            raise ValueError(f"{name} needs rank >= 0 and samples >= 0, not {rank} and {samples}.")
-        if objective not in ("loss", "gradient", "both"):
-            raise ValueError(f"objective must be 'loss', 'gradient' or 'both', not '{objective}'.")
-        if (loss is None) != (outputs is None) or (outputs is not None and outputs < 1):
-            raise ValueError(
-                f"{name} with a loss of your own needs both, loss=... and the number of outputs=... of the head "
-                f"that it is for (at least 1), not loss={loss!r} and outputs={outputs}."
-            )
-        if loss is not None and not callable(loss):
-            raise ValueError(f"{name}: loss must be a function of (outputs, context), not {loss!r}.")
-        if loss is not None and (losses or weights or classes):
-            raise ValueError(f"{name}: a loss of your own leaves nothing for losses, weights and classes to say.")
-        check_match(match)
-        check_hidden_norm(hidden_norm)
-        for kind in (losses or {}).values():
-            check_kind(kind)
-        InputScale(normalize)  # says so now if there is no such normalization
-        self.options = HeadOptions(
-            hidden, layers, normalize, rank, samples, conv_layers, conv_width, pooled_side, hidden_norm
-        )
-        self.hidden = hidden
-        self.layers = layers
+        if objective not in get_args(Objective):
+            raise ValueError(f"{name}: objective must be 'loss', 'gradient' or 'both', not '{objective}'.")
+        if own_loss is not None and (classes or tasks != Tasks()):
+            raise ValueError(f"{name}: own_loss replaces classes and tasks. Remove them, or remove own_loss.")
         self.objective = objective
-        self.uses_target = objective != "loss"
-        self.gradient_weight = gradient_weight
-        self.learns_without_target = between and objective == "both"
-        self.match = match
+        self.matching = matching
         self.classes = classes
-        self.own_loss = loss
-        self.own_outputs = outputs
-        self.losses = dict(losses or {})
-        self.weights = dict(weights or {})
-        self.tasks: list[str] = []
+        self.own_loss = own_loss
+        self.tasks = tasks
+        self.target_use = TargetUse.REQUIRED
+        if objective == "loss":
+            self.target_use = TargetUse.BOUND
+        elif objective == "both" and matching.between:
+            self.target_use = TargetUse.OPTIONAL
+        self.factory = HeadFactory(hidden, layers, head)
+        #: One name for each head; ``""`` for a context that is no dict.
+        self.task_names: list[str] = []
         self.heads = nn.ModuleList()
+
+    @property
+    def hidden(self) -> int:
+        """The width of the heads' hidden layers."""
+        return self.factory.hidden
 
     @property
     def head(self) -> nn.Sequential:
@@ -157,36 +121,35 @@ class LossModelPredictor(GradientPredictor):
         return str(getattr(self._head(0).criterion, "kind", ""))
 
     def build(self, activations: Gradients, context: Any, loss: LossInfo | None) -> None:
-        """Makes the heads: K outputs for labels of K classes, else as many as a row has goals."""
-        if self.own_loss is not None and self.own_outputs is not None:
-            self.tasks = [""]
-            head = make_own_head(self.options, activations, context, self.own_loss, self.own_outputs)
-            self.heads = nn.ModuleList([head])
-            self._sample_losses(activations, context)  # a loss that does not do says so now
+        """Makes the heads: K outputs for labels of K classes, otherwise one for each regression target of a row."""
+        if self.own_loss is not None:
+            self.task_names = [""]
+            self.heads = nn.ModuleList([self.factory.make_own(activations, context, self.own_loss)])
+            self._sample_losses(activations, context)  # raises if the function returns something else than losses
             return
-        tasks = tasks_of(context, self.losses)
-        unknown = sorted({*self.weights, *(self.classes if isinstance(self.classes, dict) else ())} - set(tasks))
+        tasks = tasks_of(context, self.tasks.losses)
+        classes = self.classes if isinstance(self.classes, dict) else dict.fromkeys(tasks, self.classes)
+        unknown = sorted({*self.tasks.weights, *classes} - set(tasks))
         if unknown:
             raise ValueError(
                 f"weights or classes are given for {unknown}, but the context has "
                 f"{'no dict of tasks' if isinstance(context, Tensor) else sorted(tasks)}."
             )
-        self.tasks = list(tasks)
+        self.task_names = list(tasks)
         self.heads = nn.ModuleList(
-            make_head(
-                self.options,
+            self.factory.make(
                 activations,
-                goal,
+                labels,
                 loss_of_task(name, tasks, loss),
-                kind=self.losses.get(name),
-                classes=self.classes.get(name) if isinstance(self.classes, dict) else self.classes,
+                kind=self.tasks.losses.get(name),
+                classes=classes.get(name),
                 task=name,
             )
-            for name, goal in tasks.items()
+            for name, labels in tasks.items()
         )
 
     def default_optimizer(self, parameters: Iterable[Tensor]) -> Optimizer:
-        """AdamW, learning rate 3e-3, weight decay 0.3: a head that fits its batches too well has little to say."""
+        """AdamW with learning rate 3e-3 and weight decay 0.3, because a head that fits its batches has no gradient."""
         return torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.3, fused=True)
 
     def forward(self, activations: Gradients, context: Any) -> Gradients:
@@ -200,10 +163,10 @@ class LossModelPredictor(GradientPredictor):
         if self.objective == "loss" or not targets:
             return self._sample_losses(activations, context).mean()
         value, gradients = self._value_and_gradient(activations, context, create_graph=True)
-        error = gradient_error(self.match, gradients, targets, self.target_rms)
+        error = self.matching.error(gradients, targets, self.target_rms)
         if self.objective == "gradient":
             return error
-        return value / activations[0].shape[0] + self.gradient_weight * error
+        return value / activations[0].shape[0] + self.matching.weight * error
 
     def value_of(self, outputs: Sequence[Tensor], context: Any) -> Tensor:
         """The loss of each sample for given outputs of the heads.
@@ -215,19 +178,20 @@ class LossModelPredictor(GradientPredictor):
         Returns:
             ``(N,)``.
         """
-        tasks = tasks_of(context, self.tasks)
+        tasks = tasks_of(context, self.task_names)
         return self._weighted(
-            self._head(place).criterion(outputs[place], tasks[name]) for place, name in enumerate(self.tasks)
+            self._head(place).criterion(outputs[place], tasks[name]) for place, name in enumerate(self.task_names)
         )
 
     def describe(self) -> str:
-        """The heads and what they are trained on, in words; after :meth:`build`."""
+        """Describes the heads, and what they are trained on, in words; call it after :meth:`build`."""
         heads = [self._head(place).describe() for place in range(len(self.heads))]
-        named = [f"{name}: {head}" if name else head for name, head in zip(self.tasks, heads)]
+        named = [f"{name}: {head}" if name else head for name, head in zip(self.task_names, heads)]
+        matching = self.matching
         trained = {
             "loss": "its own loss",
-            "gradient": f"the target gradient ({self.match})",
-            "both": f"its own loss and {self.gradient_weight:g} × the target gradient ({self.match})",
+            "gradient": f"the target gradient ({matching.measure})",
+            "both": f"its own loss and {matching.weight:g} × the target gradient ({matching.measure})",
         }
         return f"{'; '.join(named)}; trained on {trained[self.objective]}"
 
@@ -239,16 +203,17 @@ class LossModelPredictor(GradientPredictor):
         return value, gradients
 
     def _sample_losses(self, activations: Gradients, context: Any) -> Tensor:
-        """The loss of each sample, ``(N,)``; the weighted sum of the tasks'."""
+        """The loss of each sample, ``(N,)``: the weighted sum over tasks."""
         if self.own_loss is not None:
             return self._head(0).sample_losses(activations, context)
-        tasks = tasks_of(context, self.tasks)
+        tasks = tasks_of(context, self.task_names)
         return self._weighted(
-            self._head(place).sample_losses(activations, tasks[name]) for place, name in enumerate(self.tasks)
+            self._head(place).sample_losses(activations, tasks[name]) for place, name in enumerate(self.task_names)
         )
 
     def _weighted(self, losses: Iterable[Tensor]) -> Tensor:
-        return torch.stack([self.weights.get(name, 1.0) * loss for name, loss in zip(self.tasks, losses)]).sum(0)
+        weights = (self.tasks.weights.get(name, 1.0) for name in self.task_names)
+        return torch.stack([weight * loss for weight, loss in zip(weights, losses)]).sum(0)
 
     def _head(self, place: int) -> Head:
         head = self.heads[place]
@@ -256,4 +221,4 @@ class LossModelPredictor(GradientPredictor):
         return head
 
 
-__all__ = ["LossModelPredictor", "Objective"]
+__all__ = ["LossModelArguments", "LossModelPredictor", "Objective"]

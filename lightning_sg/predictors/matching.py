@@ -1,62 +1,75 @@
-"""How the gradient of a predictor is compared with its target, for training it."""
+"""How a loss model's gradient is compared with its target, and how much that counts in training."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from lightning_sg.predictors.base import (
-    Gradients,
-    at_least_a_tenth,
-    relative_error,
-    squared_error,
-    squared_norm,
-    usual_square,
-)
+from lightning_sg.predictors.base import Gradients
+from lightning_sg.predictors.norms import at_least_a_tenth, relative_error, squared_error, squared_norm, usual_square
 
-Match = Literal["l2", "cosine", "normalized"]
+Measure = Literal["l2", "cosine", "normalized"]
 
 
-def check_match(match: str) -> None:
-    """Refuses an unknown name.
-
-    Raises:
-        ValueError: If ``match`` is not one of :data:`Match`.
-    """
-    if match not in get_args(Match):
-        raise ValueError(f"match must be 'l2', 'cosine' or 'normalized', not '{match}'.")
-
-
-def gradient_error(match: Match, predictions: Gradients, targets: Gradients, rms: Tensor | None) -> Tensor:
-    r"""The error of ``predictions``, without a unit.
-
-    All three stay finite for targets that are zero or far smaller than usual, and so do their derivatives.
+@dataclass(frozen=True)
+class Matching:
+    """How a :class:`~lightning_sg.LossModelPredictor` learns to match the target gradient.
 
     Args:
-        match: ``"normalized"``: :func:`~lightning_sg.predictors.base.relative_error`, by the size of this batch's
-            targets, in which every batch counts the same. ``"l2"``: the squared error by the *running* size of the
-            targets, in which batches with large gradients count more. ``"cosine"``: 1 minus the cosine over the whole
-            batch, which leaves the size of predictions to the callback's bound.
+        weight: With ``objective="both"``, the weight of the gradient error; the head's own loss has weight 1.
+        between: With ``objective="both"``, whether the head learns from its own loss alone on batches without an exact
+            target. If not, it skips them.
+        measure: The gradient error: ``"normalized"`` by the size of the batch's targets, ``"l2"`` by their running
+            size, or ``"cosine"``, which ignores size; see :func:`gradient_error`.
+
+    Raises:
+        ValueError: If there is no such measure.
+    """
+
+    weight: float = 0.5
+    between: bool = True
+    measure: Measure = "normalized"
+
+    def __post_init__(self) -> None:
+        if self.measure not in get_args(Measure):
+            raise ValueError(f"Matching: measure must be 'l2', 'cosine' or 'normalized', not '{self.measure}'.")
+
+    def error(self, predictions: Gradients, targets: Gradients, rms: Tensor | None) -> Tensor:
+        """The gradient error by this :attr:`measure`; see :func:`gradient_error`."""
+        return gradient_error(self.measure, predictions, targets, rms)
+
+
+def gradient_error(measure: Measure, predictions: Gradients, targets: Gradients, rms: Tensor | None) -> Tensor:
+    r"""A dimensionless error of ``predictions``.
+
+    All three measures and their derivatives stay finite for targets that are zero or far smaller than usual.
+
+    Args:
+        measure: ``"normalized"``: :func:`~lightning_sg.predictors.norms.relative_error`, which divides by the size of
+            this batch's targets, so that every batch counts the same. ``"l2"``: the squared error over the *running*
+            size of the targets, so that batches with large gradients count more. ``"cosine"``: 1 minus the cosine over
+            the whole batch, which leaves the size of predictions to the callback's bound.
         predictions: Gradients of any shapes.
         targets: Gradients of the same shapes.
-        rms: The running root mean square of the targets, one for each; ``None`` takes this batch's.
+        rms: The running root mean square of each target, of shape ``(len(targets),)``; ``None`` uses this batch's.
 
     Returns:
         A scalar, float32.
     """
-    if match == "normalized":
+    if measure == "normalized":
         return relative_error(predictions, targets, rms)
     size = squared_norm(targets)
     usual = size if rms is None else usual_square(targets, rms)
-    if match == "l2":
+    if measure == "l2":
         return squared_error(predictions, targets) / at_least_a_tenth(usual, predictions)
     size = torch.maximum(size, usual)
     dot = torch.stack([(p * t).sum() for p, t in zip(predictions, targets)]).sum()
-    # A hundredth of the target's square: the direction of a prediction of zero is anything, and must not matter.
+    # A prediction of zero has an arbitrary direction. Adding a hundredth of the target's square hides it.
     own = (squared_norm(predictions) + 0.01 * size + 1e-24).sqrt()
     return 1 - dot / (own * size.sqrt().clamp_min(1e-12))
 
 
-__all__ = ["Match", "check_match", "gradient_error"]
+__all__ = ["Matching", "Measure", "gradient_error"]

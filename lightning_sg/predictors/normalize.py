@@ -1,8 +1,8 @@
-"""Brings activations to a scale that a predictor's layers can work with."""
+"""Scales activations to a range that suits a predictor's layers."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,26 +13,38 @@ Normalization = Literal["scale", "layer", "none"]
 _MEMORY = 0.99
 
 
+def check_normalization(kind: str) -> None:
+    """Checks the name of an input scale.
+
+    Raises:
+        ValueError: If ``kind`` is not one of :data:`Normalization`.
+    """
+    if kind not in get_args(Normalization):
+        raise ValueError(f"normalize must be 'scale', 'layer' or 'none', not '{kind}'.")
+
+
 class InputScale(nn.Module):
-    """Divides features by a running scale, normalises each row, or does nothing.
+    """Divides features by a running scale, normalizes each row, or does nothing.
 
     Args:
-        kind: ``"scale"``: by one number, the running root mean square of all features, which keeps what sets
-            samples apart. ``"layer"``: a LayerNorm without parameters, which bounds the input of each row whatever
-            the network does. ``"none"``: nothing.
+        kind: ``"scale"`` divides by one number, the running root mean square of all features, which preserves the
+            differences between samples. ``"layer"`` is a LayerNorm without parameters, which bounds each row whatever
+            the network does. ``"none"`` does nothing.
+
+    Raises:
+        ValueError: If there is no such kind.
     """
 
     square: Tensor
 
     def __init__(self, kind: Normalization) -> None:
         super().__init__()
-        if kind not in ("scale", "layer", "none"):
-            raise ValueError(f"normalize must be 'scale', 'layer' or 'none', not '{kind}'.")
+        check_normalization(kind)
         self.kind = kind
         self.register_buffer("square", torch.zeros(()))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Normalises ``features`` of shape ``(..., D)``."""
+        """Scales ``features`` of shape ``(..., D)``."""
         if self.kind == "layer" and features.shape[-1] > 1:
             return F.layer_norm(features, features.shape[-1:])
         if self.kind == "scale":
@@ -41,9 +53,9 @@ class InputScale(nn.Module):
 
     @torch.no_grad()
     def update(self, features: Tensor) -> None:
-        """Takes one batch into the running scale; the first sets it."""
+        """Updates the running scale with one batch; the first batch sets it."""
         now = features.square().mean()
         self.square.copy_(torch.where(self.square == 0, now, _MEMORY * self.square + (1 - _MEMORY) * now))
 
 
-__all__ = ["InputScale", "Normalization"]
+__all__ = ["InputScale", "Normalization", "check_normalization"]

@@ -1,7 +1,7 @@
 """Changes the resolution of feature maps and labels.
 
-By means, and products with small matrices: unlike torch's pooling and interpolation, these have deterministic
-derivatives on CUDA, of any order.
+It uses means and products with small matrices. Unlike torch's pooling and interpolation, these have deterministic
+derivatives of any order on CUDA.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Averages where there are more cells than wanted, and interpolates linearly where there are fewer.
+    """Changes the resolution: averages to fewer cells, interpolates linearly to more.
 
     Args:
         maps: ``(N, C, H, W)``, floating point.
-        size: The height and width to make.
+        size: The new height and width.
 
     Returns:
-        ``(N, C, *size)``; as ``adaptive_avg_pool2d``, or ``interpolate(mode="bilinear")``, in each direction.
+        ``(N, C, *size)``. Each direction is as by ``adaptive_avg_pool2d`` or ``interpolate(mode="bilinear")``.
     """
     (given_height, given_width), (height, width) = maps.shape[-2:], size
     if given_width > width and given_width % width == 0:
@@ -38,11 +38,11 @@ def at_most(maps: Tensor, side: int) -> Tensor:
 
 
 def pick(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """The labels nearest to the centres of a coarser grid.
+    """Picks the labels nearest to the centers of a coarser grid.
 
     Args:
         labels: ``(N, H, W)``.
-        size: The height and width to make.
+        size: The new height and width.
 
     Returns:
         ``(N, *size)``.
@@ -50,21 +50,21 @@ def pick(labels: Tensor, size: tuple[int, int]) -> Tensor:
     for axis, wanted in zip((1, 2), size):
         given = labels.shape[axis]
         if given != wanted:
-            centres = (2 * torch.arange(wanted, device=labels.device) + 1) * given // (2 * wanted)
-            labels = labels.index_select(axis, centres)
+            centers = (2 * torch.arange(wanted, device=labels.device) + 1) * given // (2 * wanted)
+            labels = labels.index_select(axis, centers)
     return labels
 
 
 def _weights(given: int, wanted: int, like: Tensor) -> Tensor:
-    """The matrix ``(wanted, given)`` that makes ``wanted`` numbers of ``given``."""
+    """The matrix ``(wanted, given)`` that resamples ``given`` cells to ``wanted``."""
     cells = torch.arange(given, device=like.device)
     places = torch.arange(wanted, device=like.device).unsqueeze(1)
     if given > wanted:
         start, end = places * given // wanted, -((places + 1) * -given // wanted)
         inside = ((cells >= start) & (cells < end)).to(like.dtype)
         return inside / inside.sum(1, keepdim=True)
-    centres = ((places + 0.5) * (given / wanted) - 0.5).clamp(0, given - 1)
-    return (1 - (centres - cells).abs()).clamp_min(0).to(like.dtype)
+    centers = ((places + 0.5) * (given / wanted) - 0.5).clamp(0, given - 1)
+    return (1 - (centers - cells).abs()).clamp_min(0).to(like.dtype)
 
 
 __all__ = ["at_most", "pick", "resize"]

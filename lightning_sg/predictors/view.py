@@ -1,4 +1,4 @@
-"""What a head sees of the activations at a boundary: rows of features.
+"""The features that a head sees of the activations at a boundary.
 
 Legend: N samples, T positions, C channels, H W height and width, D features.
 """
@@ -18,20 +18,20 @@ from lightning_sg.predictors.resize import at_most, resize
 
 Place = Literal["sample", "position", "cell"]
 
-# Where labels are dense, maps are averaged to at most this many cells a side.
+# With dense labels, maps are averaged to at most this many cells a side.
 _CELLS = 64
 
 
 def place_of(activations: Gradients, context: Any) -> Place:
-    """What has an output of its own: every sample, every position of a sequence, or every cell of a feature map.
+    """What gets an output of its own: each sample, each position of a sequence, or each cell of a feature map.
 
     Args:
-        activations: What crosses, each ``(N, ...)``.
+        activations: The tensors that cross the boundary, each ``(N, ...)``.
         context: The labels or goals.
 
     Returns:
         ``"cell"`` for feature maps ``(N, C, H, W)`` with ``(N, H', W')`` or ``(N, K, H', W')`` of about the same
-        proportions; ``"position"`` for sequences ``(N, T, D)`` with ``(N, T, ...)``; else ``"sample"``.
+        proportions; ``"position"`` for sequences ``(N, T, D)`` with ``(N, T, ...)``; otherwise ``"sample"``.
     """
     if not isinstance(context, Tensor):
         return "sample"
@@ -43,23 +43,23 @@ def place_of(activations: Gradients, context: Any) -> Place:
 
 
 def _same_proportions(maps: Tensor, context: Tensor) -> bool:
-    """Whether ``context`` may be an image: boxes ``(N, 10, 4)`` are not one beside maps of 8 × 8."""
+    """Whether ``context`` may be an image: boxes ``(N, 10, 4)`` beside maps of 8 × 8 are not."""
     (height, width), (tall, wide) = maps.shape[2:], context.shape[-2:]
     return bool(0.7 < (tall / height) / max(wide / width, 1e-9) < 1.4)
 
 
 class View(nn.Module):
-    """Turns activations into rows of features, normalised, and for feature maps perhaps convolved.
+    """Turns activations into rows of normalized features; feature maps can pass through convolutions.
 
     Args:
-        place: What has a row of its own, see :func:`place_of`.
+        place: What gets a row of its own, see :func:`place_of`.
         normalize: See :class:`~lightning_sg.predictors.normalize.InputScale`.
-        pooled_side: With one row for each sample, feature maps are averaged to at most so many cells a side.
-        conv_layers: Convolutions of feature maps before that. With one row for each sample every one halves the
-            resolution, and the first sees at most ``pooled_side * 2**conv_layers`` cells a side: so they cost the same
-            at any resolution.
-        conv_width: Channels of the convolutions.
-        conv_norm: What normalises them.
+        pooled_side: With one row for each sample, feature maps are averaged to at most this many cells a side.
+        conv_layers: The number of convolutions before that. With one row for each sample, each convolution halves the
+            resolution and the first sees at most ``pooled_side * 2**conv_layers`` cells a side, so the cost does not
+            grow with the resolution.
+        conv_width: The number of channels of each convolution.
+        conv_norm: What normalizes the convolutions.
     """
 
     def __init__(
@@ -114,12 +114,12 @@ class View(nn.Module):
         return pooled if rest is None else torch.cat([pooled, beside], dim=1)
 
     def update(self, activations: Gradients) -> None:
-        """Takes one batch into the running scale of the input."""
-        if self.scale.kind == "scale":  # nothing else needs it, and averaging maps is not free
+        """Updates the running scale of the input with one batch."""
+        if self.scale.kind == "scale":  # averaging maps is not free, and only this kind needs it
             self.scale.update(self.rows(activations))
 
     def rows(self, activations: Gradients) -> Tensor:
-        """The rows before they are scaled; maps that will be convolved are rows of all their numbers."""
+        """The rows before scaling. Maps to be convolved are flattened to one row a sample."""
         if self.place == "cell":
             maps, rest = self._joined_maps(activations)
             if rest is not None:
@@ -132,7 +132,7 @@ class View(nn.Module):
         return rows.flatten(1, -2).mean(1) if rows.ndim > 2 and self.place == "sample" else rows
 
     def _joined_maps(self, activations: Gradients) -> tuple[Tensor, Tensor | None]:
-        """All feature maps as one ``(N, C_1 + C_2 + ..., H, W)``, and one row a sample of everything else."""
+        """All feature maps as one ``(N, C_1 + C_2 + ..., H, W)``, and everything else as one row a sample."""
         side = _CELLS if self.place == "cell" else self.pooled_side * 2**self.conv_layers
         maps = [at_most(activation, side) for activation in activations if activation.ndim == 4]
         size = (max(one.shape[2] for one in maps), max(one.shape[3] for one in maps))
@@ -144,7 +144,7 @@ class View(nn.Module):
         return joined, rows
 
     def _pooled(self, activation: Tensor) -> Tensor:
-        """Feature maps and volumes as one row a sample, of at most ``pooled_side`` cells a side; others as they are."""
+        """Averages feature maps and volumes to at most ``pooled_side`` cells a side, one row a sample; keeps others."""
         if activation.ndim == 4:
             return at_most(activation, self.pooled_side).flatten(1)
         if activation.ndim == 5:

@@ -1,4 +1,4 @@
-"""What the automatic choice is, for each form of task."""
+"""The automatic choice for each form of task."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_sg import AutoPredictor, LossModelPredictor, MLPPredictor
+from lightning_sg import AutoPredictor, HeadOptions, LossModelPredictor, Matching, MLPPredictor, Tasks
 from lightning_sg.predictors.auto import FITTING, form_of
 from lightning_sg.predictors.base import LossInfo
 
@@ -144,7 +144,7 @@ def test_options_that_there_are_not_are_refused_at_once(options: dict[str, Any],
 
 def test_options_that_do_not_fit_are_an_error_and_no_reason_for_another_predictor() -> None:
     with pytest.raises(ValueError, match="weights or classes are given for"):
-        AutoPredictor(options={"weights": {"b": 2.0}}).build((numbers(8, 6),), labels(8), None)
+        AutoPredictor(options={"tasks": Tasks(weights={"b": 2.0})}).build((numbers(8, 6),), labels(8), None)
 
 
 def test_it_learns_is_saved_copied_and_pickled_as_what_it_chose() -> None:
@@ -175,3 +175,15 @@ def test_it_learns_is_saved_copied_and_pickled_as_what_it_chose() -> None:
 def test_it_does_not_predict_before_it_is_built() -> None:
     with pytest.raises(RuntimeError, match="before build"):
         AutoPredictor()((numbers(8, 6),), None)
+
+
+def test_options_in_groups_are_given_in_a_config() -> None:
+    jsonargparse = pytest.importorskip("jsonargparse")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(AutoPredictor, "predictor")
+    options = {"hidden": 9, "head": {"hidden_norm": "layer"}, "matching": {"weight": 2.0}}
+    predictor = parser.instantiate(parser.parse_object({"predictor": {"options": options}})).predictor
+    expected = {"hidden": 9, "head": HeadOptions(hidden_norm="layer"), "matching": Matching(weight=2.0)}
+    assert predictor.options == expected
+    with pytest.raises(jsonargparse.ArgumentError, match="hiden"):
+        parser.parse_object({"predictor": {"options": {"hiden": 9}}})

@@ -1,0 +1,52 @@
+"""The less common options of a loss model's head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning_sg.predictors.layers import HiddenNorm, check_hidden_norm
+from lightning_sg.predictors.normalize import Normalization, check_normalization
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """How the heads of a :class:`~lightning_sg.LossModelPredictor` are made, apart from their hidden layers.
+
+    Args:
+        normalize: How the head's input is scaled, see :class:`~lightning_sg.predictors.normalize.InputScale`.
+        rank: Factors the last layer's weight into two thin matrices that meet in this many features. By default 64 for
+            a weight of more than 2**20 elements; 0 for never.
+        samples: Takes the softmax over a sample of the classes: those of up to this many labels of the batch, and at
+            least as many others. By default 1024 with more than 8192 classes; 0 for never. See
+            :class:`~lightning_sg.predictors.sampled.SampledSoftmax`.
+        conv_layers: The number of 3 × 3 convolutions before the head's other layers; for feature maps only.
+        conv_width: The number of channels of each convolution.
+        pooled_side: With one label for each sample, feature maps are averaged to at most this many cells a side.
+        hidden_norm: What normalizes each hidden layer before its ReLU: ``"batch"`` for BatchNorm, ``"layer"`` for
+            LayerNorm, or ``"none"``.
+
+    Raises:
+        ValueError: If an option is out of range.
+    """
+
+    normalize: Normalization = "none"
+    rank: int | None = None
+    samples: int | None = None
+    conv_layers: int = 0
+    conv_width: int = 64
+    pooled_side: int = 7
+    hidden_norm: HiddenNorm = "batch"
+
+    def __post_init__(self) -> None:
+        check_normalization(self.normalize)
+        check_hidden_norm(self.hidden_norm)
+        if self.conv_layers < 0 or self.conv_width < 1 or self.pooled_side < 1:
+            raise ValueError(
+                "HeadOptions needs conv_layers >= 0, conv_width >= 1 and pooled_side >= 1, "
+                f"not {self.conv_layers}, {self.conv_width} and {self.pooled_side}."
+            )
+        if min(self.rank or 0, self.samples or 0) < 0:
+            raise ValueError(f"HeadOptions needs rank >= 0 and samples >= 0, not {self.rank} and {self.samples}.")
+
+
+__all__ = ["HeadOptions"]
