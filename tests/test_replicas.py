@@ -1,455 +1,70 @@
-"""Replicas of the stages: several copies of the model compute together what one does of all their batches."""
+"""What the processes with the same stages do together: averages, votes, and batches for a checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import pairwise
-from pathlib import Path
+import os
 from typing import Any
 
-import lightning.pytorch as pl
-import pytest
 import torch
-import torch.nn.functional as F
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, DistributedSampler, Sampler
-from torchmetrics.classification import MulticlassAccuracy
+import torch.distributed as dist
+from torch import Tensor
 
-from lightning_sg import (
-    Boundary,
-    DelayedGradient,
-    LossModelPredictor,
-    MLPPredictor,
-    SyntheticGradients,
-    SyntheticGradientStrategy,
-    ZeroPredictor,
-)
-from lightning_sg.errors import SyntheticGradientsError
-from lightning_sg.replicas import Replicas, _joined
-from tests.models import CLASSES, FEATURES, dataset, make_trainer, state_of
+from lightning_sg.replicas import Replicas
 from tests.ranks import run_ranks
 
-SEED, BATCH = 3, 8  # samples of a batch in each replica
-SAMPLES = 5 * 4 * BATCH  # a multiple of every number of replicas, so that the samplers pad nothing
 
+def replicas() -> Replicas:
+    """Two, on the host."""
+    dist.init_process_group("gloo")
+    return Replicas(2, int(os.environ["RANK"]), dist.group.WORLD, dist.group.WORLD)
 
-class Smooth(pl.LightningModule):
-    """Layers that look at each sample on its own: of which batch it is part makes no difference."""
 
-    def __init__(self, stages: int = 4, width: int = 10) -> None:
-        super().__init__()
-        sizes = [FEATURES, *[width] * (stages - 1)]
-        layers: list[nn.Module] = []
-        for inputs, outputs in pairwise(sizes):
-            layers += [nn.Linear(inputs, outputs), nn.Tanh(), Boundary()]
-        self.net = nn.Sequential(*layers, nn.Linear(width, CLASSES))
-        self.accuracy = MulticlassAccuracy(CLASSES, average="micro")
-        self.seen: list[tuple[int, ...]] = []
+def samples(batch: dict[str, Any]) -> int:
+    return len(batch["activations"][0])
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = F.cross_entropy(self(batch[0]), batch[1])
-        self.log("train_loss", loss, sync_dist=True)
-        return loss
+def batch(count: int, length: int) -> dict[str, Any]:
+    labels = torch.arange(count)
+    return {"activations": (torch.ones(count, length),), "context": {"y": labels, "w": torch.ones(9)}, "step": 3}
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        logits = self(batch[0])
-        self.accuracy(logits, batch[1])
-        self.log("val_accuracy", self.accuracy)
-        self.log("val_loss", F.cross_entropy(logits, batch[1]), sync_dist=True)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.2, momentum=0.9)
-
-
-class TogetherSampler(Sampler[list[int]]):
-    """The batches of all replicas, put together, as Lightning's sampler gives them to each."""
-
-    def __init__(self, replicas: int, epoch: int = 0) -> None:
-        data = dataset(SAMPLES)
-        self.samplers = [DistributedSampler(data, replicas, each, seed=SEED) for each in range(replicas)]
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.samplers[0]) // BATCH
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for sampler in self.samplers:
-            sampler.set_epoch(self.epoch)
-        self.epoch += 1
-        indices = [list(sampler) for sampler in self.samplers]
-        for start in range(0, len(indices[0]), BATCH):
-            yield [index for each in indices for index in each[start : start + BATCH]]
-
-
-def data(replicas: int, devices: int, epoch: int = 0) -> dict[str, DataLoader[Any]]:
-    """The loaders of a run with so many replicas, or those of one process that sees what all of them see."""
-    if devices > 1:
-        train: DataLoader[Any] = DataLoader(dataset(SAMPLES), batch_size=BATCH, shuffle=True)
-        return {"train_dataloaders": train, "val_dataloaders": DataLoader(dataset(SAMPLES), batch_size=BATCH)}
-    together: Any = DataLoader(dataset(SAMPLES), batch_sampler=TogetherSampler(replicas, epoch))
-    return {
-        "train_dataloaders": together,
-        "val_dataloaders": DataLoader(dataset(SAMPLES), batch_size=BATCH * replicas),
-    }
-
-
-def train(
-    devices: int,
-    replicas: int,
-    callback: Callable[[], SyntheticGradients] | None = None,
-    make: Callable[[], pl.LightningModule] = Smooth,
-    checkpoint: str | None = None,
-    folder: Path | None = None,
-    epoch: int = 0,
-    strategy: dict[str, Any] | None = None,
-    **arguments: Any,
-) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, float]]:
-    """What a run ends with: the weights, the predictors, and the metrics."""
-    pl.seed_everything(SEED, verbose=False)
-    module, own = make(), (callback or synthetic())()
-    defaults: dict[str, Any] = {"precision": "64-true", "max_epochs": 2, "use_distributed_sampler": devices > 1}
-    if devices > 1:
-        defaults["strategy"] = SyntheticGradientStrategy(replicas=replicas, timeout=40, **(strategy or {}))
-    trainer = make_trainer(devices=devices, callbacks=[own], default_root_dir=folder, **{**defaults, **arguments})
-    trainer.fit(module, **data(replicas, devices, epoch), ckpt_path=checkpoint)
-    if folder is not None:
-        trainer.save_checkpoint(folder / "last.ckpt")
-    predictors = {name: trained.predictor.state_dict() for name, trained in own.trainers.items() if trained.built}
-    return state_of(module), predictors, {name: float(value) for name, value in trainer.callback_metrics.items()}
-
-
-def alike(one: Any, other: Any, tolerance: float = 1e-7) -> None:
-    torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
-
-
-class Frozen(Smooth):
-    """Its first layer is frozen, and thawed in the second epoch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net[0].weight.requires_grad_(False)
-        self.net[3].bias.requires_grad_(False)
-
-    def on_train_epoch_start(self) -> None:
-        if self.current_epoch == 1:
-            self.requires_grad_(True)
-
-
-class Tied(Smooth):
-    """A weight of stages on two processes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net[6].weight = self.net[3].weight
-
-
-class Nothing(Smooth):
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
-        loss = super().training_step(batch, batch_idx)
-        return None if batch_idx == 2 else loss
-
-
-class TwoOptimizers(Smooth):
-    """Manual optimization, with an optimizer for the last stage and one for the others."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        first, last = self.optimizers()
-        first.zero_grad()
-        last.zero_grad()
-        self.manual_backward(F.cross_entropy(self(batch[0]), batch[1]))
-        first.step()
-        last.step()
-
-    def configure_optimizers(self) -> Any:
-        last = list(self.net[-1].parameters())
-        others = [parameter for parameter in self.parameters() if all(parameter is not each for each in last)]
-        return torch.optim.SGD(others, lr=0.1), torch.optim.SGD(last, lr=0.2)
-
-
-class Matching(MLPPredictor):
-    """Learns the target by a loss that is the mean of those of the samples."""
-
-    def __init__(self) -> None:
-        super().__init__(hidden=6, normalize="none")
-
-    def loss(self, activations: Any, context: Any, targets: Any) -> Tensor:
-        predictions = self(activations, context)
-        assert predictions is not None
-        return sum((p - t).square().sum() for p, t in zip(predictions, targets)) / len(activations[0])  # type: ignore[return-value]
-
-
-def synthetic(**options: Any) -> Callable[[], SyntheticGradients]:
-    """Predictors that look at each sample on its own, and no bound, which goes by the size of a batch's prediction."""
-    defaults: dict[str, Any] = {
-        "predictor": LossModelPredictor(hidden=6, objective="loss", hidden_norm="none"),
-        "optimizer": lambda parameters: torch.optim.SGD(parameters, 0.1),
-        "bound": 1e9,
-    }
-    return lambda: SyntheticGradients(**{**defaults, **options})
-
-
-RUNS: dict[str, dict[str, Any]] = {
-    "a loss model": {},
-    "three processes a replica": {"devices": 6},
-    "one process a replica": {"devices": 2},
-    "four replicas": {"devices": 4, "replicas": 4},
-    "matching targets": {"callback": synthetic(predictor=Matching(), exact_every=2)},
-    "corrections": {"callback": synthetic(predictor=Matching(), exact_every=2, correction=0.5, delay=0)},
-    "delayed gradients": {"callback": synthetic(predictor=DelayedGradient())},
-    "no gradient": {"callback": synthetic(predictor=ZeroPredictor())},
-    "accumulation and clipping": {
-        "callback": synthetic(correction=0.5),
-        "accumulate_grad_batches": 2,
-        "gradient_clip_val": 0.1,
-        "strategy": {"clip_over": "model"},
-    },
-    "an average of the predictor": {"callback": synthetic(ema=0.5, updates=2)},
-    "frozen layers": {"make": Frozen},
-    "manual optimization": {"make": TwoOptimizers},
-    "a tied weight, accumulated": {
-        "make": Tied,
-        "accumulate_grad_batches": 2,
-        "strategy": {"tied_weights": "synchronize"},
-    },
-    "DDP's options": {"strategy": {"ddp": {"find_unused_parameters": True, "gradient_as_bucket_view": True}}},
-}
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_replicas_train_as_one_process_does_on_all_their_batches(name: str) -> None:
-    run = {"devices": 4, "replicas": 2, **RUNS[name]}
-    devices, replicas = run.pop("devices"), run.pop("replicas")
-    whole, predictors, metrics = train(1, replicas, **{k: v for k, v in run.items() if k != "strategy"})
-    results = run_ranks(devices, lambda: train(devices, replicas, **run))
-    for state, own, figures in results:
-        alike(state, whole)
-        for boundary in own:
-            alike(dict(own[boundary]), predictors[boundary], 1e-5)
-        for metric in ("val_loss", "val_accuracy"):
-            assert figures[metric] == pytest.approx(metrics[metric], rel=1e-6)
-    assert set().union(*(own for _, own, _ in results)) == set(predictors)
-    stages = devices // replicas
-    for rank in range(stages):  # those with the same stages are the same to the last bit
-        for other in range(rank + stages, devices, stages):
-            alike(results[rank][:2], results[other][:2], 0.0)
-
-
-@pytest.mark.parametrize(("devices", "checkpoint_of"), [(4, 4), (4, 1), (1, 4), (2, 4)])
-def test_a_run_goes_on_in_another_number_of_processes(devices: int, checkpoint_of: int, tmp_path: Path) -> None:
-    """Also the targets under way, which come from the batches of all replicas."""
-
-    def make(count: int, **arguments: Any) -> Any:
-        arguments = {"callback": synthetic(seed=1), **arguments}
-        return run_ranks(count, lambda: train(count, 2, **arguments)) if count > 1 else [train(1, 2, **arguments)]
-
-    ((whole, _, _),) = make(1, max_epochs=3)
-    make(checkpoint_of, max_epochs=1, folder=tmp_path)
-    checkpoint = str(tmp_path / "last.ckpt")
-    for state, _, _ in make(devices, max_epochs=3, checkpoint=checkpoint, epoch=1):
-        alike(state, whole, 1e-6)
-
-
-class StopsOnce(Callback):
-    """Wants to stop in the second replica alone."""
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_arguments: Any) -> None:
-        if trainer.strategy.replica == 1 and trainer.global_step == 3:
-            trainer.should_stop = True
-
-
-@pytest.mark.parametrize("devices", [2, 4])
-def test_a_stop_that_one_replica_wants_is_everyones_in_mid_epoch(devices: int) -> None:
-    def work() -> int:
-        pl.seed_everything(SEED, verbose=False)
-        strategy = SyntheticGradientStrategy(replicas=2, timeout=20)
-        trainer = make_trainer(devices=devices, strategy=strategy, callbacks=[StopsOnce()], max_epochs=50)
-        trainer.fit(Smooth(), DataLoader(dataset(40 * BATCH), batch_size=BATCH, shuffle=True))
-        return trainer.global_step
-
-    steps = set(run_ranks(devices, work))
-    assert len(steps) == 1
-    assert steps.pop() < 20  # an epoch has 20 batches a replica
-
-
-def test_a_batch_without_a_loss_is_refused() -> None:
-    def work() -> None:
-        strategy = SyntheticGradientStrategy(replicas=2, timeout=20)
-        make_trainer(devices=4, strategy=strategy).fit(Nothing(), **data(2, 4))
-
-    failures = run_ranks(4, work, may_fail=True)
-    assert "training_step returned None at training batch 2" in failures[0].message
-
-
-def test_the_samples_of_replicas_are_put_together_batch_by_batch() -> None:
-    def samples(batch: dict[str, Any]) -> int:
-        return len(batch["activations"][0])
-
-    def batch(count: int, length: int) -> dict[str, Any]:
-        labels = torch.arange(count)
-        return {"activations": (torch.ones(count, length),), "context": {"y": labels, "w": torch.ones(9)}, "step": 3}
-
-    joined = _joined([batch(4, 5), batch(3, 5)], samples)
-    assert joined["activations"][0].shape == (7, 5)
-    assert joined["context"]["y"].tolist() == [0, 1, 2, 3, 0, 1, 2]
-    assert joined["context"]["w"].shape == (9,)
-    alone = _joined([batch(4, 5), batch(4, 6)], samples)  # padded to other lengths
-    assert (alone["activations"][0].shape, alone["context"]["y"].shape) == ((4, 5), (4,))
-    parts = [Replicas(2, index).share([joined], samples)[0] for index in range(2)]
-    assert [len(part["context"]["y"]) for part in parts] == [4, 3]
-    assert all(part["context"]["w"].shape == (9,) for part in parts)
-    assert Replicas(8, 7).share([joined], samples)[0]["activations"][0].shape == (7, 5)
-
-
-class Batches(Callback):
-    """Notes which samples it was given."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, list[float]] = {"train": [], "val": []}
-
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.sums["train"].append(float(batch[0].sum()))
-
-    def on_validation_batch_end(
-        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self.sums["val"].append(float(batch[0].sum()))
-
-
-def test_each_replica_has_its_part_of_the_data_and_the_stages_of_one_the_same() -> None:
+def test_samples_are_joined_and_shared_batch_by_batch() -> None:
     def work() -> Any:
-        watch = Batches()
-        strategy = SyntheticGradientStrategy(replicas=2, timeout=20)
-        module = Smooth()
-        trainer = make_trainer(devices=4, strategy=strategy, callbacks=[watch], max_epochs=1, num_sanity_val_steps=0)
-        trainer.fit(module, **data(2, 4))
-        best = trainer.validate(module, data(2, 4)["val_dataloaders"], verbose=False)
-        gathered = module.all_gather(torch.tensor(float(strategy.replica)))
-        return watch.sums, best, (strategy.replica, gathered.tolist(), strategy.distributed_sampler_kwargs)
+        own = replicas()
+        joined = own.join([batch(4 - own.index, 5)], samples)
+        alone = own.join([batch(4, 5 + own.index)], samples)  # padded to other lengths
+        return joined, alone, own.share(joined, samples)
 
-    results = run_ranks(4, work)
-    (first, _, own), (second, _, _), (third, _, other), (fourth, _, _) = results
-    assert first == second
-    assert third == fourth
-    assert first["train"] != third["train"]
-    assert first["val"] != third["val"]
-    every = [float(x.sum()) for x, _ in DataLoader(dataset(SAMPLES), batch_size=SAMPLES)]
-    assert sum(first["train"]) + sum(third["train"]) == pytest.approx(every[0], abs=1e-3)
-    assert own == (0, [0.0, 1.0], {"num_replicas": 2, "rank": 0})
-    assert other == (1, [0.0, 1.0], {"num_replicas": 2, "rank": 1})
-    assert results[0][1] == results[2][1]
+    for rank, ((joined,), (alone,), (part,)) in enumerate(run_ranks(2, work)):
+        assert joined["activations"][0].shape == (7, 5)
+        assert joined["context"]["y"].tolist() == [0, 1, 2, 3, 0, 1, 2]
+        assert joined["context"]["w"].shape == (9,)
+        assert (alone["activations"][0].shape, alone["context"]["y"].shape) == ((4, 5), (4,))
+        assert part["context"]["y"].tolist() == [[0, 1, 2, 3], [0, 1, 2]][rank]
+        assert part["context"]["w"].shape == (9,)
+        too_few_for_all = Replicas(8, 7).share([joined], samples)
+        assert too_few_for_all[0]["activations"][0].shape == (7, 5)
 
 
-class Normalised(Smooth):
-    """BatchNorm in both stages of two."""
+def test_tensors_of_any_type_are_averaged_and_one_vote_is_enough() -> None:
+    def work() -> tuple[list[Tensor], list[Tensor], list[bool]]:
+        own = replicas()
+        tensors = [torch.full((2, 3), 1.0 + own.index), torch.full((), 4.0 * own.index, dtype=torch.float64)]
+        averaged = own.average(tensors)
+        in_place = [tensor.clone() for tensor in tensors]
+        own.average_(in_place)
+        return averaged, in_place, [own.any(own.index == 1), own.any(False)]
 
-    def __init__(self) -> None:
-        super().__init__(stages=2)
-        self.net = nn.Sequential(
-            nn.Linear(FEATURES, 8),
-            nn.BatchNorm1d(8),
-            Boundary(),
-            nn.ReLU(),
-            nn.Linear(8, 8),
-            nn.BatchNorm1d(8),
-            nn.Linear(8, CLASSES),
-        )
-
-
-def test_running_statistics_are_the_first_replicas_as_with_ddp() -> None:
-    def work() -> Any:
-        pl.seed_everything(SEED, verbose=False)
-        module = Normalised()
-        strategy = SyntheticGradientStrategy(replicas=2, timeout=20)
-        checkpoint = ModelCheckpoint(monitor="val_loss", save_weights_only=True)
-        trainer = make_trainer(
-            devices=4, strategy=strategy, callbacks=[checkpoint], enable_checkpointing=True, max_epochs=2
-        )
-        trainer.fit(module, **data(2, 4))
-        state = {
-            name: value
-            for name, value in state_of(module).items()
-            if "running" not in name  # the last batch's are each replica's own until the next forward pass
-        }
-        return state, checkpoint.best_model_path, float(checkpoint.best_model_score)
-
-    first, *others = run_ranks(4, work)
-    for other in others:
-        alike(other[0], first[0], 0.0)
-        assert other[1:] == first[1:]
+    for averaged, in_place, votes in run_ranks(2, work):
+        for tensors in (averaged, in_place):
+            assert torch.equal(tensors[0], torch.full((2, 3), 1.5))
+            assert torch.equal(tensors[1], torch.tensor(2.0, dtype=torch.float64))
+        assert votes == [True, False]
 
 
-def test_a_replica_that_dies_ends_the_others() -> None:
-    class Dies(Smooth):
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            if self.trainer.global_rank == 3 and batch_idx == 2:
-                raise ValueError("this one is odd")
-            return super().training_step(batch, batch_idx)
-
-    def work() -> None:
-        strategy = SyntheticGradientStrategy(replicas=2, timeout=20)
-        make_trainer(devices=4, strategy=strategy).fit(Dies(), **data(2, 4))
-
-    failures = run_ranks(4, work, may_fail=True)
-    assert "this one is odd" in failures[3].message
-    assert "this one is odd" in failures[2].message  # its neighbour in the chain
-    assert all(failure is not None and failure.kind != "Timeout" for failure in failures)
-
-
-def test_processes_that_do_not_divide_are_refused() -> None:
-    def work() -> None:
-        strategy = SyntheticGradientStrategy(replicas=2)
-        make_trainer(devices=3, strategy=strategy).fit(Smooth(), **data(2, 3))
-
-    for failure in run_ranks(3, work, may_fail=True):
-        assert failure.kind == SyntheticGradientsError.__name__
-        assert "3 processes cannot hold 2 replicas" in failure.message
-    with pytest.raises(ValueError, match="at least 1, not 0"):
-        SyntheticGradientStrategy(replicas=0)
-
-
-def test_replicas_are_as_little_coupled_to_other_stages_as_one_is() -> None:
-    """The first stages go on by themselves while both last stages sleep."""
-    import time
-
-    class Sleeps(Smooth):
-        def __init__(self) -> None:
-            super().__init__(stages=2)
-            self.times: list[float] = []
-
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            loss = super().training_step(batch, batch_idx)
-            if batch_idx == 4 and loss.item() > -1:
-                time.sleep(1.5)
-            return loss
-
-        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-            self.times.append(time.monotonic())
-
-    def work() -> list[float]:
-        pl.seed_everything(SEED, verbose=False)
-        module = Sleeps()
-        strategy = SyntheticGradientStrategy(replicas=2, timeout=20)
-        callback = SyntheticGradients(delay=2)
-        make_trainer(devices=4, strategy=strategy, callbacks=[callback], max_epochs=1).fit(module, **data(2, 4))
-        return module.times
-
-    last, first, _, other = run_ranks(4, work)
-    for times in (first, other):
-        assert sum(moment < last[4] - 0.2 for moment in times) == 4 + 1 + 2  # batches 0 to 4, and delay more
-
-
-def test_synchronised_batchnorm_is_refused() -> None:
-    def work() -> None:
-        strategy = SyntheticGradientStrategy(replicas=2, timeout=20)
-        make_trainer(devices=2, strategy=strategy, sync_batchnorm=True).fit(Normalised(), **data(2, 2))
-
-    for failure in run_ranks(2, work, may_fail=True):
-        assert "sync_batchnorm=True is not supported with replicas" in failure.message
+def test_one_replica_keeps_what_it_has() -> None:
+    alone, tensors, batches = Replicas(), [torch.ones(2)], [batch(4, 5)]
+    assert alone.average(tensors)[0] is tensors[0]
+    assert alone.join(batches, samples) is batches
+    assert alone.share(batches, samples) is batches
+    assert (alone.any(True), alone.any(False)) == (True, False)

@@ -1,16 +1,17 @@
-"""The two directions between neighbouring stages: activations down, targets and credits up."""
+"""The connection to a neighbouring stage: activations go down, targets and residuals come up."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import product
-
-import torch
+from itertools import pairwise
 
 from lightning_sg.errors import StageLostError
-from lightning_sg.transport.message import Message
-from lightning_sg.transport.wire import Inbox, Outbox, Wire
+from lightning_sg.transport.grid import ProcessGrid
+from lightning_sg.transport.inbox import Inbox
+from lightning_sg.transport.message import Failed, Message
+from lightning_sg.transport.outbox import Outbox
+from lightning_sg.transport.wire import Wire
 
 _PATIENCE = 10.0  # seconds for last words; a neighbour that hangs does not take them
 
@@ -23,6 +24,7 @@ class Link:
         outbox: Messages to the neighbour.
         inbox: Messages from the neighbour.
         neighbour: The neighbour's name, for messages.
+        wires: The two directions.
     """
 
     outbox: Outbox
@@ -42,7 +44,8 @@ class Link:
             reason = self.inbox.last_words()
             if reason is None:
                 raise
-            raise StageLostError(f"{reason} {message.step or message.kind} could not be sent to it.") from error
+            what = message.doing or f"The message '{type(message).__name__.lower()}'"
+            raise StageLostError(f"{reason} {what} could not be sent to it.") from error
 
     def close(self, timeout: float) -> None:
         """Ends the conversation in good order: both sides have heard everything."""
@@ -51,10 +54,10 @@ class Link:
             for wire in self.wires:
                 wire.close()
 
-    def fail(self, step: str, reason: str) -> None:
+    def fail(self, doing: str, reason: str) -> None:
         """Tells the neighbour why this process stops; a neighbour that is gone too need not know."""
         with suppress(Exception):
-            self.outbox.send(Message(kind="failed", step=step, reason=reason))
+            self.outbox.send(Failed(doing=doing, reason=reason))
             self.outbox.flush(_PATIENCE)
 
 
@@ -66,44 +69,28 @@ class Downstream(Link):
     """The connection to the process with the stage after this one."""
 
 
-def open_links(
-    position: int,
-    chains: list[list[int]],
-    chain: int,
-    names: list[str],
-    device: torch.device,
-    backend: str,
-    timeout: float,
-) -> tuple[Upstream | None, Downstream | None]:
-    """Connects this process with its neighbours. All processes, of all replicas, must call it together.
+def open_links(grid: ProcessGrid, names: list[str]) -> tuple[Upstream | None, Downstream | None]:
+    """Connects this process with its neighbours. A collective of all processes, of all replicas.
 
     Args:
-        position: This process's place in its chain, 0 for the first stage.
-        chains: Of each replica, the global ranks in the order of the chain.
-        chain: Which of them is this process's.
-        names: The processes' names for messages, in the same order.
-        device: This process's device.
-        backend: The backend for tensors: ``"gloo"`` or ``"nccl"``.
-        timeout: How many seconds an expected message may take.
+        grid: The processes.
+        names: The names of this replica's processes for messages, in the order of the stages.
 
     Returns:
-        The links to the stages before and after; ``None`` at the ends of the chain.
+        The links to the stages before and after; ``None`` at the ends.
     """
     upstream: Upstream | None = None
     downstream: Downstream | None = None
     # Every process takes part in making every group.
-    for number, place in product(range(len(chains)), range(len(names) - 1)):
-        above, below = chains[number][place : place + 2]
-        down = Wire(above, below, device, backend, timeout)
-        up = Wire(below, above, device, backend, timeout)
-        if number != chain:
-            continue
-        if position == place:
-            name = names[place + 1]
-            downstream = Downstream(Outbox(down, name), Inbox(up, name, timeout), name, (down, up))
-        elif position == place + 1:
-            name = names[place]
-            upstream = Upstream(Outbox(up, name), Inbox(down, name, timeout), name, (down, up))
+    for ranks in grid.stage_ranks:
+        for place, (above, below) in enumerate(pairwise(ranks)):
+            down, up = Wire(above, below, grid), Wire(below, above, grid)
+            if grid.rank == above:
+                name = names[place + 1]
+                downstream = Downstream(Outbox(down, name), Inbox(up, name, grid.timeout), name, (down, up))
+            elif grid.rank == below:
+                name = names[place]
+                upstream = Upstream(Outbox(up, name), Inbox(down, name, grid.timeout), name, (down, up))
     return upstream, downstream
 
 

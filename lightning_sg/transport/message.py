@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_sg.transport.compression import Coding, coding_for, decode, empty_parts, encode
+from lightning_sg.transport.compression import Compression, compress, compression_for, decompress, empty_parts
 
-Kind = Literal["batch", "end", "failed"]
-
-#: Bytes of the first part of every message. What does not fit follows as a part of its own.
+#: Bytes of the first part of every message, its head. What does not fit follows as a part of its own.
 HEAD_BYTES = 1024
 _LENGTH_BYTES = 8
 
@@ -27,13 +25,14 @@ class TensorSpec:
     dtype: str
     requires_grad: bool = False
     order: tuple[int, ...] = ()
-    coding: Coding = "full"
+    compression: Compression = "full"
 
     @classmethod
-    def of(cls, tensor: Tensor, coding: Coding = "full") -> TensorSpec:
+    def of(cls, tensor: Tensor, compression: Compression = "full") -> TensorSpec:
         """The form of ``tensor``, and how it is to travel."""
-        kind = str(tensor.dtype).removeprefix("torch.")
-        return cls(tuple(tensor.shape), kind, tensor.requires_grad, dense(tensor)[1], coding_for(tensor.dtype, coding))
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        chosen = compression_for(tensor.dtype, compression)
+        return cls(tuple(tensor.shape), dtype, tensor.requires_grad, dense(tensor)[1], chosen)
 
     @property
     def _sent_shape(self) -> list[int]:
@@ -46,16 +45,16 @@ class TensorSpec:
 
     def parts(self, tensor: Tensor) -> list[Tensor]:
         """What is sent of a tensor of this form: contiguous tensors, the dimensions in the order of memory."""
-        return encode(dense(tensor.detach())[0].contiguous(), self.coding)
+        return compress(dense(tensor.detach())[0].contiguous(), self.compression)
 
     def empty(self, device: torch.device) -> list[Tensor]:
         """Tensors to receive :meth:`parts` into; see :meth:`arrange`."""
-        return empty_parts(self._sent_shape, self._type, self.coding, device)
+        return empty_parts(self._sent_shape, self._type, self.compression, device)
 
     def arrange(self, received: list[Tensor]) -> Tensor:
-        """What was sent, with its dimensions in their places and its layout in memory."""
+        """The tensor that was sent, with its dimensions in their places and its layout in memory."""
         places = [self.order.index(dimension) for dimension in range(len(self.order))]
-        return decode(received, self._sent_shape, self._type, self.coding).permute(places)
+        return decompress(received, self._sent_shape, self._type, self.compression).permute(places)
 
 
 def dense(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
@@ -73,45 +72,31 @@ def dense(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
 
 @dataclass
 class Message:
-    """One message from a stage to its neighbour: one for every batch, and upwards some exact gradients.
+    """What all messages have.
 
     Attributes:
-        kind: ``"batch"``; ``"end"`` after the last one; or ``"failed"`` when the sender stops with an error.
-        number: Counts the batches of a run, of training and evaluation together; negative for an exact gradient.
-        step: The sender's words for what it is doing, for error messages: "training batch 17".
-        fingerprint: Of the batch that the sender was given, to tell different batches.
-        wants_target: Downwards: whether the sender's predictor learns from this batch.
-        stop: Upwards: the sender asks for an end of the training.
-        ends: Downwards: the number of the training batch after which training ends, or ``None`` for not yet.
-        figures: Downwards: the boundaries' figures, on their way to the loggers.
-        reason: Why the sender failed.
-        specs: The forms of the tensors that follow.
-        tensors: The activations (downwards) or their targets (upwards).
-        coding: How the tensors are to travel.
+        number: Of the batch; training and evaluation count together.
+        doing: What the sender is doing, in words, for error messages: "training batch 17".
+        tensors: The tensors that follow the head.
+        specs: Their forms.
+        compression: How they travel.
     """
 
-    kind: Kind = "batch"
     number: int = 0
-    step: str = ""
-    fingerprint: int = 0
-    wants_target: bool = False
-    stop: bool = False
-    ends: int | None = None
-    figures: dict[str, dict[str, float]] = field(default_factory=dict)
-    reason: str = ""
-    specs: list[TensorSpec] = field(default_factory=list)
+    doing: str = ""
     tensors: Sequence[Tensor] = ()
-    coding: Coding = "full"
+    specs: list[TensorSpec] = field(default_factory=list)
+    compression: Compression = "full"
 
     def __post_init__(self) -> None:
         if self.tensors:
-            self.specs = [TensorSpec.of(tensor, self.coding) for tensor in self.tensors]
+            self.specs = [TensorSpec.of(tensor, self.compression) for tensor in self.tensors]
 
     def encode(self) -> tuple[Tensor, Tensor | None]:
         """The head, :data:`HEAD_BYTES` long, and what did not fit into it; both uint8 on the CPU."""
         content = {key: value for key, value in self.__dict__.items() if key != "tensors"}
         content["specs"] = [asdict(spec) for spec in self.specs]
-        text = json.dumps(content).encode()
+        text = json.dumps({"type": type(self).__name__, **content}).encode()
         room = HEAD_BYTES - _LENGTH_BYTES
         head = bytearray(HEAD_BYTES)
         head[:_LENGTH_BYTES] = len(text).to_bytes(_LENGTH_BYTES, "little")
@@ -136,7 +121,59 @@ class Message:
             TensorSpec(**{**spec, "shape": tuple(spec["shape"]), "order": tuple(spec["order"])})
             for spec in content["specs"]
         ]
-        return Message(**content)
+        message: Message = _TYPES[content.pop("type")](**content)
+        return message
 
 
-__all__ = ["HEAD_BYTES", "Kind", "Message", "TensorSpec", "dense"]
+@dataclass
+class Activations(Message):
+    """Downstream: what crosses a boundary, one message for each batch.
+
+    Attributes:
+        fingerprint: Of the sender's batch, to tell different batches.
+        wants_target: Whether the sender asks for the target of this batch.
+        ends: The number of the training batch after which training ends, or ``None`` for not yet.
+        metrics: Of the boundaries upstream, on their way to the loggers.
+    """
+
+    fingerprint: int = 0
+    wants_target: bool = False
+    ends: int | None = None
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+@dataclass
+class Target(Message):
+    """Upstream: the answer to each batch. Without tensors there is no target.
+
+    Attributes:
+        stop: Whether the sender asks for an end of the training.
+    """
+
+    stop: bool = False
+
+
+@dataclass
+class Residual(Message):
+    """Upstream, late: exact gradient minus the target that was sent. Without tensors the two are equal."""
+
+
+@dataclass
+class End(Message):
+    """The last message of a run that ends in good order."""
+
+
+@dataclass
+class Failed(Message):
+    """The last message of a process that stops with an error.
+
+    Attributes:
+        reason: The error, in words.
+    """
+
+    reason: str = ""
+
+
+_TYPES = {kind.__name__: kind for kind in (Activations, Target, Residual, End, Failed)}
+
+__all__ = ["HEAD_BYTES", "Activations", "End", "Failed", "Message", "Residual", "Target", "TensorSpec", "dense"]

@@ -16,8 +16,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_sg.errors import StageLostError
-from lightning_sg.transport import CODINGS, Coding, Downstream, Message, Upstream, open_links
-from lightning_sg.transport.message import HEAD_BYTES, TensorSpec
+from lightning_sg.transport import (
+    COMPRESSIONS,
+    Activations,
+    Compression,
+    Downstream,
+    Message,
+    ProcessGrid,
+    Residual,
+    Target,
+    Upstream,
+    open_links,
+)
+from lightning_sg.transport.message import HEAD_BYTES, End, Failed, TensorSpec
 from tests.ranks import DEVICE, run_ranks
 
 CPU = torch.device("cpu")
@@ -26,7 +37,7 @@ DTYPES = ["float32", "float64", "float16", "bfloat16", "complex64", "int64", "in
 # ---------------------------------------------------------------------- the form of a message
 
 
-def sent(message: Message) -> Message:
+def sent(message: Message) -> Any:
     head, rest = message.encode()
     assert head.dtype == torch.uint8
     assert head.numel() == HEAD_BYTES
@@ -34,35 +45,43 @@ def sent(message: Message) -> Message:
     return Message.decode(head, rest)
 
 
-FULL = Message(
-    kind="batch",
+FULL = Activations(
     number=2**40,
-    step="training batch 17",
+    doing="training batch 17",
     fingerprint=2**32 - 1,
     wants_target=True,
-    stop=True,
-    figures={"net.1": {"loss": 0.1, "cosine": -1.0}, "net.3": {}},
-    reason="grün ∂ℓ/∂h 試験 🙂",
+    metrics={"net.1": {"loss": 0.1, "cosine": -1.0}, "net.3": {}},
 )
 
 
-@pytest.mark.parametrize("message", [Message(), Message(kind="end"), FULL], ids=["empty", "end", "full"])
+MESSAGES = [
+    Activations(),
+    End(),
+    FULL,
+    Target(number=3, stop=True),
+    Residual(number=4),
+    Failed(reason="grün ∂ℓ/∂h 試験 🙂"),
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
 def test_a_message_arrives_as_it_was_sent(message: Message) -> None:
     assert sent(message) == message
 
 
 def test_floats_arrive_exactly() -> None:
-    figures = {"cut": {"a": 0.1 + 0.2, "b": 1e-308, "c": float("inf")}}
-    assert sent(Message(figures=figures)).figures == figures
+    metrics = {"cut": {"a": 0.1 + 0.2, "b": 1e-308, "c": float("inf")}}
+    assert sent(Activations(metrics=metrics)).metrics == metrics
 
 
 @pytest.mark.parametrize("over", [-1, 0, 1, 5000])
 def test_a_message_of_any_length_arrives(over: int) -> None:
     def message(length: int) -> Message:
-        return Message(kind="failed", reason="é" * 3 + "x" * length)
+        return Failed(reason="é" * 3 + "x" * length)
 
     # The text behind the eight bytes of its length, without the x's.
-    empty = len(json.dumps({k: v for k, v in message(0).__dict__.items() if k != "tensors"}).encode())
+    content = {"type": "Failed", **message(0).__dict__}
+    empty = len(json.dumps({k: v for k, v in content.items() if k != "tensors"}).encode())
     longer = message(HEAD_BYTES - 8 - empty + over)
     assert Message.rest_bytes(longer.encode()[0]) == max(0, over)
     assert sent(longer) == longer
@@ -70,29 +89,29 @@ def test_a_message_of_any_length_arrives(over: int) -> None:
 
 def test_the_forms_of_many_tensors_arrive() -> None:
     tensors = [torch.zeros(tuple(range(1, 1 + number % 4))) for number in range(60)]
-    head, rest = Message(tensors=tensors).encode()
+    head, rest = Activations(tensors=tensors).encode()
     assert rest is not None
     assert Message.decode(head, rest).specs == [TensorSpec.of(tensor) for tensor in tensors]
 
 
-@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("compression", COMPRESSIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(), (0, 3), (2, 3)])
-def test_a_tensors_form_arrives(dtype: str, shape: tuple[int, ...], coding: Coding) -> None:
+def test_a_tensors_form_arrives(dtype: str, shape: tuple[int, ...], compression: Compression) -> None:
     tensor = torch.zeros(shape, dtype=getattr(torch, dtype))
-    (spec,) = sent(Message(tensors=[tensor], coding=coding)).specs
+    (spec,) = sent(Activations(tensors=[tensor], compression=compression)).specs
     received = spec.arrange(spec.empty(CPU))
     assert (spec.shape, spec.dtype, spec.requires_grad) == (shape, dtype, False)
     assert (received.shape, received.dtype) == (tensor.shape, tensor.dtype)
 
 
 def test_whether_a_tensor_carries_a_gradient_arrives() -> None:
-    specs = sent(Message(tensors=[torch.zeros(2, requires_grad=True), torch.zeros(2)])).specs
+    specs = sent(Activations(tensors=[torch.zeros(2, requires_grad=True), torch.zeros(2)])).specs
     assert [spec.requires_grad for spec in specs] == [True, False]
 
 
-def over_the_wire(tensor: Tensor, coding: Coding) -> Tensor:
-    spec = TensorSpec.of(tensor, coding)
+def over_the_wire(tensor: Tensor, compression: Compression) -> Tensor:
+    spec = TensorSpec.of(tensor, compression)
     return spec.arrange(spec.parts(tensor))
 
 
@@ -112,30 +131,30 @@ def test_bf16_is_what_torch_rounds_to() -> None:
     assert received.stride() == tensor.stride()
 
 
-@pytest.mark.parametrize("coding", ["bf16", "int8"])
-def test_zeros_stay_and_what_is_not_finite_is_not_hidden(coding: Coding) -> None:
-    assert not over_the_wire(torch.zeros(300), coding).any()
+@pytest.mark.parametrize("compression", ["bf16", "int8"])
+def test_zeros_stay_and_what_is_not_finite_is_not_hidden(compression: Compression) -> None:
+    assert not over_the_wire(torch.zeros(300), compression).any()
     for value in (float("nan"), float("inf"), -float("inf")):
         tensor = torch.ones(600)
         tensor[300] = value
-        received = over_the_wire(tensor, coding)
+        received = over_the_wire(tensor, compression)
         assert not received[256:512].isfinite().all()
         assert torch.equal(received[:256], torch.ones(256))
         assert torch.equal(received[512:], torch.ones(88))
 
 
 def test_only_what_gets_smaller_is_rounded() -> None:
-    for coding in CODINGS:
+    for compression in COMPRESSIONS:
         for tensor in (torch.arange(5), torch.ones(2, dtype=torch.bool), torch.ones(2, dtype=torch.complex64)):
-            assert torch.equal(over_the_wire(tensor, coding), tensor)
-    assert TensorSpec.of(torch.ones(2).half(), "bf16").coding == "full"
-    assert TensorSpec.of(torch.ones(2).half(), "int8").coding == "int8"
+            assert torch.equal(over_the_wire(tensor, compression), tensor)
+    assert TensorSpec.of(torch.ones(2).half(), "bf16").compression == "full"
+    assert TensorSpec.of(torch.ones(2).half(), "int8").compression == "int8"
 
 
-@pytest.mark.parametrize(("coding", "share"), [("full", 1.0), ("bf16", 0.5), ("int8", 0.25 + 1 / 256)])
-def test_how_many_bytes_are_sent(coding: Coding, share: float) -> None:
+@pytest.mark.parametrize(("compression", "share"), [("full", 1.0), ("bf16", 0.5), ("int8", 0.25 + 1 / 256)])
+def test_how_many_bytes_are_sent(compression: Compression, share: float) -> None:
     tensor = torch.randn(64, 512)
-    parts = TensorSpec.of(tensor, coding).parts(tensor)
+    parts = TensorSpec.of(tensor, compression).parts(tensor)
     assert sum(part.numel() * part.element_size() for part in parts) == share * 4 * tensor.numel()
 
 
@@ -151,10 +170,10 @@ def connected(
 
     def run() -> Any:
         dist.init_process_group("gloo", timeout=timedelta(seconds=20))
-        chain = ranks or list(range(processes))
-        position = chain.index(dist.get_rank())
+        order = tuple(ranks or range(processes))
         device, backend = (CPU, "gloo") if DEVICE == "cpu" else (torch.device(DEVICE, 0), "nccl")
-        return work(*open_links(position, [chain], 0, NAMES[:processes], device, backend, timeout))
+        grid = ProcessGrid((order,), 0, order.index(dist.get_rank()), device, backend, timeout)
+        return work(*open_links(grid, NAMES[:processes]))
 
     return run_ranks(processes, run)
 
@@ -185,18 +204,18 @@ def test_messages_are_sent_ahead_of_the_receiver_and_asked_for_by_number() -> No
 
     def above(link: Downstream) -> Any:
         for number in range(count):
-            link.outbox.send(Message(number=number, tensors=[torch.full((2,), float(number))]))
+            link.outbox.send(Activations(number=number, tensors=[torch.full((2,), float(number))]))
         dist.barrier()  # only now does the receiver ask for anything
-        answers = [link.inbox.receive(number, "an answer").step for number in range(2)]
+        answers = [link.inbox.receive(Target, number, "an answer").doing for number in range(2)]
         link.close(20)
         return answers
 
     def below(link: Upstream) -> Any:
         dist.barrier()
         order = [count - 1, *range(count - 1)]
-        received = [link.inbox.receive(number, "a batch") for number in order]
+        received = [link.inbox.receive(Activations, number, "a batch") for number in order]
         for number in range(2):
-            link.outbox.send(Message(number=number, step=f"answer {number}"))
+            link.outbox.send(Target(number=number, doing=f"answer {number}"))
         link.close(20)
         return [(message.number, message.tensors[0].tolist()) for message in received]
 
@@ -225,11 +244,11 @@ def odd_tensors() -> list[Tensor]:
 
 def test_tensors_of_every_kind_arrive_unchanged() -> None:
     def above(link: Downstream) -> None:
-        link.outbox.send(Message(number=0, tensors=odd_tensors()))
+        link.outbox.send(Activations(number=0, tensors=odd_tensors()))
         link.close(20)
 
     def below(link: Upstream) -> Any:
-        message = link.inbox.receive(0, "a batch")
+        message = link.inbox.receive(Activations, 0, "a batch")
         link.close(20)
         return listed(message.tensors), [tuple(tensor.shape) for tensor in message.tensors]
 
@@ -246,11 +265,11 @@ def test_a_tensor_keeps_its_layout_in_memory() -> None:
     ]
 
     def above(link: Downstream) -> None:
-        link.outbox.send(Message(number=0, tensors=[make() for make in layouts]))
+        link.outbox.send(Activations(number=0, tensors=[make() for make in layouts]))
         link.close(20)
 
     def below(link: Upstream) -> Any:
-        message = link.inbox.receive(0, "a batch")
+        message = link.inbox.receive(Activations, 0, "a batch")
         link.close(20)
         return [tensor.stride() for tensor in message.tensors]
 
@@ -258,28 +277,28 @@ def test_a_tensor_keeps_its_layout_in_memory() -> None:
 
 
 def test_a_long_message_and_the_tensors_behind_it_arrive() -> None:
-    figures = {f"boundary {number} ∂": {"loss": number / 7} for number in range(200)}
+    metrics = {f"boundary {number} ∂": {"loss": number / 7} for number in range(200)}
 
     def above(link: Downstream) -> None:
-        link.outbox.send(Message(number=0, figures=figures, tensors=[torch.ones(2)]))
-        link.outbox.send(Message(number=1, tensors=[torch.zeros(3)]))
+        link.outbox.send(Activations(number=0, metrics=metrics, tensors=[torch.ones(2)]))
+        link.outbox.send(Activations(number=1, tensors=[torch.zeros(3)]))
         link.close(20)
 
     def below(link: Upstream) -> Any:
-        messages = [link.inbox.receive(number, "a batch") for number in range(2)]
+        messages = [link.inbox.receive(Activations, number, "a batch") for number in range(2)]
         link.close(20)
-        return messages[0].figures, [listed(message.tensors) for message in messages]
+        return messages[0].metrics, [listed(message.tensors) for message in messages]
 
     _, received = pair(above, below)
-    assert received == (figures, [listed([torch.ones(2)]), listed([torch.zeros(3)])])
+    assert received == (metrics, [listed([torch.ones(2)]), listed([torch.zeros(3)])])
 
 
 def test_a_chain_has_a_link_to_each_neighbour_in_any_order_of_ranks() -> None:
     def work(upstream: Upstream | None, downstream: Downstream | None) -> Any:
-        seen = [] if upstream is None else upstream.inbox.receive(0, "a batch").step.split()
+        seen = [] if upstream is None else upstream.inbox.receive(Activations, 0, "a batch").doing.split()
         own = str(dist.get_rank())
         if downstream is not None:
-            downstream.outbox.send(Message(step=" ".join([*seen, own])))
+            downstream.outbox.send(Activations(doing=" ".join([*seen, own])))
         for link in (upstream, downstream):
             if link is not None:
                 link.close(20)
@@ -298,7 +317,7 @@ def own_threads() -> list[threading.Thread]:
 def test_closing_waits_until_the_neighbour_has_heard_everything() -> None:
     def above(link: Downstream) -> Any:
         for number in range(8):
-            link.outbox.send(Message(number=number, tensors=[torch.ones(100_000)]))
+            link.outbox.send(Activations(number=number, tensors=[torch.ones(100_000)]))
         link.close(20)
         for thread in own_threads():
             thread.join(20)
@@ -306,7 +325,7 @@ def test_closing_waits_until_the_neighbour_has_heard_everything() -> None:
 
     def below(link: Upstream) -> Any:
         link.close(20)  # has asked for none of the messages yet
-        return sum(link.inbox.receive(number, "a batch").tensors[0].sum().item() for number in range(8))
+        return sum(link.inbox.receive(Activations, number, "a batch").tensors[0].sum().item() for number in range(8))
 
     assert pair(above, below) == ((True, 0), 800_000)
 
@@ -321,18 +340,18 @@ def lost(call: Callable[[], Any]) -> str:
 
 def test_a_neighbour_that_dies_is_named_to_who_waits_and_to_who_sends() -> None:
     def above(link: Downstream) -> Any:
-        link.outbox.send(Message(number=0))
-        waiting = lost(lambda: link.inbox.receive(0, "the target of training batch 0"))
+        link.outbox.send(Activations(number=0))
+        waiting = lost(lambda: link.inbox.receive(Target, 0, "the target of training batch 0"))
 
         def send_until_it_fails() -> None:
             deadline = time.monotonic() + 15
             while time.monotonic() < deadline:
-                link.outbox.send(Message(number=1, step="training batch 1", tensors=[torch.ones(1000)]))
+                link.outbox.send(Activations(number=1, doing="training batch 1", tensors=[torch.ones(1000)]))
 
         return waiting, lost(send_until_it_fails)
 
     def below(link: Upstream) -> None:
-        link.inbox.receive(0, "a batch")
+        link.inbox.receive(Activations, 0, "a batch")
         os._exit(1)
 
     (waiting, sending), nothing = pair(above, below)
@@ -344,13 +363,13 @@ def test_a_neighbour_that_dies_is_named_to_who_waits_and_to_who_sends() -> None:
 
 def test_what_a_neighbour_sent_before_it_failed_can_still_be_had() -> None:
     def above(link: Downstream) -> Any:
-        first = lost(lambda: link.inbox.receive(1, "batch 1"))
-        second = link.inbox.receive(0, "batch 0").step
+        first = lost(lambda: link.inbox.receive(Target, 1, "batch 1"))
+        second = link.inbox.receive(Target, 0, "batch 0").doing
         dist.barrier()
         return first, second
 
     def below(link: Upstream) -> None:
-        link.outbox.send(Message(number=0, step="the last word"))
+        link.outbox.send(Target(number=0, doing="the last word"))
         link.fail("training batch 1", "ValueError: odd")
         dist.barrier()
 
@@ -361,7 +380,7 @@ def test_what_a_neighbour_sent_before_it_failed_can_still_be_had() -> None:
 
 def test_a_stage_tells_its_neighbour_why_it_fails() -> None:
     def above(link: Downstream) -> str:
-        message = lost(lambda: link.inbox.receive(0, "the target of training batch 3"))
+        message = lost(lambda: link.inbox.receive(Target, 0, "the target of training batch 3"))
         dist.barrier()
         return message
 
@@ -378,7 +397,7 @@ def test_a_stage_tells_its_neighbour_why_it_fails() -> None:
 
 def test_telling_a_dead_neighbour_is_no_error() -> None:
     def above(link: Downstream) -> str:
-        message = lost(lambda: link.inbox.receive(0, "a target"))
+        message = lost(lambda: link.inbox.receive(Target, 0, "a target"))
         for _ in range(6):
             link.fail("training batch 0", "the neighbour is gone")
         return message
@@ -393,15 +412,15 @@ def test_telling_a_dead_neighbour_is_no_error() -> None:
 def test_a_silent_neighbour_is_reported_after_the_timeout_and_its_message_can_still_come() -> None:
     def above(link: Downstream) -> Any:
         began = time.monotonic()
-        message = lost(lambda: link.inbox.receive(0, "the target of training batch 0"))
+        message = lost(lambda: link.inbox.receive(Target, 0, "the target of training batch 0"))
         waited = time.monotonic() - began
         dist.barrier()
         dist.barrier()
-        return message, waited, link.inbox.receive(0, "a target").step
+        return message, waited, link.inbox.receive(Target, 0, "a target").doing
 
     def below(link: Upstream) -> None:
         dist.barrier()
-        link.outbox.send(Message(number=0, step="late"))
+        link.outbox.send(Target(number=0, doing="late"))
         link.outbox.flush()
         dist.barrier()
 
