@@ -1,7 +1,7 @@
-"""Everything private that this package takes from torch and Lightning, in one place.
+"""Collects every private name that this package uses from torch and Lightning.
 
-Each name is listed with the reason why no public one does. ``tests/test_compat.py`` fails, naming the
-symbol, when a new release moves one of them.
+Each comes with the reason why no public name will do. ``tests/test_compat.py`` fails and names the symbol if a new
+release moves one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from lightning.fabric.utilities.distributed import (
 )
 from lightning.fabric.utilities.distributed import _init_dist_connection as init_dist_connection
 
-# How its own strategies reduce what is logged with `sync_dist=True`, for every way to name the operation.
+# Reduces what is logged with `sync_dist=True` as Lightning's own strategies do, with every name of the operation.
 from lightning.fabric.utilities.distributed import _sync_ddp_if_available as reduce_over
 from lightning.fabric.utilities.optimizer import _optimizers_to_device as optimizers_to_device
 
@@ -21,7 +21,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only as _fabric_rank_
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-# DistributedDataParallel is told in the forward pass that a backward pass is to average gradients; this tells it later.
+# Tells DistributedDataParallel after the forward pass that the coming backward pass shall average gradients.
 from lightning.pytorch.overrides.distributed import prepare_for_backward
 from lightning.pytorch.strategies.launchers.multiprocessing import (
     _MultiProcessingLauncher as MultiProcessingLauncher,
@@ -31,8 +31,8 @@ from lightning.pytorch.strategies.launchers.subprocess_script import (
 )
 from lightning.pytorch.utilities import rank_zero_only as _rank_zero_only
 
-# Takes operations apart in Python where torch can, as torch.compile does. A GPU's recurrent layers must be, as cuDNN
-# looks for the data of their weights.
+# Decomposes operations in Python, as torch.compile does. Fake recurrent layers on a GPU need it, because cuDNN reads
+# the data of their weights.
 from torch._dispatch.python import enable_python_dispatcher
 
 # Tensors with a shape, dtype and device but no data. torch documents FakeTensorMode but exports it nowhere.
@@ -43,10 +43,11 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-# A zero is added in place to a loss that the operation before it may have saved; nothing public vouches for its value.
+# Lets us add a zero in place to a loss that an operation may have saved. There is no public way to say that the value
+# stays the same.
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter as value_unchanged
 
-# Sees every operation, those of the backward pass too. torch documents it, but only under this name.
+# Sees every operation, also in the backward pass. torch documents it, but only under this name.
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Public pytree functions arrived in torch long after 2.6; these have been stable since 2.0.
@@ -59,20 +60,20 @@ def set_rank_zero(rank: int) -> None:
 
 
 def saves_at_step(checkpoint: ModelCheckpoint, step: int) -> bool:
-    """Whether a checkpoint callback may save at ``step``; ModelCheckpoint has no public attribute for it.
+    """Whether a checkpoint callback may save at ``step``. With a time interval it may at every step.
 
-    With a time interval all processes are asked at every batch.
+    ModelCheckpoint has no public attribute for it.
     """
     every = checkpoint._every_n_train_steps
     return checkpoint._train_time_interval is not None or (every > 0 and step % every == 0)
 
 
 def logs_now(trainer: Trainer) -> bool:
-    """Whether loggers are given what a training batch logs; Lightning's own callbacks ask the same way."""
+    """Whether what the current training batch logs reaches the loggers. Lightning's own callbacks ask like this."""
     return trainer._logger_connector.should_update_logs
 
 
-# What torch raises when code on data-less tensors asks for a value.
+# torch raises these when code reads a value of a fake tensor.
 DATA_DEPENDENT_ERRORS: tuple[type[BaseException], ...] = (
     DataDependentOutputException,
     DynamicOutputShapeException,

@@ -1,4 +1,4 @@
-"""Where the network is cut: the ``Boundary`` module, and boundaries given by module name."""
+"""Marks where the network is cut: by the ``Boundary`` module, or by module name."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch.utils.hooks import RemovableHandle
 from lightning_sg._compat import tree_flatten, tree_unflatten
 from lightning_sg.errors import BoundaryError
 
-# What happens to the tensors that reach a boundary: takes them and returns what the next stage goes on with.
+# Takes the tensors that reach a boundary and returns the tensors that the next stage uses.
 Crossing = Callable[[list[Tensor]], list[Tensor]]
 
 
 class Boundary(nn.Module):
     """Marks, inside ``forward``, where one stage of the network ends and the next begins.
 
-    It has no parameters and no state. Without :class:`~lightning_sg.SyntheticGradients` it is the
-    identity, so a model that contains boundaries trains, loads and exports as if they were not there.
+    It has no parameters and no state. Without :class:`~lightning_sg.SyntheticGradients` it is the identity, so a model
+    with boundaries trains, loads and exports as if it had none.
 
     Example::
 
@@ -38,20 +38,25 @@ class Boundary(nn.Module):
         self._site: Site | None = None
 
     def forward(self, *values: Any) -> Any:
-        """Hands ``values`` over to the next stage.
+        """Passes ``values`` to the next stage.
 
         Args:
             *values: Tensors of any shape and dtype, or (nested) tuples, lists and dicts of them.
 
         Returns:
-            The same structure: the one value itself if one was given, otherwise a tuple.
+            The same structure: a single value as it is, several values as a tuple.
         """
         value = values[0] if len(values) == 1 else values
         return value if self._site is None else self._site.cross(value)
 
 
 class Site:
-    """One boundary of one module, wherever it was declared: its name and what happens there."""
+    """One boundary of one module, by whichever way it was declared.
+
+    Attributes:
+        name: Its name in the module.
+        crossed: Whether the current step has reached it.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -60,32 +65,32 @@ class Site:
         self._without_gradient = True
 
     def open(self, crossing: Crossing, *, without_gradient: bool = True) -> None:
-        """A step begins: what reaches the boundary goes through ``crossing``, once.
+        """Starts a step: the tensors that reach the boundary go through ``crossing``, once.
 
         Args:
-            crossing: Takes the tensors and returns what the next stage goes on with.
-            without_gradient: Whether passes under ``no_grad`` go through it too. Otherwise they do not count.
+            crossing: Takes the tensors and returns those that the next stage uses.
+            without_gradient: Whether a pass under ``no_grad`` counts. If ``False``, the boundary is the identity there.
         """
         self._crossing = crossing
         self._without_gradient = without_gradient
         self.crossed = False
 
     def close(self) -> None:
-        """The step is over: the boundary is the identity."""
+        """Ends the step: makes the boundary the identity."""
         self._crossing = None
 
     def cross(self, value: Any) -> Any:
         """Applies the current step's crossing to all tensors in ``value``.
 
         Raises:
-            BoundaryError: If the boundary is reached for the second time in one step.
+            BoundaryError: If one step reaches the boundary twice, or ``value`` contains no tensor.
         """
         if self._crossing is None or not (self._without_gradient or torch.is_grad_enabled()):
             return value
         if self.crossed:
             raise BoundaryError(
                 f"Boundary '{self.name}' was reached twice in one step. A boundary separates two stages that run "
-                "once per batch: call the module around it once, or put the boundary where the data passes once. "
+                "once per batch: call the module around it once, or move the boundary where the data passes once. "
                 "Optimizers that evaluate a step several times (LBFGS) do not work with boundaries."
             )
         self.crossed = True
@@ -98,12 +103,12 @@ class Site:
         return tree_unflatten(leaves, structure)
 
     def __reduce__(self) -> tuple[type[Site], tuple[str]]:
-        # A copy of the model (weight averaging, export, another process) is an ordinary undivided model.
+        # A copy of the model (weight averaging, export, another process) is an ordinary model without stages.
         return Site, (self.name,)
 
 
 class _CutAfter:
-    """The forward hook that cuts after a submodule; a class, so that the module can be copied and pickled."""
+    """A forward hook that cuts after a submodule. As a class it can be copied and pickled with the module."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
@@ -113,13 +118,15 @@ class _CutAfter:
 
 
 class Boundaries:
-    """The boundaries of one module, installed in it until :meth:`remove`.
+    """Installs boundaries in a module until :meth:`remove`.
+
+    Attributes:
+        sites: The boundaries, in the order of ``names``.
 
     Args:
         module: The module to cut.
-        names: Names of submodules as in ``module.named_modules()``; the cut is after the submodule's
-            output. The name of a :class:`Boundary` means that boundary. ``None`` takes every
-            :class:`Boundary` in ``module``.
+        names: Names of submodules as in ``module.named_modules()``. The cut is after a submodule's output; the name of
+            a :class:`Boundary` selects that boundary. ``None`` selects every :class:`Boundary` in ``module``.
 
     Raises:
         BoundaryError: If a name is unknown (the message lists the nearest) or given twice.
@@ -150,7 +157,7 @@ class Boundaries:
             self._handles.append(child.register_forward_hook(_CutAfter(site)))
 
     def remove(self) -> None:
-        """Takes the boundaries out: the module is as it was before."""
+        """Removes the boundaries from the module."""
         self.close()
         for boundary in self._annotated:
             boundary._site = None
@@ -158,7 +165,7 @@ class Boundaries:
             handle.remove()
 
     def close(self) -> None:
-        """Makes every boundary the identity: a step is over."""
+        """Ends the step at every boundary."""
         for site in self.sites:
             site.close()
 
@@ -170,15 +177,15 @@ def _unknown(name: str, known: list[str], owner: str) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or [other for other in known if other][:3]
     return (
         f"Boundary '{name}' is not a submodule of {owner}. The nearest names are {near}. "
-        f"Any name from `model.named_modules()` will do."
+        "Use a name from `model.named_modules()`."
     )
 
 
 def differentiable(tensor: Tensor) -> bool:
-    """Whether a gradient can cross a boundary for ``tensor``.
+    """Whether a gradient flows back through a boundary to ``tensor``.
 
     Raises:
-        BoundaryError: For complex tensors, which predictors cannot learn from.
+        BoundaryError: If ``tensor`` is complex, because predictors cannot learn complex gradients.
     """
     if tensor.requires_grad and tensor.is_complex():
         raise BoundaryError(

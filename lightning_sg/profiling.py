@@ -1,33 +1,33 @@
-"""The names under which this package's own work appears in Lightning's profilers, beside Lightning's own actions."""
+"""Names of this package's actions in Lightning's profilers, and the kind of work that an action is."""
 
 from __future__ import annotations
 
 _PREFIX = "[SyntheticGradients]"
 
-START_UP = f"{_PREFIX}follow a first step and place the stages"
-GHOSTS = f"{_PREFIX}run without data up to the own stages"
+START_UP = f"{_PREFIX}trace a first step and place the stages"
+FAKE_TENSORS = f"{_PREFIX}run earlier stages on fake tensors"
 PREDICT = f"{_PREFIX}predict"
 LEARN = f"{_PREFIX}learn"
-EXACT = f"{_PREFIX}take an exact gradient on"
+EXACT = f"{_PREFIX}backpropagate an exact gradient"
 SEND = f"{_PREFIX}send"
 WAIT_ACTIVATIONS = f"{_PREFIX}wait for activations"
 WAIT_TARGET = f"{_PREFIX}wait for a target"
 WAIT_EXACT = f"{_PREFIX}wait for an exact gradient"
 
-#: Lightning's action for all of one training batch.
+#: Lightning's action for one whole training batch.
 BATCH = "run_training_batch"
-#: Lightning's action around the batches of an epoch, and its validation.
+#: Lightning's action for a whole epoch: its batches and its validation.
 EPOCH = "run_training_epoch"
 
-#: What kind of work an action is, by its name or the end of its name; the innermost action decides. What is in none
-#: of them is Lightning's own: loops, hooks, logging.
+#: Each kind of work, with the action names (or ends of names) that belong to it. In nested actions the innermost
+#: decides. Everything else is Lightning's own work: loops, hooks, logging.
 KINDS: dict[str, tuple[str, ...]] = {
     "compute": (".training_step", ".backward", ".optimizer_step", ".optimizer_zero_grad", ".lr_scheduler_step"),
     "predictor": (PREDICT, LEARN),
     "exact": (EXACT,),
     "wait": (WAIT_ACTIVATIONS, WAIT_TARGET, WAIT_EXACT),
     "send": (SEND,),
-    "ghosts": (GHOSTS,),
+    "fake tensors": (FAKE_TENSORS,),
     "start-up": (START_UP,),
     "data": ("_dataloader_next", ".batch_to_device"),
 }
@@ -35,7 +35,7 @@ LIGHTNING = "Lightning"
 
 
 def kind_of(action: str) -> str:
-    """The kind of work that an action is, one of :data:`KINDS` or :data:`LIGHTNING`."""
+    """The kind of work that an action is: a key of :data:`KINDS`, or :data:`LIGHTNING`."""
     return next((kind for kind, ends in KINDS.items() if action.endswith(ends)), LIGHTNING)
 
 
@@ -43,7 +43,7 @@ __all__ = [
     "BATCH",
     "EPOCH",
     "EXACT",
-    "GHOSTS",
+    "FAKE_TENSORS",
     "KINDS",
     "LEARN",
     "LIGHTNING",

@@ -1,4 +1,4 @@
-"""Random numbers of stages on several processes: shared outside their stages, each one's own inside them."""
+"""Random numbers of stages on several processes: equal outside the stages, different inside them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _HOST = torch.device("cpu")
 
 
 class StepRandomness(AbstractContextManager["StepRandomness"]):
-    """While entered, random numbers are those of the step; outside it is as if none had been drawn.
+    """Gives each step its own random numbers and restores the generators on exit.
 
-    A step begins with the same numbers in every process, so that what the user's code draws before the network (noise,
-    a mixup permutation, a mask) is the same for all stages. At its own stages each process goes on with numbers of its
-    own (:meth:`diverge`). Outside, the processes share a state, and so draw the same order and augmentations of the
-    data, whatever dropout draws in each stage. Covers torch, the CUDA device, numpy and ``random``.
+    A step starts with the same numbers in every process, so that all stages agree on what the user's code draws before
+    the network: noise, a mixup permutation, a mask. Each process draws different numbers from its own stages on, see
+    :meth:`diverge`. Outside steps the processes share one state, so they shuffle and augment the data alike, whatever
+    dropout draws in each stage. Covers torch, the CUDA device, numpy and ``random``.
 
     Args:
-        position: This process's place in the chain; different places draw different numbers.
+        position: This process's position among the stage ranks, which selects its numbers.
         device: The stages' device.
     """
 
@@ -40,7 +40,7 @@ class StepRandomness(AbstractContextManager["StepRandomness"]):
         return self
 
     def diverge(self) -> None:
-        """From here on this process's numbers are its own."""
+        """Switches to numbers that differ from those of the other processes."""
         self._seed(self._position + 1)
 
     def __exit__(
@@ -49,7 +49,7 @@ class StepRandomness(AbstractContextManager["StepRandomness"]):
         set_random_state(self._outside, self._device)
 
     def _seed(self, stream: int) -> None:
-        # The outside generator's seed is the same everywhere: the strategy shares its state at the start.
+        # All processes have this seed: the strategy shares the state at the start.
         shared = self._outside["seed"]
         seed = int(np.random.SeedSequence([shared % 2**64, self._number, stream]).generate_state(1, np.uint64)[0])
         torch.default_generator.manual_seed(seed)
@@ -61,9 +61,10 @@ class StepRandomness(AbstractContextManager["StepRandomness"]):
 
 
 def random_state(device: torch.device = _HOST) -> dict[str, Any]:
-    """The states of all generators on the host, which data loading draws from, and of a CUDA device's.
+    """The states of all generators on the host and, if ``device`` is a CUDA device, of its generator.
 
-    Augmentations on the device draw from the latter, in ``on_after_batch_transfer``. Reading it does not stop it.
+    Data loading draws from the former, and augmentations in ``on_after_batch_transfer`` may draw from the latter.
+    Reading a state does not synchronize the device.
     """
     on_device = _generator_of(device)
     return {
@@ -76,7 +77,7 @@ def random_state(device: torch.device = _HOST) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device = _HOST) -> None:
-    """Restores :func:`random_state`, possibly that of another process and its device."""
+    """Restores a :func:`random_state`, which may come from another process and its device."""
     torch.set_rng_state(state["torch"])
     on_device = _generator_of(device)
     if on_device is not None and state["device"] is not None:
@@ -89,7 +90,7 @@ def _generator_of(device: torch.device) -> torch.Generator | None:
     """The default generator of a CUDA device; ``None`` for the host."""
     if device.type != "cuda":
         return None
-    torch.cuda.init()  # there are no generators before
+    torch.cuda.init()  # makes the generators
     index = torch.cuda.current_device() if device.index is None else device.index
     generator: torch.Generator = torch.cuda.default_generators[index]
     return generator
@@ -97,7 +98,7 @@ def _generator_of(device: torch.device) -> torch.Generator | None:
 
 @contextmanager
 def unchanged_randomness() -> Iterator[None]:
-    """Afterwards the generators on the host are as if nothing had been drawn."""
+    """Restores the generators on the host on exit."""
     state = random_state()
     try:
         yield
@@ -107,17 +108,19 @@ def unchanged_randomness() -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """While entered, a predictor can make its parameters, without touching the user's random numbers.
+    """Seeds the generators inside the context and restores the user's random numbers on exit.
+
+    Sets what else a predictor needs to make its parameters: gradients on, inference mode off, float32 as default.
 
     Args:
-        seed: That of the numbers drawn meanwhile.
-        device: That of the predictor's inputs.
+        seed: The seed inside the context.
+        device: The device of the predictor's inputs.
     """
     devices = [device] if device.type == "cuda" else []
     default = torch.get_default_dtype()
     with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
-        torch.set_default_dtype(torch.float32)  # under "bf16-true" and "64-true" Lightning changes it
+        torch.set_default_dtype(torch.float32)  # Lightning changes it under "bf16-true" and "64-true"
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""Yields long sequences chunk by chunk, so that each is a training step of its own."""
+"""Cuts batches of long sequences into chunks, each of which is a training step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_sg._compat import tree_leaves, tree_map_only
 from lightning_sg.batch.entries import entry_of
 
 Cut = Callable[[Any, int, int], Any]
-#: All samples of a batch alike, or a boolean tensor ``(N,)`` with one entry for each.
+#: One answer for all samples of a batch, or a boolean tensor ``(N,)`` with one for each sample.
 Which = bool | Tensor
 
 
@@ -20,10 +20,10 @@ class Chunk(NamedTuple):
     """A piece of a batch of sequences.
 
     Attributes:
-        batch: The batch, in its structure, with these time steps only.
-        first: Whether the sequences begin here, ``(N,)`` if each sample has its own; for
+        batch: These time steps of the batch, in its structure.
+        first: Whether the sequences start here, or ``(N,)`` for each sample. Pass it to
             :meth:`TimeBoundary.read <lightning_sg.TimeBoundary.read>`.
-        last: Whether they end here, ``(N,)`` if their lengths are known; for
+        last: Whether the sequences end here, or ``(N,)`` for each sample if their lengths are known. Pass it to
             :meth:`TimeBoundary.write <lightning_sg.TimeBoundary.write>`.
     """
 
@@ -33,28 +33,28 @@ class Chunk(NamedTuple):
 
 
 def content_of(batch: Any) -> Any:
-    """A batch as the user's data loader made it: of a chunk, what is in it."""
+    """Returns the user's batch: what a :class:`Chunk` contains, anything else as it is."""
     return batch.batch if isinstance(batch, Chunk) else batch
 
 
 class Chunks:
-    """Wraps a data loader: each of its batches of long sequences comes as several chunks, in order.
+    """Wraps a data loader and yields each batch of long sequences as several chunks, in order.
 
-    Only one chunk at a time is moved to the device. Every chunk is a batch to Lightning: an optimizer step, a number
-    in ``batch_idx``, a step of ``max_steps``.
+    Only one chunk at a time is on the device. To Lightning every chunk is a batch: it takes an optimizer step, a number
+    in ``batch_idx`` and a step of ``max_steps``.
 
     Args:
         loader: A data loader, or any iterable of batches, in any nesting of tuples, lists and dicts.
-        length: Time steps in a chunk; the last one of a sequence may be shorter.
+        length: The number of time steps in a chunk. The last chunk of a sequence may be shorter.
         batch_first: Whether tensors are ``(N, L, ...)`` rather than ``(L, N, ...)``.
-        lengths: Takes from a batch the true lengths of its sequences, int ``(N,)``, if they are padded: then nothing is
-            carried on after a sequence's end, and chunks of padding only are left out. A key, an index or a function.
-        stateful: Whether each batch goes on where the one before has ended, as pieces of a stream do: then only the
-            first chunk of an epoch begins anew.
-        cut: Takes a batch, a first and a last time step, and returns the chunk; by default cuts all tensors that have
-            as many time steps as the longest, and leaves others as they are.
-        sequence_length: The length L of all sequences, if it is always the same: then the number of chunks is known
-            beforehand, which progress bars, schedules over an epoch and ``val_check_interval`` like.
+        lengths: For padded sequences: the key or index of their true lengths in a batch, int ``(N,)``, or a function
+            that returns them. No state is carried past the end of a sequence, and chunks of padding only are skipped.
+        stateful: Whether each batch continues the one before, like pieces of a stream. Then only the first chunk of an
+            epoch starts the sequences.
+        cut: Takes a batch, a start and a stop, and returns the time steps from start to stop - 1. By default it cuts
+            every tensor that has as many time steps as the longest and keeps the others whole.
+        sequence_length: The length L of all sequences, if it is constant. Then the number of chunks is known in advance
+            for progress bars, schedules over an epoch and ``val_check_interval``.
 
     Raises:
         ValueError: If ``length`` is below 1, or a batch has no tensor with time steps.
@@ -91,13 +91,13 @@ class Chunks:
         self._skip = 0
 
     def __iter__(self) -> Iterator[Chunk]:
-        """Goes through the loader once; after :meth:`load_state_dict`, from there on."""
+        """Yields the chunks of an epoch; after :meth:`load_state_dict`, those that were left."""
         skip, self._skip, self._done = self._skip, 0, 0
         for chunk in self._chunks():
             if self._done >= skip:
                 yield chunk
             self._done += 1
-        if 0 < self._done <= skip:  # saved at the end of an epoch: the next one begins
+        if 0 < self._done <= skip:  # saved at the end of an epoch: start the next one
             yield from self
 
     def _chunks(self) -> Iterator[Chunk]:
@@ -117,18 +117,19 @@ class Chunks:
         """The number of chunks in an epoch.
 
         Raises:
-            TypeError: If it is not known beforehand.
+            TypeError: If it is not known in advance.
         """
         if self.sequence_length is None or not isinstance(self.loader, Sized):
             raise TypeError(
-                "The number of chunks is not known: Chunks(sequence_length=...) says how long sequences are."
+                "Chunks does not know how many chunks an epoch has. Give the length of the sequences: "
+                "Chunks(sequence_length=...)."
             )
         return len(self.loader) * -(-self.sequence_length // self.length)
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the epoch is, for Lightning's checkpoints: a resumed run goes on with the next chunk.
+        """The progress in the epoch, for Lightning's checkpoints: a resumed run continues with the next chunk.
 
-        The loader is gone through again up to there; one that shuffles must give the same order again.
+        It iterates over the loader again up to there, so a loader that shuffles must repeat its order.
         """
         return {"chunks": self._done + (1 if self._known() else 0)}
 
@@ -137,11 +138,11 @@ class Chunks:
         self._skip = state["chunks"]
 
     def _known(self) -> bool:
-        # Lightning fetches a batch ahead where the number of batches is not known, to see which is the last one.
+        # If the number of batches is unknown, Lightning fetches one batch ahead to see which is the last.
         return self.sequence_length is not None and isinstance(self.loader, Sized)
 
     def _steps_of(self, batch: Any) -> tuple[int, Tensor | None]:
-        """The number of time steps, and the true lengths of the sequences if they are known."""
+        """The number of time steps, and the true lengths of the sequences or ``None``."""
         if self.lengths is not None:
             ends = entry_of(batch, self.lengths, f"Chunks(lengths={self.lengths!r})")
             return int(ends.max()), ends
@@ -170,27 +171,27 @@ class Chunks:
 
 
 def parallel_streams(sequence: Tensor, number: int, *, shift: int = 1) -> tuple[Tensor, Tensor]:
-    """A long sequence as parallel streams, with what is to be predicted: a batch for :class:`Chunks`.
+    """Cuts a long sequence into parallel streams of inputs and labels: a batch for :class:`Chunks`.
 
     Args:
         sequence: ``(L, ...)``, such as the characters of a text.
-        number: How many streams N; what is left over at the end is dropped.
-        shift: How many steps ahead is to be predicted.
+        number: The number of streams N. The rest at the end of the sequence is dropped.
+        shift: How many steps after its input each label comes.
 
     Returns:
-        Inputs and goals, ``(N, (L - shift) // N, ...)`` each.
+        Inputs and labels, ``(N, (L - shift) // N, ...)`` each.
 
     Raises:
-        ValueError: If the sequence is too short for that.
+        ValueError: If the sequence is too short for N streams.
     """
     length = (len(sequence) - shift) // number
     if length < 1:
         raise ValueError(f"A sequence of {len(sequence)} steps does not make {number} streams.")
-    inputs, goals = (
+    inputs, labels = (
         torch.stack([sequence[begin + start : begin + start + length] for begin in range(0, number * length, length)])
         for start in (0, shift)
     )
-    return inputs, goals
+    return inputs, labels
 
 
 __all__ = ["Chunk", "Chunks", "Which", "content_of", "parallel_streams"]

@@ -1,4 +1,4 @@
-"""What predictors are told about a batch besides the activations: usually the labels."""
+"""Takes from a batch the context of the gradient predictors: usually the labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_sg.batch.entries import entry_of
 
 ContextSource = str | int | Callable[[Any], Any] | None
 
-#: What entries with labels are usually called.
+#: Usual names of the entry with the labels, the most common first.
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 
 
@@ -21,13 +21,13 @@ def context_of(batch: Any, source: ContextSource) -> Any:
     """Takes the context from a batch.
 
     Args:
-        batch: What the data loader gave, on the stage's device.
-        source: ``"auto"``: the second element of a pair, or the entry of a dict that is called
-            ``labels``, ``label``, ``targets``, ``target`` or ``y``, or nothing. Another string or a number: that
+        batch: The batch, on the stage's device.
+        source: ``"auto"``: the second element of a sequence if it is a tensor, or the entry of a dict called
+            ``labels``, ``label``, ``targets``, ``target`` or ``y``, or else nothing. Another string or a number: that
             key or index. A callable: its result for the batch. ``None``: no context.
 
     Returns:
-        The context, detached from any graph; ``None`` for none.
+        The context, detached; ``None`` if there is none.
 
     Raises:
         SyntheticGradientsError: If the batch has no such key or index.

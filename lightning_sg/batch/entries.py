@@ -1,4 +1,4 @@
-"""Entries of a batch that users name by a key, an index or a function."""
+"""Looks up entries of a batch by key, index or function."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def entry_of(batch: Any, source: str | int | Callable[[Any], Any], option: str) 
     Args:
         batch: What the data loader gave.
         source: A key or an index of the batch, or a function of it.
-        option: Who asks, for messages.
+        option: The argument that names the entry, for messages.
 
     Raises:
         SyntheticGradientsError: If the batch has no such key or index.

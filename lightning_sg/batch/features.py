@@ -1,4 +1,4 @@
-"""What input predictors are told of a batch: its input, and no labels unless they are asked for."""
+"""Takes from a batch the features that input predictors use: its input, and no labels unless the user names them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from lightning_sg.errors import SyntheticGradientsError
 
 
 def features_of(batch: Any, source: ContextSource) -> Tensor:
-    """Takes from a batch what activations are predicted from.
+    """Takes the features from a batch.
 
     Args:
-        batch: What the data loader gave, on the stage's device.
-        source: ``"auto"``: the first tensor in the batch; of a dict, of the entries with other names than labels have.
-            Another string or a number: that key or index. A callable: its result for the batch.
+        batch: The batch, on the stage's device.
+        source: ``"auto"``: the first tensor in the batch; in a dict, the first one whose name is not a usual name of
+            labels. Another string or a number: that key or index. A callable: its result for the batch.
 
     Returns:
-        A float32 tensor ``(N, ...)``, detached from any graph.
+        A float32 tensor ``(N, ...)``, detached.
 
     Raises:
-        SyntheticGradientsError: If there is no such entry, or it is no tensor of numbers with the samples first.
+        SyntheticGradientsError: If there is no such entry, or it is not a floating-point, uint8 or bool tensor with a
+            batch dimension.
     """
     assert source is not None
     option = f"SyntheticInputs(source={source!r})"
@@ -41,8 +42,8 @@ def features_of(batch: Any, source: ContextSource) -> Tensor:
         )
     if not (features.is_floating_point() or features.dtype in (torch.uint8, torch.bool)):
         raise SyntheticGradientsError(
-            f"{option} finds a tensor of {features.dtype} in the batch. Numbers of classes or tokens say little as "
-            "they are; give a function that encodes them, such as "
+            f"{option} finds a tensor of {features.dtype} in the batch. Indices of classes or tokens "
+            "say little as they are; give a function that encodes them, such as "
             "`source=lambda batch: one_hot(batch['tokens'], 100).float()`."
         )
     return features.detach().float()

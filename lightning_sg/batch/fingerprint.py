@@ -1,4 +1,4 @@
-"""Tells batches apart: a checksum by which neighbouring stages see that they were given the same one."""
+"""Computes a checksum of a batch, by which neighbouring stages check that they got the same one."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_SAMPLED = 1024  # values of each tensor that enter the checksum
+_SAMPLED = 1024  # about how many values of each tensor enter the checksum
 
 
 def fingerprint(batch: Any) -> int:
-    """A number that two different batches share only by chance, from a sample of each tensor's values.
+    """Computes a checksum from a sample of each tensor's values. Different batches share it only by chance.
 
     Args:
-        batch: Tensors, arrays, numbers and strings in any nesting of sequences, mappings and dataclasses; other things
-            are left out.
+        batch: Tensors, arrays, numbers and strings in any nesting of sequences, mappings and dataclasses. Other objects
+            are ignored.
     """
     checksum = 0
     waiting = [batch]
@@ -44,7 +44,7 @@ def fingerprint(batch: Any) -> int:
 
 
 def _sample(tensor: Tensor) -> bytes:
-    """A tensor's form, and some of its values if reading them stops no device."""
+    """A tensor's shape and dtype, and some of its values if reading them does not synchronize a device."""
     form = str((tuple(tensor.shape), tensor.dtype)).encode()
     if tensor.device.type != "cpu" or tensor.layout != torch.strided or not tensor.numel():
         return form

@@ -1,5 +1,6 @@
-"""Which parameter belongs to which stage, and which stage to which process."""
+"""Traces a step, divides the model into stages, and places the stages on processes."""
 
-from lightning_sg.partition.trace import Leak, Trace, trace_step
+from lightning_sg.partition.step import trace_step
+from lightning_sg.partition.trace import Leak, Trace
 
 __all__ = ["Leak", "Trace", "trace_step"]

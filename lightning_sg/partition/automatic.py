@@ -1,4 +1,4 @@
-"""Chooses where to cut a network into so many stages of about equal cost."""
+"""Chooses where to cut a network into a given number of stages of about equal cost."""
 
 from __future__ import annotations
 
@@ -19,35 +19,36 @@ from lightning_sg.boundary import Boundaries
 from lightning_sg.errors import PartitionError
 from lightning_sg.partition.balance import balance
 from lightning_sg.partition.placement import stage_costs
-from lightning_sg.partition.trace import Trace, trace_step
+from lightning_sg.partition.step import trace_step
+from lightning_sg.partition.trace import Trace
 
 Run = Callable[[], STEP_OUTPUT]
-#: Of a trace and some of its boundaries: the floating-point operations of the predictor at each, for a batch. Where
-#: there can be none, nothing.
+#: Takes a trace and some of its boundaries. Returns the floating-point operations of the predictor at each boundary for
+#: one batch, and leaves out the boundaries where no predictor can be built.
 CostOfPredictors = Callable[[Trace, list[str]], dict[str, float]]
 
 
 def choose_boundaries(
     module: nn.Module, stages: int, run: Run, device: torch.device, cost_of_predictors: CostOfPredictors
 ) -> list[str]:
-    """Names the submodules to cut after, so that the slowest stage, its predictor included, is as fast as can be.
+    """Names the submodules to cut after, so that the slowest stage, its predictor included, is as fast as possible.
 
-    Looks at the members of every ``nn.Sequential`` and ``nn.ModuleList``, and at the model's own children. A cut is
-    possible after one that runs once in a step, if nothing computed before it is used behind it except through its
-    output.
+    Candidates are the model's own children and the members of every ``nn.Sequential``, ``nn.ModuleList`` and
+    ``nn.ModuleDict``. A cut is possible after a candidate that runs once in a step, if its output is all that later
+    code uses of what was computed before.
 
     Args:
         module: The LightningModule, without boundaries installed.
-        stages: How many to cut it into.
+        stages: The number of stages.
         run: Calls the step on a real batch.
         device: The device that the step runs on.
-        cost_of_predictors: What predictors would cost.
+        cost_of_predictors: Estimates what predictors would cost.
 
     Returns:
         ``stages - 1`` names, in the order of the data.
 
     Raises:
-        PartitionError: If there are too few places for a cut, or the step cannot be followed.
+        PartitionError: If there are too few places to cut, or the step cannot be traced.
     """
     trace = _trace(module, _candidates(module, run, device), run, device)
     while True:
@@ -58,8 +59,8 @@ def choose_boundaries(
         trace = _trace(module, [name for name in trace.order if name not in around], run, device)
     costs = stage_costs(module, trace)
     trained = _trained_stages(module, trace)
-    # A place with nothing to train behind it up to the next is no better than the next: activation functions go with
-    # the layer before them. The last stage reaches to the loss, wherever the step could be followed to.
+    # Skip a place if nothing is trained between it and the next one. So activation functions stay with the layer before
+    # them. The last stage always extends to the loss, even if the trace was cut short.
     kept = [place for place in range(len(trace.order)) if place + 1 in trained]
     if 0 not in trained:
         kept = kept[1:]
@@ -78,7 +79,7 @@ def choose_boundaries(
 
 
 def _candidates(module: nn.Module, run: Run, device: torch.device) -> list[str]:
-    """Submodules that one step runs once, and that return tensors."""
+    """The submodules that return tensors and that one step runs exactly once."""
     names = {name: child for name, child in module.named_modules() if name and not isinstance(child, Metric)}
     held = {
         name

@@ -1,4 +1,4 @@
-"""Divides a chain of costs into runs of neighbours, so that the largest is as small as can be."""
+"""Divides a sequence of costs into contiguous runs, so that the most expensive run is as cheap as possible."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import numpy as np
 
 
 def balance(costs: Sequence[float], parts: int, ends: Sequence[float] | None = None) -> list[int]:
-    """Divides a chain.
+    """Divides a sequence of costs so that the largest sum of a run is minimal.
 
     Args:
-        costs: Of the links of the chain.
-        parts: How many runs of neighbours to divide it into, none of them empty.
-        ends: What a run costs besides if it ends with that link; the last run's end costs nothing.
+        costs: One cost for each item.
+        parts: The number of runs, none of them empty.
+        ends: For each item, the extra cost of a run that ends with it. The end of the last run costs nothing.
 
     Returns:
-        The place in ``costs`` where each run begins.
+        The index in ``costs`` at which each run begins.
     """
     count = len(costs)
     before = np.concatenate([[0.0], np.cumsum(costs)])
     after = np.zeros(count) if ends is None else np.asarray(ends, dtype=float)
-    # whole[i, j]: the cost of a run from link i up to, not including, link j.
+    # whole[i, j]: the cost of the run of items i to j - 1.
     whole = before[None, :] - before[:, None]
     whole[:, 1:] += after
     whole[:, count] -= after[-1]
     whole[np.tril_indices(count + 1)] = np.inf  # an empty run
-    best = whole[:, count].copy()  # of the links from i on, in the runs so far
+    best = whole[:, count].copy()  # best[i]: the largest cost if items i and later form the runs so far
     choices: list[np.ndarray] = []
     for _ in range(parts - 1):
         worst = np.maximum(whole, best[None, :])

@@ -1,4 +1,4 @@
-"""Refuses cuts that are none: the errors that a traced step can show."""
+"""Rejects boundaries that do not separate the stages, and stages with nothing to train."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from lightning_sg.partition.trace import Trace
 
 
 def between(order: list[str], stage: int) -> str:
-    """Where a stage lies, in words."""
+    """Describes a stage by the boundaries around it, for messages."""
     before = f"after boundary '{order[stage - 1]}'" if stage else "from the start"
     after = f"up to boundary '{order[stage]}'" if stage < len(order) else "to the end"
     return f"stage {stage} ({before} {after})"
 
 
 def check_cuts(trace: Trace, *, split: bool) -> None:
-    """Refuses activations that go around a boundary, and states and messages that would have to.
+    """Rejects activations that go around a boundary, and boundaries in time that span several processes.
 
     Args:
         trace: A traced step.
-        split: Whether the stages are on several processes. In one process a value that carries no gradient may go
-            around a boundary; between processes nothing can.
+        split: Whether the stages are on several processes. In one process a value without a gradient may go around a
+            boundary; between processes nothing may.
 
     Raises:
         BoundaryError: If an activation goes around, or with ``split`` a boundary in time is used in several stages.
@@ -29,23 +29,24 @@ def check_cuts(trace: Trace, *, split: bool) -> None:
     for name, stages in trace.times.items():
         if split and len(stages) > 1:
             raise BoundaryError(
-                f"The boundary in time '{name}' is used in the stages {sorted(stages)}, but what is carried stays in "
-                "one. Read and write it, send and receive, between the same boundaries: "
-                f"all of it before '{trace.order[min(stages)]}' or all of it after."
+                f"The boundary in time '{name}' is used in the stages {sorted(stages)}, but what it carries stays in "
+                "one process. Use it in a single stage: "
+                f"only before '{trace.order[min(stages)]}' or only after."
             )
     for leak in trace.leaks:
         if split or leak.differentiable:
             around = trace.order[leak.made_in]
             raise BoundaryError(
-                f"An activation goes around boundary '{around}': made in '{leak.made_by}' (stage {leak.made_in}), "
-                f"of shape {leak.shape}, it is used by `{leak.operation}` in '{leak.used_by}' (stage {leak.used_in}). "
-                f"The cut there is no cut. Pass it through the boundary too (`a, b = boundary(a, b)`)"
+                f"An activation goes around boundary '{around}': '{leak.made_by}' (stage {leak.made_in}) computes it "
+                f"with shape {leak.shape}, and `{leak.operation}` in '{leak.used_by}' (stage {leak.used_in}) uses it. "
+                "So this boundary does not separate the stages. "
+                "Pass the activation through the boundary too (`a, b = boundary(a, b)`)"
                 f"{'' if split else ', detach it'} or move the boundary."
             )
 
 
 def check_trainable(module: nn.Module, trace: Trace) -> None:
-    """Refuses stages that have nothing to train.
+    """Rejects stages that have nothing to train.
 
     Raises:
         PartitionError: If a stage uses no parameter that requires a gradient.

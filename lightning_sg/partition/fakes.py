@@ -1,7 +1,7 @@
-"""Ghosts: tensors with a shape, dtype and device but no data, in the place of parameters held elsewhere.
+"""Fake tensors: a shape, dtype and device without data, in place of the parameters that other processes hold.
 
-Any operation with a ghost among its arguments gives a ghost, so the user's own code runs up to its stage
-without computing anything, and knows the shape of what it must receive there.
+An operation on a fake tensor returns a fake tensor. So the user's code runs up to this process's stages without
+computing anything, and shows the shapes that the process must receive there.
 """
 
 from __future__ import annotations
@@ -18,34 +18,37 @@ from lightning_sg._compat import FakeTensor, FakeTensorMode, enable_python_dispa
 from lightning_sg.partition.shadow import shadowed
 
 
-def is_ghost(value: object) -> bool:
+def is_fake(value: object) -> bool:
     """Whether ``value`` is a tensor without data."""
     return isinstance(value, FakeTensor)
 
 
-def ghost_like(tensor: Tensor) -> Tensor:
-    """A ghost with the form of ``tensor``."""
+def fake_like(tensor: Tensor) -> Tensor:
+    """Makes a fake tensor with the shape, dtype and device of ``tensor``."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         return torch.empty_like(tensor)
 
 
-class Ghosts(AbstractContextManager["Ghosts"]):
-    """While entered, the named parameters and buffers of ``module`` are ghosts; after it, themselves again.
+class FakeTensors(AbstractContextManager["FakeTensors"]):
+    """Replaces the named parameters and buffers of ``module`` by fake tensors inside the context.
 
     Args:
         module: The module that owns the tensors.
         names: Names as in ``named_parameters`` and ``named_buffers``; ``None`` takes all of them.
-        device: The device that the ghosts claim to be on.
-        trainable: Whether ghosts of parameters require gradients as the parameters do. Without, running on
-            ghosts records no graph.
+        device: The device that the fake tensors claim to be on.
+        trainable: Whether a fake parameter requires gradients if the real one does. If ``False``, running on fake
+            tensors records no graph.
+
+    Attributes:
+        origin: For the id of each fake tensor, the tensor that it stands for.
     """
 
     def __init__(
         self, module: nn.Module, names: Collection[str] | None, device: torch.device, *, trainable: bool
     ) -> None:
         mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self.origin: dict[int, Tensor] = {}  # id of a ghost -> the tensor that it stands for
-        self._ghosts: dict[int, Tensor] = {}  # id of a tensor -> its ghost: tied parameters stay tied
+        self.origin: dict[int, Tensor] = {}
+        self._fakes: dict[int, Tensor] = {}  # by the id of the real tensor, so that tied parameters stay tied
         self._places: list[tuple[dict[str, Any], str, Tensor, Tensor]] = []
         self._recurrent: list[nn.Module] = []
         self._shadows = ExitStack()
@@ -55,18 +58,18 @@ class Ghosts(AbstractContextManager["Ghosts"]):
                     name = f"{prefix}.{key}" if prefix else key
                     if tensor is None or (names is not None and name not in names):
                         continue
-                    if id(tensor) not in self._ghosts:
-                        ghost = _ghost_of(tensor, mode, device, trainable)
-                        self._ghosts[id(tensor)] = ghost
-                        self.origin[id(ghost)] = tensor
-                    self._places.append((held, key, tensor, self._ghosts[id(tensor)]))
+                    if id(tensor) not in self._fakes:
+                        fake = _fake_of(tensor, mode, device, trainable)
+                        self._fakes[id(tensor)] = fake
+                        self.origin[id(fake)] = tensor
+                    self._places.append((held, key, tensor, self._fakes[id(tensor)]))
             if isinstance(child, nn.RNNBase) and device.type != "cpu":
                 self._recurrent.append(child)
 
-    def __enter__(self) -> Ghosts:
-        for held, key, _tensor, ghost in self._places:
-            held[key] = ghost
-        shadows = [(child, "forward", _taken_apart(child.forward)) for child in self._recurrent]
+    def __enter__(self) -> FakeTensors:
+        for held, key, _tensor, fake in self._places:
+            held[key] = fake
+        shadows = [(child, "forward", _decomposed(child.forward)) for child in self._recurrent]
         self._shadows.enter_context(shadowed(shadows))
         return self
 
@@ -74,18 +77,18 @@ class Ghosts(AbstractContextManager["Ghosts"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._shadows.close()
-        for held, key, tensor, _ghost in self._places:
+        for held, key, tensor, _fake in self._places:
             held[key] = tensor
 
 
-def _taken_apart(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The forward pass of a recurrent layer on ghosts, by operations that know what to do with them.
+def _decomposed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decomposes a recurrent layer's forward pass on fake tensors, because cuDNN reads the weights' data.
 
-    With data it stays as it is.
+    On real tensors the forward pass is unchanged.
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        if not any(is_ghost(leaf) for leaf in tree_leaves((args, kwargs))):
+        if not any(is_fake(leaf) for leaf in tree_leaves((args, kwargs))):
             return forward(*args, **kwargs)
         with enable_python_dispatcher():
             return forward(*args, **kwargs)
@@ -93,39 +96,39 @@ def _taken_apart(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _ghost_of(tensor: Tensor, mode: FakeTensorMode, device: torch.device, trainable: bool) -> Tensor:
+def _fake_of(tensor: Tensor, mode: FakeTensorMode, device: torch.device, trainable: bool) -> Tensor:
     with mode, torch.no_grad():
-        ghost = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device)
+        fake = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device)
     if not isinstance(tensor, nn.Parameter):
-        return ghost
-    return nn.Parameter(ghost, requires_grad=trainable and tensor.requires_grad)
+        return fake
+    return nn.Parameter(fake, requires_grad=trainable and tensor.requires_grad)
 
 
-class GhostMemory:
-    """Remembers what whole submodules return for ghosts, so that a remote block costs a dictionary look-up.
+class FakeOutputs:
+    """Caches the outputs of whole submodules for fake tensors, so that a remote block costs a dictionary look-up.
 
-    Running a layer on ghosts costs about half a millisecond; the result depends only on the shapes that go in.
+    Running a layer on fake tensors takes about half a millisecond, and the result depends only on the input shapes.
 
     Args:
-        modules: Submodules that hold only ghosts and no boundary.
+        modules: Submodules that hold only fake tensors and no boundary.
     """
 
     def __init__(self, modules: Collection[nn.Module]) -> None:
-        self._blocks = [(module, _Remembering(module)) for module in modules]
+        self._blocks = [(module, _Cached(module)) for module in modules]
         self._shadows = ExitStack()
 
     def install(self) -> None:
-        """From now on the submodules answer from memory."""
-        for module, remembering in self._blocks:
-            remembering.forward = module.forward
+        """Makes the submodules answer from the cache."""
+        for module, cached in self._blocks:
+            cached.forward = module.forward
         self._shadows.enter_context(shadowed([(module, "forward", block) for module, block in self._blocks]))
 
     def remove(self) -> None:
-        """The submodules run their own ``forward`` again."""
+        """Makes the submodules run their own ``forward`` again."""
         self._shadows.close()
 
 
-class _Remembering:
+class _Cached:
     forward: Callable[..., Any]
 
     def __init__(self, module: nn.Module) -> None:
@@ -135,16 +138,16 @@ class _Remembering:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         arguments = [*args, *kwargs.values()]
         if not all(argument is None or isinstance(argument, _PLAIN) for argument in arguments):
-            return self.forward(*args, **kwargs)  # a list or an object may be changed by the block
+            return self.forward(*args, **kwargs)  # the block may change a list or an object
         kind = next((argument.device.type for argument in arguments if isinstance(argument, Tensor)), "cpu")
         cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         key = (self._module.training, kind, cast, len(args), *kwargs, *map(_signature, arguments))
         known = self._results.get(key)
-        if known is not None and [leaf.shape for leaf in tree_leaves(known[0]) if is_ghost(leaf)] == known[1]:
+        if known is not None and [leaf.shape for leaf in tree_leaves(known[0]) if is_fake(leaf)] == known[1]:
             return known[0]
         result = self.forward(*args, **kwargs)
-        if all(is_ghost(leaf) or not isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
-            self._results[key] = (result, [leaf.shape for leaf in tree_leaves(result) if is_ghost(leaf)])
+        if all(is_fake(leaf) or not isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
+            self._results[key] = (result, [leaf.shape for leaf in tree_leaves(result) if is_fake(leaf)])
         return result
 
 
@@ -153,8 +156,37 @@ _PLAIN = (Tensor, bool, int, float, str, torch.dtype, torch.device)
 
 def _signature(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
-        return (leaf.shape, leaf.dtype, leaf.device, is_ghost(leaf))
+        return (leaf.shape, leaf.dtype, leaf.device, is_fake(leaf))
     return leaf
 
 
-__all__ = ["GhostMemory", "Ghosts", "ghost_like", "is_ghost"]
+def remote_blocks(module: nn.Module, elsewhere: Collection[str], cuts: Collection[str]) -> list[nn.Module]:
+    """The largest submodules whose tensors are all held by other processes and that contain no boundary.
+
+    torch's own modules without tensors, such as activation functions, count too: they answer from the cache for fake
+    tensors and compute for real ones.
+
+    Args:
+        module: The user's module.
+        elsewhere: The names of the parameters and buffers that other processes hold.
+        cuts: The names of the boundaries between stages.
+    """
+    blocks: list[nn.Module] = []
+
+    def visit(child: nn.Module, prefix: str) -> None:
+        inside = [f"{prefix}.{name}" for name, _ in child.named_parameters()]
+        inside += [f"{prefix}.{name}" for name, _ in child.named_buffers()]
+        holds_cut = any(name.startswith(f"{prefix}.") for name in cuts)
+        is_cut = prefix in cuts
+        own = not inside and type(child).__module__.startswith("torch.nn.modules.") and not list(child.children())
+        if prefix and (inside or own) and not holds_cut and set(inside) <= set(elsewhere) and not is_cut:
+            blocks.append(child)
+            return
+        for name, grandchild in child.named_children():
+            visit(grandchild, f"{prefix}.{name}" if prefix else name)
+
+    visit(module, "")
+    return list(dict.fromkeys(blocks))
+
+
+__all__ = ["FakeOutputs", "FakeTensors", "fake_like", "is_fake", "remote_blocks"]

@@ -1,4 +1,4 @@
-"""Weights in files that the system can page out: a process need not hold those of other stages in memory."""
+"""Keeps weights in files that the system can page out, so that no process holds the whole model in memory."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-_SMALLEST = 64 * 1024  # bytes; smaller parameters stay where they are
-_AT_A_TIME = 16 * 1024 * 1024  # bytes written before their pages are let go of
-_MADV_DONTNEED = 4  # Linux; of a shared mapping of a file it keeps what was written
+_SMALLEST = 64 * 1024  # bytes; smaller parameters get no file
+_AT_A_TIME = 16 * 1024 * 1024  # bytes written before their pages are released
+_MADV_DONTNEED = 4  # Linux; keeps what was written to a shared file mapping
 
 
 class PagedParameters:
-    """The parameters of modules that were made while :meth:`making` was entered, in files of this process.
+    """Keeps the parameters of modules made inside :meth:`making` in files of this process.
 
-    Each has a file that is deleted as soon as it is mapped, so that nothing is left behind however the process ends. To
-    everyone they are ordinary parameters with ordinary values: the same random numbers, the same operations. Only
-    their memory is the system's to take, where it is a disk's (``TMPDIR`` says which) and not that of a RAM disk.
+    Each parameter has a file that is deleted as soon as it is mapped, so nothing stays behind however the process ends.
+    They remain ordinary parameters with the same values. Only the system may reclaim their memory, provided that the
+    files are on a disk (``TMPDIR`` says where) and not on a RAM disk.
 
     Example::
 
         >>> pages = PagedParameters()
         >>> with pages.making():
         ...     layer = nn.Linear(512, 512)
-        >>> pages.holds(layer.weight), pages.holds(layer.bias)  # the bias is not worth a file
+        >>> pages.holds(layer.weight), pages.holds(layer.bias)  # the bias is too small for a file
         (True, False)
         >>> pages.keep(layer.weight)
         >>> pages.holds(layer.weight)
@@ -39,13 +39,13 @@ class PagedParameters:
     """
 
     def __init__(self) -> None:
-        # By identity: a WeakSet would compare values.
+        # By id: a WeakSet would compare values.
         self._mapped: dict[int, weakref.ref[nn.Parameter]] = {}
         self._written = 0
 
     @contextmanager
     def making(self) -> Iterator[None]:
-        """While entered, new parameters of any module get a file."""
+        """Gives every new parameter of any module a file inside the context."""
         with tempfile.TemporaryDirectory(prefix="lightning_sg-") as folder:
             handle = register_module_parameter_registration_hook(
                 lambda _module, _name, parameter: self._take(parameter, Path(folder))
@@ -61,14 +61,19 @@ class PagedParameters:
         found = self._mapped.get(id(tensor))
         return found is not None and found() is tensor
 
+    @property
+    def count(self) -> int:
+        """The number of parameters that are in files."""
+        return len(self._mapped)
+
     def keep(self, parameter: nn.Parameter) -> None:
-        """Brings a parameter into memory for good: it is trained here."""
+        """Moves a parameter into memory for good, because this process trains it."""
         if self.holds(parameter):
             parameter.data = parameter.data.clone()
             del self._mapped[id(parameter)]
 
     def let_go(self) -> None:
-        """Tells the system that the pages are not needed now. Reading or writing brings them back."""
+        """Releases the pages. The next read or write brings them back."""
         self._written = 0
         for key, found in list(self._mapped.items()):
             parameter = found()
@@ -79,13 +84,13 @@ class PagedParameters:
                 start, size = ctypes.c_void_p(storage.data_ptr()), ctypes.c_size_t(storage.nbytes())
                 _libc.madvise(start, size, _MADV_DONTNEED)
         if _libc is not None:
-            # What the parameters had before they got their files is free, but may lie inside the heap: a later, smaller
-            # allocation is enough to keep it from the system, and one hole after the other would hold the whole model.
+            # The memory that parameters had before they got their files is free but may lie inside the heap. One small
+            # allocation after it keeps it from the system, and many such holes would add up to the whole model.
             _libc.malloc_trim(ctypes.c_size_t(0))
 
     @contextmanager
     def hidden(self, module: nn.Module) -> Iterator[None]:
-        """While entered, the module is without them: moving it to a device leaves them where they are."""
+        """Hides them from the module inside the context, so that moving it to a device leaves them where they are."""
         places = [
             (child._parameters, name, parameter)
             for child in module.modules()
@@ -101,7 +106,7 @@ class PagedParameters:
                 held[name] = parameter
 
     def _take(self, parameter: nn.Parameter | None, folder: Path) -> None:
-        """Moves a parameter, which has its values or will be given them in place, into a file."""
+        """Moves a parameter into a file, whether it has its values already or gets them later in place."""
         if parameter is None or self.holds(parameter) or not _can_be_mapped(parameter):
             return
         path = folder / "parameter"
@@ -117,7 +122,7 @@ class PagedParameters:
 
 
 def _can_be_mapped(parameter: nn.Parameter) -> bool:
-    if type(parameter) is not nn.Parameter or parameter.device.type != "cpu":  # not a lazy one, nor on "meta"
+    if type(parameter) is not nn.Parameter or parameter.device.type != "cpu":  # lazy, or on "meta"
         return False
     return parameter.layout == torch.strided and parameter.is_contiguous() and parameter.nbytes >= _SMALLEST
 
@@ -125,7 +130,7 @@ def _can_be_mapped(parameter: nn.Parameter) -> bool:
 def _load_libc() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(None)
-        library.madvise, library.malloc_trim  # noqa: B018 (are they there?)
+        library.madvise, library.malloc_trim  # noqa: B018 (raises if they are missing)
     except (AttributeError, OSError, TypeError):  # not on every system; the files then stay in the page cache
         return None
     return library

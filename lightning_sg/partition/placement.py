@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -13,27 +13,31 @@ from lightning_sg.partition.checks import between
 from lightning_sg.partition.trace import Trace
 
 
-@dataclass
+@dataclass(frozen=True)
 class Placement:
     """The stages on the processes.
 
+    Processes are numbered in the order of the data, from 0 for the first stage: by their positions, not their ranks.
+
     Attributes:
         order: The boundaries in the order of the data.
-        first: For each process of the chain, the number of its first stage.
-        owner: For each parameter and buffer name, the process that holds it.
-        shared: Buffers that several processes use; each keeps its own.
-        tied: Of parameters that several processes use, where that is allowed, these processes; the last is the owner.
+        first: For each process, the number of its first stage.
+        owner: For the name of each parameter and buffer, the process that holds it. :func:`assign` fills this and what
+            follows.
+        shared: Buffers that several processes use; each process keeps a copy.
+        tied: Where that is allowed, parameters that several processes use, each with these processes. The last of them
+            is the owner.
     """
 
     order: list[str]
     first: list[int]
-    owner: dict[str, int] = field(default_factory=dict)
-    shared: set[str] = field(default_factory=set)
-    tied: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    owner: Mapping[str, int] = field(default_factory=dict)
+    shared: frozenset[str] = frozenset()
+    tied: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def processes(self) -> int:
-        """The number of processes in the chain."""
+        """The number of processes that share the stages."""
         return len(self.first)
 
     def process_of(self, stage: int) -> int:
@@ -41,26 +45,26 @@ class Placement:
         return max(process for process, first in enumerate(self.first) if first <= stage)
 
     def sends_at(self, process: int) -> str | None:
-        """The boundary at the end of a process's stages; ``None`` for the last process."""
+        """The boundary after a process's last stage; ``None`` for the last process."""
         return self.order[self.first[process + 1] - 1] if process + 1 < self.processes else None
 
     def receives_at(self, process: int) -> str | None:
-        """The boundary at the start of a process's stages; ``None`` for the first process."""
+        """The boundary before a process's first stage; ``None`` for the first process."""
         return self.order[self.first[process] - 1] if process else None
 
     def predictor_process(self, boundary: str) -> int:
-        """The process with the predictor of ``boundary``: that of the stage before it."""
+        """The process that holds the predictor of ``boundary``: that of the stage before it."""
         return self.process_of(self.order.index(boundary))
 
     def name(self, process: int, rank: int) -> str:
-        """A process in words: "stage 1 (rank 0)" or "stages 2-3 (rank 1)"."""
+        """Names a process for messages: "stage 1 (rank 0)" or "stages 2-3 (rank 1)"."""
         end = self.first[process + 1] if process + 1 < self.processes else len(self.order) + 1
         start = self.first[process]
         stages = f"stage {start}" if end == start + 1 else f"stages {start}-{end - 1}"
         return f"{stages} (rank {rank})"
 
     def describe(self, module: nn.Module, ranks: Sequence[int]) -> str:
-        """The stages of every process with their boundaries and parameters, a line each."""
+        """Describes each process in a line: its stages, their boundaries and how many parameters they have."""
         lines = []
         for process, rank in enumerate(ranks):
             count = sum(p.numel() for name, p in module.named_parameters() if self.owner.get(name) == process)
@@ -71,11 +75,11 @@ class Placement:
         return "\n".join(lines)
 
     def elsewhere(self, process: int) -> set[str]:
-        """The names of the parameters and buffers that other processes hold."""
+        """The names of the parameters and buffers that only other processes hold."""
         return {name for name in self.owner if not self.trains(process, name)}
 
     def trains(self, process: int, name: str) -> bool:
-        """Whether a process trains the parameter, or keeps the buffer, of that name."""
+        """Whether a process trains the parameter, or holds the buffer, called ``name``."""
         return self.owner.get(name) == process or process in self.tied.get(name, ())
 
 
@@ -87,20 +91,20 @@ def place(
     *,
     tied: bool = False,
 ) -> Placement:
-    """Gives each process a run of neighbouring stages so that the slowest is as fast as can be.
+    """Gives each process neighbouring stages, so that the slowest process is as fast as possible.
 
-    The cost of a stage is its share of the model's operations plus its share of the parameters, which stands for
-    the optimizer's work, and the predictor at its end.
+    A stage costs what :func:`stage_costs` says, plus the predictor at its end.
 
     Args:
         module: The model.
         trace: A traced step.
-        processes: How many processes there are.
+        processes: The number of processes.
         predictors: The floating-point operations of the predictor at each boundary, for a batch.
-        tied: Whether several processes may use a parameter.
+        tied: Whether several processes may use one parameter.
 
     Raises:
-        PartitionError: If there are fewer stages than processes, or a parameter is used by two and must not be.
+        PartitionError: If there are fewer stages than processes, or several processes use one parameter without
+            ``tied``.
     """
     stages = trace.stages
     if stages < processes:
@@ -108,44 +112,67 @@ def place(
     costs = stage_costs(module, trace)
     for stage, name in enumerate(trace.order):
         costs[stage] += (predictors or {}).get(name, 0.0)
-    placement = Placement(list(trace.order), balance(costs, processes))
-    assign(placement, module, trace, tied=tied)
-    return placement
+    return assign(Placement(list(trace.order), balance(costs, processes)), module, trace, tied=tied)
 
 
-def assign(placement: Placement, module: nn.Module, trace: Trace, *, tied: bool = False) -> None:
-    """Enters each parameter and buffer at the process that uses it; those that no stage uses go to the last.
+def assign(placement: Placement, module: nn.Module, trace: Trace, *, tied: bool = False) -> Placement:
+    """Assigns each parameter and buffer to the process that uses it.
+
+    What the trace does not use stays where ``placement`` has it, and goes to the last process if that is nowhere.
+
+    Args:
+        placement: The stages on the processes.
+        module: The model.
+        trace: A traced step.
+        tied: Whether several processes may use one parameter.
+
+    Returns:
+        The placement with its owners.
 
     Raises:
-        PartitionError: If two processes use one parameter, unless ``tied``.
+        PartitionError: If several processes use one parameter without ``tied``.
     """
-    parameters = dict(module.named_parameters())
-    for name, _tensor in [*module.named_parameters(), *module.named_buffers()]:
+    owner, shared, copies = dict(placement.owner), set(placement.shared), dict(placement.tied)
+    parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
+    for name in [*parameters, *buffers]:
         users = sorted({placement.process_of(stage) for stage in trace.uses.get(name, set())})
-        if len(users) > 1 and name in parameters and tied:
-            placement.tied[name] = tuple(users)
-            placement.owner[name] = users[-1]
-        elif len(users) > 1 and name in parameters:
-            first, second = sorted(trace.uses[name])[0], sorted(trace.uses[name])[-1]
-            raise PartitionError(
-                f"Parameter '{name}'{_aliases(module, name)} is used by {between(trace.order, first)} and by "
-                f"{between(trace.order, second)}, which are on different processes. A tied parameter needs all "
-                "its uses in one process: move a boundary, use fewer processes, untie it, or have its copies kept in "
-                "step, for which stages wait in every step: SyntheticGradientStrategy(tied_weights='synchronize')."
-            )
-        elif len(users) > 1:
-            placement.shared.add(name)
-        placement.owner.setdefault(name, users[-1] if users else placement.processes - 1)
-        if len(users) == 1:
-            placement.owner[name] = users[0]
-    for name, _tensor in module.named_parameters(remove_duplicate=False):
-        if name not in placement.owner:  # a second name of a tied parameter
-            original = next(other for other, value in parameters.items() if value is module.get_parameter(name))
-            placement.owner[name] = placement.owner[original]
-            if original in placement.tied:
-                placement.tied[name] = placement.tied[original]
-    for name in placement.shared:
-        placement.owner.pop(name, None)
+        if not users:
+            owner.setdefault(name, placement.processes - 1)
+        elif len(users) == 1:
+            owner[name] = users[0]
+        elif name in buffers:
+            shared.add(name)
+        elif tied:
+            owner[name], copies[name] = users[-1], tuple(users)
+        else:
+            raise _used_by_several(module, trace, name)
+    for name, original in _second_names(module).items():
+        owner[name] = owner[original]
+        if original in copies:
+            copies[name] = copies[original]
+    for name in shared:
+        owner.pop(name, None)
+    return replace(placement, owner=owner, shared=frozenset(shared), tied=copies)
+
+
+def _used_by_several(module: nn.Module, trace: Trace, name: str) -> PartitionError:
+    others = [second for second, original in _second_names(module).items() if original == name]
+    aliases = f" (also named {others})" if others else ""
+    stages = sorted(trace.uses[name])
+    return PartitionError(
+        f"Parameter '{name}'{aliases} is used by {between(trace.order, stages[0])} and by "
+        f"{between(trace.order, stages[-1])}, which are on different processes. A tied parameter needs all "
+        "its uses in one process: move a boundary, use fewer processes, or untie it. "
+        "SyntheticGradientStrategy(tied_weights='synchronize') keeps its copies equal, but then stages wait for each "
+        "other in every step."
+    )
+
+
+def _second_names(module: nn.Module) -> dict[str, str]:
+    """The further names of tied parameters, each with the first name."""
+    first = {id(parameter): name for name, parameter in module.named_parameters()}
+    every = module.named_parameters(remove_duplicate=False)
+    return {name: first[id(parameter)] for name, parameter in every if first[id(parameter)] != name}
 
 
 def too_few_stages(stages: int, processes: int) -> PartitionError:
@@ -158,7 +185,7 @@ def too_few_stages(stages: int, processes: int) -> PartitionError:
 
 
 def stage_costs(module: nn.Module, trace: Trace) -> list[float]:
-    """What a training step of each stage costs, in floating-point operations, without its predictors.
+    """The cost of a training step of each stage in floating-point operations, without its predictors.
 
     Args:
         module: The model.
@@ -169,18 +196,8 @@ def stage_costs(module: nn.Module, trace: Trace) -> list[float]:
     for name, parameter in module.named_parameters():
         for stage in trace.uses.get(name, ()):
             weights[stage] += parameter.numel()
-    # Forward and backward take about three times the forward operations; an optimizer about ten for each parameter.
+    # Forward and backward together take about three times the forward operations, an optimizer about ten per parameter.
     return [3 * flops + 10 * count + 1 for flops, count in zip(operations, weights)]
-
-
-def _aliases(module: nn.Module, name: str) -> str:
-    parameter = module.get_parameter(name)
-    others = [
-        other
-        for other, value in module.named_parameters(remove_duplicate=False)
-        if value is parameter and other != name
-    ]
-    return f" (also named {others})" if others else ""
 
 
 __all__ = ["Placement", "assign", "place", "stage_costs", "too_few_stages"]

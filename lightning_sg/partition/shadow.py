@@ -1,4 +1,4 @@
-"""Attributes in front of a module's own, for a while."""
+"""Overrides attributes of modules for a while."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _ABSENT = object()
 
 @contextmanager
 def shadowed(shadows: list[tuple[nn.Module, str, Any]]) -> Iterator[None]:
-    """While entered, the objects have the given attributes in front of their own.
+    """Sets attributes on module instances inside the context, given as module, name and value.
 
-    Compiled modules and users set a ``forward`` on the instance, which is put back.
+    Attributes that an instance had are restored: compiled modules and some users set ``forward`` on the instance.
     """
     before = [(child, name, child.__dict__.get(name, _ABSENT)) for child, name, _shadow in shadows]
     for child, name, shadow in shadows:

@@ -11,11 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from lightning_sg import LossModelPredictor, SyntheticGradients
+from lightning_sg import LossModelPredictor, PredictorTraining, SyntheticGradients
 from lightning_sg.errors import PartitionError, SyntheticGradientsError
 from lightning_sg.partition.automatic import choose_boundaries
-from lightning_sg.partition.trace import Trace, call_training_step
+from lightning_sg.partition.step import call_training_step
+from lightning_sg.partition.trace import Trace
 from lightning_sg.tools.plan import plan
 from tests.models import (
     CLASSES,
@@ -83,13 +85,27 @@ def chosen(module: pl.LightningModule, stages: int, **predictors: float) -> list
     return choose_boundaries(module, stages, run, torch.device("cpu"), costs)
 
 
+def test_choosing_leaves_no_hook_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    handles: list[RemovableHandle] = []
+    register = nn.Module.register_forward_hook
+
+    def noting(module: nn.Module, *args: Any, **kwargs: Any) -> RemovableHandle:
+        handles.append(register(module, *args, **kwargs))
+        return handles[-1]
+
+    monkeypatch.setattr(nn.Module, "register_forward_hook", noting)
+    module = Net(mlp(64, 64))
+    chosen(module, 2)
+    assert handles
+    assert not any(handle.id in (handle.hooks_dict_ref() or {}) for handle in handles)
+
+
 def test_stages_are_of_about_equal_cost_and_end_after_an_activation_function() -> None:
     module = Net(mlp(*[64] * 8))
     # Seven layers of full width between a small one and a smaller one.
     assert chosen(module, 2) == ["net.7"]
     assert chosen(module, 4) == ["net.3", "net.7", "net.11"]
     assert chosen(module, 1) == []
-    assert not any(child._forward_hooks for child in module.modules())
 
 
 def test_an_expensive_predictor_goes_to_the_shorter_stage() -> None:
@@ -153,7 +169,7 @@ def classifier() -> Net:
 
 def train(folder: Path, boundaries: Any, devices: int, checkpoint: str | None = None, epochs: int = 2) -> Any:
     pl.seed_everything(3, verbose=False)
-    module, callback = classifier(), SyntheticGradients(boundaries=boundaries, seed=5)
+    module, callback = classifier(), SyntheticGradients(boundaries=boundaries, training=PredictorTraining(seed=5))
     fit_and_save(module, callback, devices, folder, checkpoint, epochs)
     return callback.names, state_of(module)
 

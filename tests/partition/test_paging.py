@@ -16,8 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_sg import Boundary, PartitionError, SyntheticGradients
-from lightning_sg.partition.materialize import materialize
+from lightning_sg import Boundary, PredictorTraining, SyntheticGradients
 from lightning_sg.partition.paging import PagedParameters
 from tests.models import CLASSES, FEATURES, assert_same_state, fit_and_save, loader, make_trainer, state_of
 from tests.ranks import run_ranks
@@ -76,7 +75,7 @@ def train(
     folder: Path, devices: int, checkpoint: str | None = None, epochs: int = 2, device: str = "cpu"
 ) -> dict[str, Tensor]:
     pl.seed_everything(3, verbose=False)
-    module, callback = Configured(device=device), SyntheticGradients(seed=5)
+    module, callback = Configured(device=device), SyntheticGradients(training=PredictorTraining(seed=5))
     trainer = fit_and_save(module, callback, devices, folder, checkpoint, epochs)
     assert list(callback.trainers) == ["net.1"]
     assert 0 < float(trainer.callback_metrics["val_accuracy"]) <= 1
@@ -101,21 +100,6 @@ def test_a_model_made_on_the_meta_device_begins_and_trains_as_one_made_on_the_ho
     again = train(tmp_path / "one", 1, epochs=4)
     for state in run_ranks(2, lambda: train(tmp_path / "two", 2, str(tmp_path / "last.ckpt"), 4, device="meta")):
         assert_same_state(again, state)
-
-
-def test_a_module_on_the_meta_device_without_a_way_to_begin_is_refused_by_name() -> None:
-    class Scale(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.factor = nn.Parameter(torch.ones(3))
-
-    with torch.device("meta"):
-        network = nn.Sequential(nn.BatchNorm1d(3), Scale())
-    with pytest.raises(PartitionError, match=r"Module '1' \(Scale\) has \['factor'\] on the meta device"):
-        materialize(network)
-    del network[1]
-    materialize(network)
-    assert torch.equal(network[0].running_var, torch.ones(3))
 
 
 class Watch(Callback):
@@ -199,6 +183,7 @@ def test_parameters_that_have_no_memory_of_their_own_are_left_alone() -> None:
     assert not pages.holds(lazy.weight)
     assert not pages.holds(meta.weight)
     assert pages.holds(other.weight)
+    assert pages.count == 1
     del tied, other
     pages.let_go()
-    assert not pages._mapped
+    assert pages.count == 0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_sg import Chunks, SyntheticGradientsError, parallel_streams
 from tests.models import make_trainer
-from tests.test_recurrent import make, sequences
+from tests.recurrent_models import make, sequences
 
 
 def test_all_tensors_with_time_steps_are_cut_and_others_come_along() -> None:

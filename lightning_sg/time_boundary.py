@@ -1,4 +1,4 @@
-"""Where a sequence is cut in time: a state carried from chunk to chunk, and messages between networks."""
+"""Boundaries in time: a recurrent state carried from chunk to chunk, and messages between networks."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from lightning_sg.errors import BoundaryError
 
 @dataclass
 class Written:
-    """What one training step handed on to a later one.
+    """A value that one training step wrote for a later one.
 
     Attributes:
-        leaves: All that was in it, in order, tensors cut off from their graph.
-        structure: Puts the leaves together again.
-        places: Which of the leaves carried a gradient.
-        carriers: These, with the graph of the step that wrote them; empty when that step is over.
-        dims: For each of the leaves with a gradient, the dimension of its samples.
-        last: For which samples nothing follows.
+        leaves: Its leaves in order, with tensors detached.
+        structure: Its structure, which :meth:`value` restores.
+        places: The indices of the leaves that carried a gradient.
+        carriers: These leaves with the graph of the step that wrote them. Empty when that step is over.
+        dims: For each of them, the batch dimension.
+        last: For which samples the sequence ends here.
         step: The number under which the predictor keeps it until its target arrives, or ``None``.
-        context: What its predictor is told besides, as the predictors at other boundaries are of a batch.
-        read: The leaves with a gradient, as the step that is going on was given them.
+        context: The context of its predictor.
+        read: The leaves with a gradient as the current step reads them.
     """
 
     leaves: list[Any]
@@ -43,45 +43,46 @@ class Written:
 
     @property
     def elsewhere(self) -> bool:
-        """Whether another process wrote it: here it has a form, and no data."""
+        """Whether another process wrote it, so that it consists of fake tensors here."""
         return _without_data(self.leaves)
 
     @cached_property
     def going_on(self) -> Tensor | None:
-        """The numbers of the samples after which something follows; ``None`` for all of them.
+        """The indices of the samples whose sequences continue; ``None`` for all of them.
 
-        Where samples end each for itself, a device must be asked for them; once.
+        Cached, because reading ``last`` from a tensor synchronizes the device.
         """
         if not isinstance(self.last, Tensor):
             return torch.zeros(0, dtype=torch.long) if self.last else None
         return (~self.last).nonzero().flatten()
 
     def value(self) -> Any:
-        """What was written, in its structure, with :attr:`read` in it."""
+        """The value in its structure, with the leaves of :attr:`read`."""
         leaves = list(self.leaves)
         for place, tensor in zip(self.places, self.read):
             leaves[place] = tensor
         return tree_unflatten(leaves, self.structure)
 
 
-class Link(Protocol):
-    """What happens between the step that writes and the one that reads; the callback brings it."""
+class Handover(Protocol):
+    """Connects the step that writes with the one that reads: supplies gradients and collects targets."""
 
     def wrote(self, written: Written) -> None:
-        """A step has written."""
+        """Called when a step has written ``written``."""
 
     def reads(self, written: Written) -> None:
-        """A step reads: sets :attr:`Written.read`."""
+        """Called when a step reads ``written``; sets :attr:`Written.read`."""
 
     def forget(self, written: Written) -> None:
-        """No step will read it."""
+        """Called when no step will read ``written`` any more."""
 
 
 class CutInTime(nn.Module):
-    """What both kinds of boundaries in time have: values written in one step and read in a later one.
+    """Base of both boundaries in time: keeps values that one step writes and a later step reads.
 
     Attributes:
-        uses: The methods by which steps write and read.
+        uses: The names of the methods that write and read.
+        batch_dim: The batch dimension of the tensors, or ``None`` for the default.
     """
 
     uses: tuple[str, ...] = ()
@@ -89,26 +90,26 @@ class CutInTime(nn.Module):
     def __init__(self, batch_dim: int | None) -> None:
         super().__init__()
         self.batch_dim = batch_dim
-        self._link: Link | None = None
+        self._handover: Handover | None = None
         self._written: dict[bool, list[Written]] = {True: [], False: []}
 
     def forget(self) -> None:
-        """Drops what was written and not read yet: the next read begins anew."""
+        """Drops all values not read yet, so that the next read starts a sequence."""
         for written in self._mine:
             if self._active is not None:
                 self._active.forget(written)
         self._keep([])
 
     def begin_evaluation(self) -> None:
-        """Drops what an evaluation before this one has left unread; Lightning's sanity check stops anywhere."""
+        """Drops what an earlier evaluation left unread: Lightning's sanity check stops anywhere in a sequence."""
         self._written = {**self._written, False: []}
 
-    def link(self, link: Link | None) -> None:
-        """Puts what happens between writing and reading into the boundary, or takes it out."""
-        self._link = link
+    def connect(self, handover: Handover | None) -> None:
+        """Sets the handover that training uses; ``None`` removes it."""
+        self._handover = handover
 
     def carried(self) -> list[dict[str, Any]]:
-        """What training has written and not read yet, for a checkpoint."""
+        """The values that training wrote and has not read yet, for a checkpoint."""
         return [
             {
                 "value": written.value(),
@@ -133,21 +134,21 @@ class CutInTime(nn.Module):
         self._written = {True: every, False: []}
 
     @property
-    def _active(self) -> Link | None:
-        # Evaluation predicts nothing.
-        return self._link if self.training else None
+    def _active(self) -> Handover | None:
+        # In evaluation nothing is predicted.
+        return self._handover if self.training else None
 
     @property
     def _mine(self) -> list[Written]:
-        # Validation between two training chunks has sequences of its own.
+        # Training and evaluation have separate values, as validation may run between two training chunks.
         return self._written[self.training]
 
     def _keep(self, written: list[Written]) -> None:
-        # A new list each time: a step that is only followed, without data, is undone by putting attributes back.
+        # Always a new list: a traced step is undone by restoring attributes.
         self._written = {**self._written, self.training: written}
 
-    def let_go_of_ghosts(self) -> None:
-        """Drops what other processes wrote, whose form is of no use after a run."""
+    def drop_fakes(self) -> None:
+        """Drops the values of other processes, which are fake tensors and useless after a run."""
         self._written = {
             training: [written for written in every if not written.elsewhere]
             for training, every in self._written.items()
@@ -157,7 +158,7 @@ class CutInTime(nn.Module):
         leaves, structure = tree_flatten(value)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if not tensors:
-            raise BoundaryError(f"{type(self).__name__} was given no tensor to hand on, but {type(value).__name__}.")
+            raise BoundaryError(f"{type(self).__name__} was given no tensor to carry, but {type(value).__name__}.")
         carries = self.training and torch.is_grad_enabled() and not _without_data(tensors)
         places = [
             place
@@ -165,7 +166,7 @@ class CutInTime(nn.Module):
             if carries and isinstance(leaf, Tensor) and leaf.requires_grad and leaf.is_floating_point()
         ]
         carriers = [leaves[place] for place in places]
-        # A copy, so that an in-place operation cannot reach what the next chunk begins with.
+        # A copy, so that an in-place operation cannot change what the next chunk starts from.
         kept = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         dims = [self._samples_in(tensor) for tensor in carriers]
         return Written(kept, structure, places, carriers, dims, last)
@@ -175,7 +176,7 @@ class CutInTime(nn.Module):
         if tensor.ndim <= dim:
             raise BoundaryError(
                 f"{type(self).__name__} was given a tensor of shape {tuple(tensor.shape)}, which has no dimension "
-                f"{dim} for the samples. Say which it is: {type(self).__name__}(batch_dim=...)."
+                f"{dim} for the samples. Name the batch dimension: {type(self).__name__}(batch_dim=...)."
             )
         return dim
 
@@ -189,25 +190,24 @@ class CutInTime(nn.Module):
         return written.value()
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy of the model (weight averaging, export, another process) carries no state of a training.
-        return {**self.__dict__, "_link": None, "_written": {True: [], False: []}}
+        # A copy of the model (weight averaging, export, another process) carries no training state.
+        return {**self.__dict__, "_handover": None, "_written": {True: [], False: []}}
 
 
 class TimeBoundary(CutInTime):
     """Carries a recurrent state from one chunk of a sequence to the next: truncated backpropagation through time.
 
-    A sequence is trained on chunk by chunk, one optimizer step each. The step reads the state that the step before has
-    written, and no gradient goes back through it. With :class:`~lightning_sg.SyntheticGradients` the end of a chunk is
-    given a synthetic gradient: what the rest of the sequence would send back. Its target is the gradient at the start
-    of the next chunk. Source: Jaderberg et al. 2017 (arXiv 1608.05343), section 2.2.
+    Each chunk of a sequence is one optimizer step. The step reads the state that the previous step wrote, and no
+    gradient flows back through it. With :class:`~lightning_sg.SyntheticGradients` the state at the end of a chunk gets
+    a synthetic gradient, which predicts the gradient from the rest of the sequence. Its target is the gradient at the
+    start of the next chunk. Source: Jaderberg et al. 2017 (arXiv 1608.05343), section 2.2.
 
-    In training and in evaluation a state of its own is carried, so validation may come between two chunks. The state
-    is not in the ``state_dict`` of the model; with the callback it is in the checkpoint.
+    Training and evaluation carry separate states, so validation may run between two chunks. The state is not in the
+    model's ``state_dict``; the callback puts it in the checkpoint.
 
     Args:
-        batch_dim: The dimension of the samples in the state's tensors. By default the second for tensors of three
-            dimensions, as ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` have it whatever their ``batch_first``, and the first
-            for all others.
+        batch_dim: The batch dimension of the state's tensors. By default the second dimension of tensors with three,
+            as in ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` whatever their ``batch_first``, and the first of all others.
 
     Example::
 
@@ -226,16 +226,19 @@ class TimeBoundary(CutInTime):
         super().__init__(batch_dim)
 
     def read(self, first: Which = False, initial: Any = None) -> Any:
-        """The state that the last chunk has written.
+        """Reads the state that the previous chunk wrote.
 
         Args:
-            first: Whether a sequence begins here: for all samples, or ``(N,)`` for each.
-            initial: The state to begin a sequence with, of the state's structure; by default zero for samples among
-                others that go on.
+            first: Whether the sequences start here: for all samples, or bool ``(N,)`` for each.
+            initial: The state at the start of a sequence, with the structure of the state. By default zero, for samples
+                that start while others continue.
 
         Returns:
-            The state; ``initial`` if nothing was written yet or all samples begin, and that is ``None`` by default,
-            which torch's recurrent modules take for zero.
+            The state; ``initial`` if there is none or all sequences start here. Torch's recurrent modules take the
+            default, ``None``, for zero.
+
+        Raises:
+            BoundaryError: If ``initial`` has another structure than the state.
         """
         if not isinstance(first, Tensor) and first:
             self.forget()
@@ -245,23 +248,23 @@ class TimeBoundary(CutInTime):
         return state if not isinstance(first, Tensor) else self._begun_anew(state, first, initial)
 
     def write(self, state: Any, last: Which = False) -> None:
-        """Hands the state at the end of this chunk on to the next.
+        """Writes the state at the end of this chunk for the next one.
 
         Args:
-            state: A tensor, or any nesting of tuples, lists and dicts of them.
-            last: Whether the sequence ends here: for all samples, or ``(N,)`` for each. Where it ends there is nothing
-                more to learn from, and no synthetic gradient.
+            state: A tensor, or any nesting of tuples, lists and dicts of tensors.
+            last: Whether the sequences end here: for all samples, or bool ``(N,)`` for each. At the end of a sequence
+                there is no synthetic gradient, because no chunk follows.
 
         Raises:
-            BoundaryError: If there is no tensor in ``state``, or one has no dimension for the samples.
+            BoundaryError: If ``state`` contains no tensor, or a tensor without the batch dimension.
         """
-        if _without_data(tree_leaves(state)):  # another process's, or the step is only being followed
+        if _without_data(tree_leaves(state)):  # of another process, or in a traced step
             return
         written = self._write(state, last)
         for old in self._mine[:-1]:
             if self._active is not None:
                 self._active.forget(old)
-        # The one before may have been read in this very step, whose backward pass brings its target.
+        # Keep the previous state: this step may have read it, and its backward pass will bring the target.
         self._keep([*self._mine[-1:], written])
         if self._active is not None:
             self._active.wrote(written)
@@ -286,16 +289,16 @@ class TimeBoundary(CutInTime):
 
 
 class MessageBoundary(CutInTime):
-    """Hands messages from a network that acts often to one that acts seldom, which neither waits for the other.
+    """Carries messages from a network that runs often to one that runs rarely, without either waiting for the other.
 
-    The fast network sends a message in every training step; the slow one receives, in a step of its own, all that came
-    since. With :class:`~lightning_sg.SyntheticGradients` the sender is given a synthetic gradient for each message at
-    once; the target comes when the receiver's loss is back-propagated, steps later. Without it the message is simply
-    detached. Source: Jaderberg et al. 2017 (arXiv 1608.05343), section 3.3.
+    The fast network sends a message in every training step. The slow one receives all new messages in a later step.
+    With :class:`~lightning_sg.SyntheticGradients` each message gets a synthetic gradient when it is sent; its target
+    comes steps later, from the receiver's backward pass. Without the callback the message is detached.
+    Source: Jaderberg et al. 2017 (arXiv 1608.05343), section 3.3.
 
     Args:
-        batch_dim: The dimension of the samples in a message's tensors, see :class:`TimeBoundary`.
-        most: How many messages may wait to be received; more are taken for a mistake.
+        batch_dim: The batch dimension of a message's tensors, see :class:`TimeBoundary`.
+        most: How many messages may wait to be received. More raise an error.
 
     Raises:
         ValueError: If ``most`` is below 1.
@@ -313,13 +316,13 @@ class MessageBoundary(CutInTime):
         """Sends a message.
 
         Args:
-            message: A tensor, or any nesting of tuples, lists and dicts of them.
-            context: What the predictor is told besides the message, ``(N, ...)``: of the labels, for instance, what the
-                sender's step has of them. The receiver is not given it.
+            message: A tensor, or any nesting of tuples, lists and dicts of tensors.
+            context: The predictor's context, ``(N, ...)``, for instance the labels that the sender's step knows. The
+                receiver does not get it.
 
         Raises:
-            BoundaryError: If there is no tensor in it, one has no dimension for the samples, or too many messages
-                wait already.
+            BoundaryError: If the message contains no tensor, or a tensor without the batch dimension, or if ``most``
+                messages wait already.
         """
         written = self._write(message, False)
         if len(self) >= self.most:
@@ -330,30 +333,30 @@ class MessageBoundary(CutInTime):
                 "with MessageBoundary(most=...)."
             )
         written.context = tree_map_only(Tensor, lambda tensor: tensor.detach(), context)
-        # Of other processes' messages the form is kept, so that all processes follow the same steps.
+        # Keep other processes' messages as fake tensors, so that all processes take the same branches.
         self._keep([*self._mine, written])
         if self._active is not None and not written.elsewhere:
             self._active.wrote(written)
 
     def receive(self) -> list[Any]:
-        """All messages sent since the last time, the oldest first."""
+        """Returns and removes all waiting messages, the oldest first."""
         received = [self._give(written) for written in self._mine]
         self._keep([])
         return received
 
     def __len__(self) -> int:
-        """How many messages wait to be received."""
+        """The number of messages that wait to be received."""
         return len(self._mine)
 
 
 def _without_data(leaves: Iterable[Any]) -> bool:
-    """Whether a tensor among them has a form and no data."""
+    """Whether there is a fake tensor among ``leaves``."""
     return any(isinstance(leaf, FakeTensor) for leaf in leaves)
 
 
 def boundaries_in_time(module: nn.Module) -> dict[str, CutInTime]:
-    """The boundaries in time of a module, by name."""
+    """The boundaries in time of ``module``, by name."""
     return {name: child for name, child in module.named_modules() if isinstance(child, CutInTime)}
 
 
-__all__ = ["CutInTime", "Link", "MessageBoundary", "TimeBoundary", "Written", "boundaries_in_time"]
+__all__ = ["CutInTime", "Handover", "MessageBoundary", "TimeBoundary", "Written", "boundaries_in_time"]

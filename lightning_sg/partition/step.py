@@ -1,0 +1,105 @@
+"""Traces one step: runs the user's code on fake tensors and undoes everything that it changed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_sg.boundary import Site
+from lightning_sg.errors import BoundaryError
+from lightning_sg.partition.fakes import FakeTensors
+from lightning_sg.partition.quiet import quiet
+from lightning_sg.partition.shadow import shadowed
+from lightning_sg.partition.trace import Trace
+from lightning_sg.partition.tracer import Tracer
+from lightning_sg.partition.undo import undone
+from lightning_sg.rng import unchanged_randomness
+
+
+class _StepEnds(BaseException):
+    """Leaves the user's step. A ``BaseException``, so that no ``except Exception`` in the step catches it."""
+
+
+def trace_step(
+    module: nn.Module,
+    sites: Sequence[Site],
+    run: Callable[[], STEP_OUTPUT],
+    device: torch.device,
+    *,
+    without_gradient: bool = True,
+) -> Trace:
+    """Runs a step on fake parameters and buffers. It computes, logs and counts nothing.
+
+    The user's Python code runs one extra time. What it changes in the module is undone, see :func:`undone`. With manual
+    optimization the trace ends at the first ``manual_backward``.
+
+    Args:
+        module: The LightningModule.
+        sites: Its boundaries.
+        run: Calls the step on a real batch.
+        device: The device that the step runs on.
+        without_gradient: Whether passes under ``no_grad`` count, see :meth:`Site.open`.
+
+    Raises:
+        BoundaryError: If the step ends without reaching a boundary.
+        PartitionError: If code before the last boundary cannot run on fake tensors.
+    """
+    fakes = FakeTensors(module, None, device, trainable=True)
+    counter = FlopCounterMode(display=False)
+    tracer = Tracer(module, sites, fakes.origin, counter)
+    with ExitStack() as stack:
+        stack.enter_context(undone(module))
+        stack.enter_context(quiet(module))
+        stack.enter_context(_ending_at_backward(module))
+        stack.enter_context(fakes)
+        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        stack.enter_context(unchanged_randomness())
+        stack.enter_context(tracer.following_modules())
+        stack.enter_context(tracer.following_time(module))
+        stack.enter_context(counter)
+        stack.enter_context(tracer)
+        try:
+            for site in sites:
+                site.open(tracer.crossing(site), without_gradient=without_gradient)
+            run()
+        except _StepEnds:
+            pass
+        except BoundaryError:
+            raise
+        except Exception as error:  # the user's code may raise anything
+            tracer.stopped_by(error)
+        finally:
+            for site in sites:
+                site.close()
+    return tracer.result()
+
+
+def call_training_step(module: pl.LightningModule, batch: Any, batch_idx: int) -> STEP_OUTPUT:
+    """Calls the user's step as Lightning does, with a copy of the batch."""
+    takes_index = len(inspect.signature(module.training_step).parameters) > 1
+    copied = copy_of(batch)
+    return module.training_step(*((copied, batch_idx) if takes_index else (copied,)))
+
+
+def copy_of(arguments: Any) -> Any:
+    """Copies the tensors in a step's arguments, so that a traced step cannot change the real ones in place."""
+    return apply_to_collection(arguments, Tensor, torch.clone)
+
+
+def _ending_at_backward(module: nn.Module) -> AbstractContextManager[None]:
+    def end_step(*_args: Any, **_kwargs: Any) -> None:
+        raise _StepEnds
+
+    return shadowed([(module, "manual_backward", end_step)])
+
+
+__all__ = ["call_training_step", "copy_of", "trace_step"]
