@@ -1,18 +1,16 @@
-"""Training of the gradient predictors: what they learn from, when, and how far they are trusted."""
+"""Trains the gradient predictors: what they learn from, when, and how far they are trusted."""
 
 from lightning_sg.training.bound import TargetScale
 from lightning_sg.training.guard import AlignmentGuard
-from lightning_sg.training.learner import OptimizerFactory, SchedulerFactory
 from lightning_sg.training.metrics import compare
 from lightning_sg.training.record import Record
-from lightning_sg.training.trainer import PredictorTrainer
+from lightning_sg.training.trainer import PredictorTrainer, TrainerOptions
 
 __all__ = [
     "AlignmentGuard",
-    "OptimizerFactory",
     "PredictorTrainer",
     "Record",
-    "SchedulerFactory",
     "TargetScale",
+    "TrainerOptions",
     "compare",
 ]

@@ -13,11 +13,11 @@ from lightning_sg.training.metrics import mean_square
 
 
 class TargetScale:
-    """The running size of the targets at one boundary, and the bound it puts on predictions.
+    """The running size of the targets at one boundary, and the bound that it puts on predictions.
 
-    The rule: the root mean square of a prediction is at most ``bound`` times the root mean square of the
-    targets seen, an exponential average over their squares that weights recent ones. Without it the prediction
-    error feeds on itself in networks without normalisation layers and runs to NaN.
+    The rule: the root mean square of a prediction is at most ``bound`` times that of the targets, an exponential
+    average over their squares in which recent targets weigh more. Without a bound the prediction error feeds on itself
+    in networks without normalisation layers, and ends in NaN.
 
     Args:
         bound: The largest ratio of prediction to target.
@@ -36,7 +36,7 @@ class TargetScale:
         return None if self._sum is None else (self._sum / self._weight).sqrt()
 
     def update(self, targets: Gradients, replicas: Replicas | None = None) -> None:
-        """Takes one batch's targets into the average, of all replicas together."""
+        """Adds one batch's targets, of all replicas together, to the average."""
         squares = torch.stack([mean_square(target) for target in targets])
         if replicas is not None:
             (squares,) = replicas.average([squares])

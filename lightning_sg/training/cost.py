@@ -1,9 +1,10 @@
-"""How many floating-point operations something takes, the backward passes in it included."""
+"""Counts floating-point operations, backward passes included."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -12,13 +13,14 @@ from torch.utils.flop_counter import flop_registry
 from lightning_sg._compat import TorchDispatchMode
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.predictors.base import GradientPredictor, LossInfo
+from lightning_sg.rules import BoundaryRule
 from lightning_sg.training.learner import Learner
 
 
 class OperationCounter(TorchDispatchMode):
-    """Counts while entered, as torch's ``FlopCounterMode`` does.
+    """Counts operations while entered, as torch's ``FlopCounterMode`` does.
 
-    That one follows modules with hooks on gradients, which ``torch.autograd.grad`` refuses inside of predictors.
+    ``FlopCounterMode`` follows modules with hooks on gradients, which ``torch.autograd.grad`` refuses in predictors.
 
     Attributes:
         flops: What was counted.
@@ -39,14 +41,43 @@ class OperationCounter(TorchDispatchMode):
         return result
 
 
+class OperationCount:
+    """The operations of a predictor in training, counted on its first prediction and its first step of learning.
+
+    Args:
+        every: On every how many-th batch it learns.
+    """
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+        self._counted: dict[str, int] = {}
+
+    @property
+    def flops(self) -> int | None:
+        """Floating-point operations for a batch on average; ``None`` until both were counted."""
+        if len(self._counted) < 2:
+            return None
+        return self._counted["prediction"] + self._counted["learning"] // self._every
+
+    @contextmanager
+    def counting(self, what: Literal["prediction", "learning"]) -> Iterator[None]:
+        """Counts what is done meanwhile, the first time."""
+        if what in self._counted:
+            yield
+            return
+        with OperationCounter() as counter:
+            yield
+        self._counted[what] = counter.flops
+
+
 class PredictorCost(NamedTuple):
     """What a predictor would cost at a boundary, in floating-point operations for a batch.
 
     Attributes:
         words: What predicts there.
-        predicting: Of a prediction.
-        learning_from_target: Of a step of learning from a target.
-        learning_without: Of a step of learning where the target is not to be learned from: without it, if it can.
+        predicting: The cost of one prediction.
+        learning_from_target: The cost of one step of learning from a target.
+        learning_without: The cost of one step on a batch whose target is not learned from.
     """
 
     words: str
@@ -54,28 +85,37 @@ class PredictorCost(NamedTuple):
     learning_from_target: float
     learning_without: float
 
-    def of_batch(self, train_every: int, targets: float) -> float:
-        """Of a batch on average, if it learns from every ``train_every``-th, and has a target for a share of those."""
+    def of_batch(self, every: int, targets: float) -> float:
+        """The average cost of a batch.
+
+        Args:
+            every: The predictor learns from every how many-th batch.
+            targets: The share of those batches that has a target to learn from.
+        """
         learning = targets * self.learning_from_target + (1 - targets) * self.learning_without
-        return self.predicting + learning / train_every
+        return self.predicting + learning / every
 
 
 def cost_of_predictor(
-    template: GradientPredictor, name: str, shapes: Sequence[tuple[int, ...]], context: Any, loss: LossInfo | None
+    template: GradientPredictor | BoundaryRule,
+    name: str,
+    shapes: Sequence[tuple[int, ...]],
+    context: Any,
+    loss: LossInfo | None,
 ) -> PredictorCost:
-    """Builds a predictor, lets it predict and learn once on noise, and throws it away. No random numbers are used up.
+    """Builds a predictor, has it predict and learn once on noise, and drops it. Uses up no random numbers.
 
     Args:
-        template: The unbuilt predictor.
+        template: The unbuilt predictor, or a rule, which costs nothing.
         name: The boundary's name, for messages.
-        shapes: Of what crosses the boundary and can carry a gradient.
+        shapes: The shapes of what crosses the boundary and can carry a gradient.
         context: What the predictor is told of the batch.
-        loss: What is known about the model's own loss.
+        loss: The model's own loss, if it is known.
 
     Raises:
         SyntheticGradientsError: If it cannot be built for this boundary.
     """
-    if template.exact or not shapes:
+    if isinstance(template, BoundaryRule) or not shapes:
         return PredictorCost(type(template).__name__, 0.0, 0.0, 0.0)
     context = move_data_to_device(context, "cpu")
     learner = Learner(template, None)
@@ -94,11 +134,12 @@ def cost_of_predictor(
                 learner.learn(activations, context, targets)
             return float(counter.flops)
 
-        with_target = without = learning(activations if predictor.needs_target else ()) if learner.learns else 0.0
-        if learner.learns and predictor.learns_without_target:
+        use = predictor.target_use
+        with_target = without = learning(activations if use.asks else ()) if learner.learns else 0.0
+        if learner.learns and use.learns_without_targets:
             without = learning(())
     words = str(getattr(predictor, "choice", type(predictor).__name__))
     return PredictorCost(words, float(predicting.flops), with_target, without)
 
 
-__all__ = ["OperationCounter", "PredictorCost", "cost_of_predictor"]
+__all__ = ["OperationCount", "OperationCounter", "PredictorCost", "cost_of_predictor"]

@@ -1,4 +1,4 @@
-"""The alignment guard: takes a boundary out of the predictor's hands while its predictions do harm."""
+"""The alignment guard: replaces a predictor while its predictions do harm."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from lightning_sg.predictors.base import GradientPredictor
 
 
 class AlignmentGuard:
-    """Watches how well a boundary's predictions point along their targets, and says when not to use them.
+    """Watches how well a boundary's predictions align with their targets, and decides when not to use them.
 
-    The rule: over the last batches learned from, the running mean of the cosine similarity of prediction and target
-    falls below ``threshold``: the boundary falls back. The predictor goes on learning and being measured; when the
-    running mean is above ``threshold + margin`` again, its predictions are used again. A predictor that gives NaN or
-    infinity falls back and starts afresh, at once on a CPU; on a device, and with replicas, which are not asked before,
-    at the next logging step, and until then the prediction is zero. Both changes are reported as warnings.
+    The guard keeps a running mean of the cosine similarity of prediction and target. When it falls below
+    ``threshold``, the boundary falls back. The predictor goes on learning and being measured; its predictions are used
+    again when the mean is above ``threshold + margin``. A predictor that returns NaN or infinity falls back too, and
+    restarts from new weights. On a CPU that happens at once; on other devices, and with replicas, at the next logging
+    step, and until then the prediction is zero. Each change is a warning.
 
-    The running mean is looked at after every tenth batch learned from, so that a device is hardly ever asked for it.
+    The guard reads the mean after every tenth batch, so that it hardly ever stops a device.
 
     Args:
         threshold: The smallest mean cosine that is trusted, -1 to 1. By default 0: only predictions that point away
-            from the target are refused. For states that are carried through time the default is -0.2: what is to come
-            is uncertain, and cosines so small that their mean is below zero by chance now and then.
-        margin: How far above the threshold the mean must come to be trusted again.
-        patience: How many batches must have been learned from before the guard judges.
-        fallback: What the stage is given instead: ``"zero"`` (no gradient, as if detached), ``"couple"`` (the target,
-            for which the stage then waits), or a predictor, such as ``LocalLoss()``, which learns meanwhile.
+            from the target are refused. For states that are carried through time the default is -0.2: the future is
+            uncertain, and cosines are so small that their mean falls below zero by chance now and then.
+        margin: How far the mean must rise above the threshold before predictions are used again.
+        patience: The number of batches to learn from before the guard judges.
+        fallback: What the stage gets instead: ``"zero"`` (no gradient, as if detached), ``"couple"`` (the target, for
+            which the stage then waits), or a predictor such as ``LocalLoss()``, which learns while it is in use.
 
     Raises:
         ValueError: For a threshold or a margin out of range, or an unknown fallback.
@@ -57,7 +57,7 @@ class AlignmentGuard:
         self.fallback = fallback
 
     def of_state(self) -> AlignmentGuard:
-        """The same for a state that is carried through time: with another threshold, unless one was given."""
+        """The guard for a state that is carried through time: with another default threshold."""
         return AlignmentGuard(-0.2, self.margin, self.patience, self.fallback) if self._by_default else self
 
 
@@ -76,10 +76,10 @@ class Watch:
         self._seen = 0
 
     def see(self, cosine: Tensor, norm_ratio: Tensor) -> str | None:
-        """Takes in one batch's figures; returns what to tell the user if the boundary changes hands."""
+        """Takes one batch's metrics; returns what to tell the user if the guard changes its mind."""
         if self._mean is None:
             self._mean = torch.zeros_like(cosine)
-        # Until the predictor has learned anything it predicts zero, which is no misalignment.
+        # An untrained predictor predicts zero, which is no misalignment.
         judged = (norm_ratio > 0) & (norm_ratio < 1e20) & cosine.isfinite()
         self._mean = torch.where(judged, _MEMORY * self._mean + (1 - _MEMORY) * cosine, self._mean)
         self._weight = _MEMORY * self._weight + 1 - _MEMORY
@@ -99,7 +99,7 @@ class Watch:
         return None
 
     def restart(self) -> str:
-        """The predictor was not finite; returns what to tell the user."""
+        """Falls back because the predictor was not finite; returns what to tell the user."""
         self.guarded = True
         self._mean, self._weight, self._seen = None, 0.0, 0
         return (

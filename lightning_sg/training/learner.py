@@ -1,4 +1,4 @@
-"""One predictor with its optimizer: built once sizes are known, then taught batch by batch."""
+"""One predictor with its optimizer: built once its sizes are known, then trained batch by batch."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ Kind = TypeVar("Kind", bound=Predictor)
 class Learner(Generic[Kind]):
     """A predictor that learns.
 
-    What it is built for, predicts from and learns from is the predictor's to say: it is passed on.
+    The learner passes sizes, inputs and examples on as they are: the predictor defines them.
 
     Args:
         template: An unbuilt predictor; it is copied.
         make_optimizer: Makes the optimizer from the predictor's parameters; ``None`` for the predictor's own choice.
         make_scheduler: Makes a learning-rate schedule, stepped after every batch learned from; ``None`` for none.
-        updates: Optimizer steps for each batch.
+        updates: The number of optimizer steps for each batch.
         ema: Decay of an exponential moving average of the parameters, which then predicts; 0 for none.
         seed: Seeds the initial weights.
-        replicas: Those whose predictors at this boundary stay the same.
+        replicas: The replicas whose predictors at this boundary stay equal.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class Learner(Generic[Kind]):
         return self._optimizer is not None
 
     def build(self, *sizes: Any) -> None:
-        """Makes the parameters, where the first of ``sizes`` are, without touching the user's random numbers."""
+        """Makes the parameters, on the device of the first tensor in ``sizes``, and uses up no random numbers."""
         device: torch.device = tree_leaves(sizes)[0].device
         self.predictor = copy.deepcopy(self._template)
         with seeded(self._seed + self._restarts, device):
             self.predictor.build(*sizes)
         self.predictor.to(device)
         self.predictor.train()
-        # What it began with may have depended on the batch.
+        # The initial values may depend on the batch, which differs between replicas.
         self._replicas.average_(_floating([*self.predictor.parameters(), *self.predictor.buffers()]))
         parameters = [parameter for parameter in self.predictor.parameters() if parameter.requires_grad]
         make_optimizer = self._make_optimizer or self.predictor.default_optimizer
@@ -84,12 +84,12 @@ class Learner(Generic[Kind]):
         self.built = True
 
     def restart(self, *sizes: Any) -> None:
-        """Begins again with other initial weights: the predictor is not finite."""
+        """Starts again from other initial weights, after the predictor was not finite."""
         self._restarts += 1
         self.build(*sizes)
 
     def tell_scale(self, rms: Tensor | None) -> None:
-        """Tells the predictor how large its targets usually are."""
+        """Tells the predictor the usual size of its targets."""
         for predictor in (self.predictor, self._average):
             if predictor is not None:
                 predictor.target_rms = rms
@@ -101,7 +101,7 @@ class Learner(Generic[Kind]):
         return None if prediction is None else tuple(part.detach() for part in prediction)
 
     def learn(self, *example: Any) -> Tensor:
-        """Takes the optimizer's steps for one batch, if there are parameters; returns the last loss."""
+        """Trains on one batch, if there are parameters; returns the last loss."""
         for _ in range(self._updates):
             with torch.enable_grad():
                 loss = self.predictor.loss(*example)
@@ -138,7 +138,7 @@ class Learner(Generic[Kind]):
         """Restores :meth:`state_dict` after :meth:`build`.
 
         Raises:
-            RuntimeError: If the predictor is another.
+            RuntimeError: If the state is that of another predictor.
         """
         self.predictor.load_state_dict(state["predictor"])
         if self._optimizer is not None and state["optimizer"] is not None:
@@ -151,7 +151,7 @@ class Learner(Generic[Kind]):
 
 
 def _floating(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Those that replicas can average: not counters and flags."""
+    """The tensors that replicas can average: no counters and no flags."""
     return [tensor for tensor in tensors if tensor.is_floating_point()]
 
 

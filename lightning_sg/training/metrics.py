@@ -14,9 +14,9 @@ def compare(prediction: Gradients, targets: Gradients) -> dict[str, Tensor]:
     r"""How well a prediction meets its target.
 
     With the error :math:`e_n = ĝ_n - g_n` of sample n, ``bias`` is :math:`\lVert \bar e \rVert^2` and ``variance``
-    the mean of :math:`\lVert e_n - \bar e \rVert^2`, both over the mean of :math:`\lVert g_n \rVert^2`: what the mean
-    over samples, which is what a weight sees, keeps of the error, and what it averages out. Their sum is the relative
-    squared error.
+    the mean of :math:`\lVert e_n - \bar e \rVert^2`, both over the mean of :math:`\lVert g_n \rVert^2`. A weight sees
+    the mean over samples: ``bias`` is what that mean keeps of the error, ``variance`` what it averages out. Their sum
+    is the relative squared error.
 
     Args:
         prediction: Synthetic gradients of any shapes, ``(N, ...)``.
@@ -53,7 +53,7 @@ def mean_square(tensor: Tensor) -> Tensor:
 
 
 def all_finite(tensors: Gradients) -> Tensor:
-    """Whether there is no NaN and no infinity in ``tensors``, a boolean scalar; their sum tells in one pass."""
+    """Whether ``tensors`` are free of NaN and infinity, a boolean scalar; one pass over their sums tells."""
     return torch.stack([tensor.sum() for tensor in tensors]).isfinite().all()
 
 

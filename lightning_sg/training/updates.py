@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from lightning_sg.errors import SyntheticGradientsError
-from lightning_sg.partition.trace import Trace
 
 
 class RandomUpdates:
-    """Says for each stage and step whether the stage is updated, and drops the gradients of those that are not.
+    """Decides for each stage and step whether the stage is updated, and drops the gradients of the others.
 
-    The answer depends on seed, stage and step alone: every process comes to the same, and so does a resumed run.
+    The decision depends on seed, stage and step alone: every process takes the same, and so does a resumed run.
     Source: Jaderberg et al. 2017, arXiv 1608.05343 (*asynchronous updates*).
 
     Args:
-        probability: Of an update, above 0 and at most 1; at 1 nothing is drawn and nothing changes.
+        probability: The probability of an update, above 0 and at most 1; at 1 nothing is drawn.
     """
 
     def __init__(self, probability: float = 1.0) -> None:
@@ -34,7 +34,7 @@ class RandomUpdates:
         return self.probability == 1
 
     def start(self, seed: int) -> None:
-        """Takes the seed, unless a checkpoint has brought one."""
+        """Sets the seed, unless a checkpoint has brought one."""
         if self._seed is None:
             self._seed = seed
 
@@ -42,22 +42,27 @@ class RandomUpdates:
         """The next run begins afresh."""
         self._seed = None
 
-    def accept(self, trace: Trace, boundaries: int) -> None:
+    def accept(self, order: Sequence[str], uses: Mapping[str, set[int]], boundaries: int) -> None:
         """Takes what a traced step showed: which parameter belongs to which stage.
+
+        Args:
+            order: The boundaries in the order of the data.
+            uses: For each parameter the stages that use it.
+            boundaries: How many boundaries there are.
 
         Raises:
             SyntheticGradientsError: If the step could not be followed.
         """
-        if not self.certain and len(trace.order) < boundaries:
+        if not self.certain and len(order) < boundaries:
             raise SyntheticGradientsError(
-                "SyntheticGradients(update_probability=...) needs to know which stage a parameter belongs to, but the "
+                "PredictorTraining(update_probability=...) needs to know which stage a parameter belongs to, but the "
                 "step could not be followed on tensors without data (see the warning at the start). Use "
                 "update_probability=1 with this model, or move the code that reads values behind the last boundary."
             )
-        self._order, self._uses = list(trace.order), trace.uses
+        self._order, self._uses = list(order), dict(uses)
 
     def begin(self, number: int) -> None:
-        """A batch begins, of optimizer step ``number``: the batches accumulated for one step share it."""
+        """A batch of optimizer step ``number`` begins; batches that are accumulated share a step."""
         self._number = number
 
     def updates(self, stage: int) -> bool:
@@ -77,9 +82,9 @@ class RandomUpdates:
         return self.certain or self.updates(self._order.index(boundary) + 1)
 
     def drop(self, module: nn.Module) -> None:
-        """Before an optimizer's step: takes the gradients of stages that are not updated away.
+        """Before an optimizer step: removes the gradients of stages that are not updated.
 
-        A parameter that several stages use goes by the first of them; one that no traced stage used is the last's.
+        A parameter that several stages use follows the first of them; one that no traced stage used follows the last.
         """
         if self.certain:
             return

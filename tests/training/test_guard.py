@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_sg import (
     AlignmentGuard,
     Boundary,
+    ExactGradients,
     GradientPredictor,
     LocalLoss,
     MLPPredictor,
@@ -97,7 +98,7 @@ def fit(module: pl.LightningModule, callback: SyntheticGradients, epochs: int = 
 
 def test_it_takes_over_while_predictions_point_away_and_gives_back_when_they_do_not() -> None:
     guard = AlignmentGuard(patience=10)
-    callback = SyntheticGradients(predictor=Switched(bad=40), guard=guard, exact_every=0)
+    callback = SyntheticGradients(predictor=Switched(bad=40), guard=guard, exact=ExactGradients(every=0))
     said = fit(Same(stages=2), callback, epochs=24)  # 120 batches
     assert len(said) == 2
     assert "pointed away" in said[0]
@@ -125,7 +126,7 @@ def test_meanwhile_the_stage_is_given_the_fallback(fallback: Any, like: Gradient
             make_trainer(max_epochs=6, callbacks=[callback, look]).fit(module, loader())
         return look.last
 
-    arguments: dict[str, Any] = {"exact_every": 0}
+    arguments: dict[str, Any] = {"exact": ExactGradients(every=0)}
     guarded = SyntheticGradients(
         predictor=Switched(bad=999), guard=AlignmentGuard(patience=10, fallback=fallback), **arguments
     )
@@ -138,12 +139,14 @@ def test_meanwhile_the_stage_is_given_the_fallback(fallback: Any, like: Gradient
 
 def test_a_predictor_can_be_the_fallback() -> None:
     callback = SyntheticGradients(
-        predictor=Switched(bad=999), guard=AlignmentGuard(patience=10, fallback=LocalLoss()), exact_every=0
+        predictor=Switched(bad=999),
+        guard=AlignmentGuard(patience=10, fallback=LocalLoss()),
+        exact=ExactGradients(every=0),
     )
     module = Classifier(stages=3)
     said = fit(module, callback, epochs=12)
     assert any("falls back to LocalLoss" in line for line in said)
-    record = callback.trainers["net.1"]._pending[-1]
+    record = list(callback.trainers["net.1"].ledger)[-1]
     assert record.prediction is not None
     assert record.prediction[0].abs().sum() > 0
     assert record.shadow is not None
@@ -164,7 +167,9 @@ def test_one_and_two_processes_decide_alike() -> None:
         pl.seed_everything(7, verbose=False)
         module = Straight(stages=3)
         callback = SyntheticGradients(
-            predictor=Switched(bad=15), guard=AlignmentGuard(patience=10, fallback="couple"), exact_every=3
+            predictor=Switched(bad=15),
+            guard=AlignmentGuard(patience=10, fallback="couple"),
+            exact=ExactGradients(every=3),
         )
         strategy = "synthetic_gradients" if devices > 1 else "auto"
         make_trainer(strategy=strategy, devices=devices, max_epochs=4, callbacks=[callback]).fit(
@@ -198,6 +203,7 @@ class Plain(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=self.rate, momentum=0.9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.05, 0.2])
 @pytest.mark.parametrize("predictor", ["auto", MLPPredictor(conditional=False), MLPPredictor()])
 def test_a_network_without_normalisation_ends_no_worse_than_detached(rate: float, predictor: Any) -> None:

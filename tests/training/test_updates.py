@@ -18,12 +18,16 @@ from torch import Tensor, nn
 from lightning_sg import (
     Boundary,
     DelayedGradient,
+    ExactGradients,
+    LossModelPredictor,
+    PredictorTraining,
     SyntheticGradients,
     SyntheticGradientsError,
     SyntheticGradientStrategy,
     SyntheticInputs,
 )
-from lightning_sg.partition.trace import Trace
+from lightning_sg.partition.fakes import is_fake
+from lightning_sg.predictors.base import Gradients
 from lightning_sg.training.updates import RandomUpdates
 from tests.models import (
     CLASSES,
@@ -60,7 +64,7 @@ class Watcher(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if trainer.global_step == self._number:
             return  # accumulated
-        updates = self.callback.random_updates
+        updates = self.callback.session.updates
         moments = self._moments_of(trainer, pl_module)
         changed = {n for n, p in pl_module.named_parameters() if not torch.equal(p, self._before[n])}
         stepped = {n for n, m in moments.items() if n not in self._moments or not torch.equal(m, self._moments[n])}
@@ -76,7 +80,7 @@ def stage_of(name: str) -> int:
 def test_skipped_stages_keep_their_weights_and_their_optimizers_state(accumulate: int) -> None:
     pl.seed_everything(3, verbose=False)
     module = Classifier(stages=4)
-    callback = SyntheticGradients(update_probability=0.5, seed=5)
+    callback = SyntheticGradients(training=PredictorTraining(update_probability=0.5, seed=5))
     watcher = Watcher(callback)
     make_trainer(callbacks=[callback, watcher], accumulate_grad_batches=accumulate, max_epochs=6).fit(module, loader())
     assert len(watcher.steps) == 6 * {1: 5, 3: 2}[accumulate]
@@ -91,17 +95,23 @@ def test_skipped_stages_keep_their_weights_and_their_optimizers_state(accumulate
 
 
 def test_predictors_learn_only_on_batches_with_which_their_stage_is_updated() -> None:
+    seen: list[Tensor] = []  # what crossed the first boundary, by batch
     learned: list[int] = []
 
-    class Counting(Callback):
-        def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            trained = callback.trainers["net.1"]
-            learn = trained._learn
-            trained._learn = lambda record: (learned.append(record.step), learn(record))  # type: ignore[method-assign]
+    class Counting(LossModelPredictor):
+        def loss(self, activations: Gradients, context: Any, targets: Gradients) -> Tensor:
+            numbers = [number for number, tensor in enumerate(seen) if torch.equal(tensor, activations[0])]
+            learned.extend(numbers)
+            return super().loss(activations, context, targets)
 
     pl.seed_everything(3, verbose=False)
-    callback = SyntheticGradients(update_probability=0.5, seed=5)
-    make_trainer(callbacks=[callback, Counting()], max_epochs=4).fit(Classifier(stages=4), loader())
+    module = Classifier(stages=4)
+    module.net[0].register_forward_hook(
+        lambda _module, _args, output: None if is_fake(output) else seen.append(output.detach().clone())
+    )
+    predictors = {"net.1": Counting(), "net.3": LossModelPredictor(), "net.5": LossModelPredictor()}
+    callback = SyntheticGradients(predictor=predictors, training=PredictorTraining(update_probability=0.5, seed=5))
+    make_trainer(callbacks=[callback], max_epochs=4).fit(module, loader())
     updates = RandomUpdates(0.5)
     updates.start(5)
     updated = []
@@ -114,7 +124,7 @@ def test_predictors_learn_only_on_batches_with_which_their_stage_is_updated() ->
 @pytest.mark.parametrize("arguments", [{}, {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}])
 def test_probability_one_is_the_plain_run_bit_for_bit(arguments: dict[str, Any]) -> None:
     states = []
-    for options in ({}, {"update_probability": 1.0}):
+    for options in ({}, {"training": PredictorTraining(update_probability=1.0)}):
         pl.seed_everything(3, verbose=False)
         module = Classifier()
         make_trainer(callbacks=[SyntheticGradients(**options)], **arguments).fit(module, loader())
@@ -140,7 +150,7 @@ def test_a_parameter_of_several_stages_follows_the_first() -> None:
     uses = {"tied.weight": {0, 2}, "tied.bias": {2}, "own.weight": {1}, "own.bias": {1}}
     updates = RandomUpdates(0.5)
     updates.start(1)
-    updates.accept(Trace(order=["a", "b"], uses=uses), 2)
+    updates.accept(["a", "b"], uses, 2)
     seen = set()
     for number in range(30):
         updates.begin(number)
@@ -182,7 +192,7 @@ def train(
             strategy=SyntheticGradientStrategy(clip_over="model") if devices > 1 else "auto",
             devices=devices,
             max_epochs=4,
-            callbacks=[SyntheticGradients(update_probability=0.5, **callback)],
+            callbacks=[SyntheticGradients(training=PredictorTraining(update_probability=0.5), **callback)],
             **trainer,
         )
         fitted.fit(module, loader(), loader(shuffle=False))
@@ -198,7 +208,7 @@ def train(
         {"trainer": {"accumulate_grad_batches": 2}},
         {"trainer": {"gradient_clip_val": 0.05}},
         {"kind": Manual, "inputs": SyntheticInputs()},
-        {"inputs": SyntheticInputs(), "delay": 0, "exact_every": 2},
+        {"inputs": SyntheticInputs(), "delay": 0, "exact": ExactGradients(every=2)},
     ],
 )
 def test_several_processes_make_the_same_choices_as_one(options: dict[str, Any]) -> None:
@@ -215,7 +225,7 @@ def test_by_hand_and_by_lightning_the_same_stages_are_updated() -> None:
 def test_a_gradient_scaler_bears_steps_without_any_gradient() -> None:
     pl.seed_everything(3, verbose=False)
     module = Classifier(stages=2)
-    callback = SyntheticGradients(update_probability=0.3, seed=5)
+    callback = SyntheticGradients(training=PredictorTraining(update_probability=0.3, seed=5))
     watcher = Watcher(callback)
     scaling = MixedPrecision("16-mixed", DEVICE, torch.amp.GradScaler(DEVICE, init_scale=2.0**10))
     make_trainer(callbacks=[callback, watcher], plugins=[scaling], max_epochs=8).fit(module, loader())
@@ -229,7 +239,7 @@ def test_a_resumed_run_goes_on_exactly(tmp_path: Path) -> None:
     def fit(epochs: int, checkpoint: Path | None, torch_seed: int) -> dict[str, Tensor]:
         pl.seed_everything(torch_seed, verbose=False)
         module = Classifier()
-        callback = SyntheticGradients(update_probability=0.5, inputs=SyntheticInputs())
+        callback = SyntheticGradients(training=PredictorTraining(update_probability=0.5), inputs=SyntheticInputs())
         fit_and_save(module, callback, 1, tmp_path, None if checkpoint is None else str(checkpoint), epochs)
         return state_of(module)
 
@@ -256,7 +266,7 @@ class ReadsValues(pl.LightningModule):
 
 
 def test_a_step_that_cannot_be_followed_is_refused() -> None:
-    trainer = make_trainer(callbacks=[SyntheticGradients(update_probability=0.5)])
+    trainer = make_trainer(callbacks=[SyntheticGradients(training=PredictorTraining(update_probability=0.5))])
     with (
         pytest.warns(UserWarning, match="could not be checked"),
         pytest.raises(SyntheticGradientsError, match="update_probability=1 with this model"),
@@ -267,12 +277,14 @@ def test_a_step_that_cannot_be_followed_is_refused() -> None:
 @pytest.mark.parametrize("probability", [0.0, -0.1, 1.5])
 def test_a_probability_that_is_none_is_refused(probability: float) -> None:
     with pytest.raises(ValueError, match="update_probability above 0 and at most 1"):
-        SyntheticGradients(update_probability=probability)
+        SyntheticGradients(training=PredictorTraining(update_probability=probability))
 
 
 def test_corrections_are_refused() -> None:
     with pytest.raises(ValueError, match="Use correction=0"):
-        SyntheticGradients(update_probability=0.5, correction=1.0)
-    trainer = make_trainer(callbacks=[SyntheticGradients(update_probability=0.5, predictor=DelayedGradient())])
+        SyntheticGradients(training=PredictorTraining(update_probability=0.5), exact=ExactGradients(correction=1.0))
+    trainer = make_trainer(
+        callbacks=[SyntheticGradients(training=PredictorTraining(update_probability=0.5), predictor=DelayedGradient())]
+    )
     with pytest.raises(SyntheticGradientsError, match="does not go with DelayedGradient"):
         trainer.fit(Classifier(), loader())

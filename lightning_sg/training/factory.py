@@ -1,0 +1,138 @@
+"""Makes what supplies the gradient at each boundary, and tells beforehand what it would cost."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.options import ExactGradients, PredictorTraining
+from lightning_sg.partition.trace import Trace
+from lightning_sg.predictors import AutoPredictor, GradientPredictor
+from lightning_sg.rules import BoundaryRule
+from lightning_sg.training.base import BoundaryTrainer
+from lightning_sg.training.cost import PredictorCost, cost_of_predictor
+from lightning_sg.training.ruled import RuledBoundary
+from lightning_sg.training.trainer import PredictorTrainer, TrainerOptions
+
+#: What a user can put at a boundary.
+Template = GradientPredictor | BoundaryRule
+
+
+class TrainerFactory:
+    """Knows what the user wants at each boundary of one module.
+
+    Args:
+        predictor: The predictor or rule at each boundary, or one by boundary name.
+        training: How predictors are trained.
+        exact: When exact gradients travel up.
+        in_time: The module's boundaries in time.
+    """
+
+    def __init__(
+        self,
+        predictor: Template | Mapping[str, Template],
+        training: PredictorTraining,
+        exact: ExactGradients,
+        in_time: Sequence[str] = (),
+    ) -> None:
+        self._predictor = predictor
+        self._training = training
+        self._exact = exact
+        self._in_time = in_time
+
+    def templates(self, between_stages: Sequence[str]) -> dict[str, Template]:
+        """The unbuilt predictor, or the rule, at each boundary: of those between stages, then of those in time.
+
+        Raises:
+            SyntheticGradientsError: If predictors are given by name, but for other boundaries.
+        """
+        names = [*between_stages, *self._in_time]
+        if not isinstance(self._predictor, Mapping):
+            return dict.fromkeys(names, self._predictor)
+        if set(self._predictor) != set(names):
+            raise SyntheticGradientsError(
+                f"SyntheticGradients(predictor=...) names the boundaries {sorted(self._predictor)}, but the model has "
+                f"{sorted(names)}. Give one predictor for each, or one for all."
+            )
+        return {name: self._predictor[name] for name in names}
+
+    def make(
+        self, between_stages: Sequence[str], carried: Collection[str], options: TrainerOptions
+    ) -> dict[str, BoundaryTrainer]:
+        """Makes the trainer of each boundary.
+
+        Args:
+            between_stages: The boundaries between stages.
+            carried: The boundaries that carry a state through time.
+            options: What all trainers are told.
+
+        Raises:
+            SyntheticGradientsError: If predictors are given by name, but for other boundaries.
+        """
+        guard = options.guard
+        of_states = replace(options, guard=None if guard is None else guard.of_state())
+        return {
+            name: _trainer(name, _of_state(template), of_states)
+            if name in carried
+            else _trainer(name, template, options)
+            for name, template in self.templates(between_stages).items()
+        }
+
+    def costs(
+        self, trace: Trace, context: Any, names: Sequence[str] | None = None, *, leave_out: bool = False
+    ) -> dict[str, tuple[str, float]]:
+        """What predictors would cost at the boundaries of a traced step.
+
+        Args:
+            trace: The step.
+            context: What the predictors are told of the batch.
+            names: Of which boundaries; by default of all.
+            leave_out: Leave out those that cannot be built for their boundary.
+
+        Returns:
+            For each boundary, in words what predicts there, and its floating-point operations for a batch.
+
+        Raises:
+            SyntheticGradientsError: If one cannot be built, unless those are left out.
+        """
+        templates = self.templates(trace.order)
+        known: dict[Any, PredictorCost] = {}
+        costs = {}
+        for name in trace.order if names is None else names:
+            shapes, template = trace.shapes[name], templates[name]
+            key = (id(template), *shapes)
+            try:
+                if key not in known:
+                    known[key] = cost_of_predictor(template, name, shapes, context, trace.loss)
+            except SyntheticGradientsError:
+                if leave_out:
+                    continue
+                raise
+            targets = 1.0 if name == trace.order[-1] else self._exact_share(template, shapes, context)
+            costs[name] = (known[key].words, known[key].of_batch(self._training.every, targets))
+        return costs
+
+    def operations(self, trace: Trace, context: Any, names: Sequence[str] | None = None) -> dict[str, float]:
+        """The operations alone, of those predictors that can be built; see :meth:`costs`."""
+        costs = self.costs(trace, context, names, leave_out=True)
+        return {name: operations for name, (_words, operations) in costs.items()}
+
+    def _exact_share(self, template: Template, shapes: list[tuple[int, ...]], context: Any) -> float:
+        """On which share of the batches a boundary before the last has a target to learn from."""
+        learns = isinstance(template, GradientPredictor) and template.wants_exact(shapes, context)
+        return 1 / self._exact.every if learns and self._exact.every else 0.0
+
+
+def _trainer(name: str, template: Template, options: TrainerOptions) -> BoundaryTrainer:
+    if isinstance(template, BoundaryRule):
+        return RuledBoundary(name, template, options.delay, options.replicas)
+    return PredictorTrainer(name, template, options)
+
+
+def _of_state(template: Template) -> Template:
+    return template.of_state() if isinstance(template, AutoPredictor) else template
+
+
+__all__ = ["Template", "TrainerFactory"]
