@@ -1,61 +1,167 @@
-"""What the callback needs from wherever the stages run; this is the answer for one process."""
+"""Where the stages run: what the strategy and the callback ask of it, and the answer for one process."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_sg.replicas import Replicas
+from lightning_sg.errors import PartitionError
+from lightning_sg.ownership import Ownership, OwnsAll
+from lightning_sg.partition.checks import check_cuts, check_trainable
+from lightning_sg.partition.step import call_training_step, trace_step
+from lightning_sg.partition.trace import Trace
+from lightning_sg.session import Session
 
-Figures = dict[str, dict[str, Tensor]]
+Metrics = dict[str, dict[str, Tensor]]
 
 
-class Exchange:
-    """All stages in one process. :class:`~lightning_sg.SyntheticGradientStrategy` brings one for several.
+class Runtime(Protocol):
+    """Runs the stages: all of them in one process, or those of this process among several.
 
     Attributes:
-        split: Whether the stages are on several processes. The strategy then places and checks them.
+        ownership: What of the training is this process's.
     """
 
-    split = False
-
-    def __init__(self, replicas: Replicas | None = None) -> None:
-        #: The processes that hold the same stages in other replicas.
-        self.replicas = replicas or Replicas()
-
     @property
-    def has_loss(self) -> bool:
-        """Whether the model's own loss is computed in this process."""
-        return True
+    def ownership(self) -> Ownership: ...  # noqa: D102 (see above)
 
     @property
     def leaves(self) -> list[Tensor]:
         """What this process received of the current batch from the stage before, and carries a gradient."""
-        return []
 
-    def holds(self, parameter: str) -> bool:
-        """Whether the parameter of that name is trained in this process."""
-        return True
+    def follow(self, session: Session) -> None:
+        """Takes the session of the module that is trained."""
+
+    def open_batch(self, trainer: pl.Trainer, batch: Any, batch_idx: int) -> None:
+        """A training batch has begun in the session: opens the boundaries of this process, or gets ready to."""
+
+    def route(self, metrics: Metrics) -> Metrics:
+        """Takes this process's metrics of one batch and returns those that this process is to log."""
 
     def flush(self) -> None:
         """Brings in the exact gradients that are under way between processes. A collective."""
 
-    def owns(self, boundary: str) -> bool:
-        """Whether the predictor of ``boundary`` lives in this process."""
-        return True
+    def gather(self, states: dict[str, Any]) -> dict[str, Any]:
+        """The union, on global rank 0, of all processes' states by boundary. A collective."""
 
-    def owns_inputs(self, boundary: str) -> bool:
-        """Whether the input predictor of ``boundary`` lives in this process."""
-        return True
+    # ------------------------------------------------------------------ for the strategy
 
-    def route(self, figures: Figures) -> Figures:
-        """Takes this process's figures of one batch and returns those that this process is to log."""
-        return figures
+    def take_batch(self, batch: Any) -> None:
+        """The next step is about this batch."""
+
+    def run(self, name: str, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Runs one of the user's steps, such as ``"training_step"``."""
+
+    def backward(self, loss: Tensor, run: Callable[..., Tensor]) -> Tensor:
+        """Goes backward.
+
+        Args:
+            loss: What the step returned.
+            run: Lightning's backward pass, of a loss and keyword arguments.
+        """
+
+    def accumulating(self) -> AbstractContextManager[None]:
+        """While entered, gradients are not averaged over the replicas."""
+
+    def fail(self, error: BaseException) -> None:
+        """Tells the other processes why this one stops."""
+
+    def close(self) -> None:
+        """Ends a run in good order."""
+
+
+class OneProcess:
+    """All stages are in this process."""
+
+    ownership: Ownership = OwnsAll()
+
+    def __init__(self) -> None:
+        self._session: Session | None = None
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """Nothing: nothing is received."""
+        return []
+
+    def follow(self, session: Session) -> None:
+        """Takes the session of the module that is trained."""
+        self._session = session
+
+    def open_batch(self, trainer: pl.Trainer, batch: Any, batch_idx: int) -> None:
+        """Checks the cut on the first batch; opens the boundaries."""
+        session = self._session
+        assert session is not None
+        if session.trace is None and len(session.boundaries):
+            session.accept(_checked_trace(session, trainer, batch, batch_idx))
+        session.open_in_time(trainer.strategy.root_device)
+        for site in session.boundaries.sites:
+            site.open(session.crossing(site.name).forward, without_gradient=False)
+
+    def route(self, metrics: Metrics) -> Metrics:
+        """Returns the metrics: they are logged here."""
+        return metrics
+
+    def flush(self) -> None:
+        """Does nothing: nothing is under way between processes."""
 
     def gather(self, states: dict[str, Any]) -> dict[str, Any]:
-        """The union, on global rank 0, of all processes' states by boundary."""
+        """Returns the states: there are no others."""
         return states
 
+    def take_batch(self, batch: Any) -> None:
+        """Does nothing: nobody else could have another batch."""
 
-__all__ = ["Exchange", "Figures"]
+    def run(self, name: str, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Runs the user's step."""
+        return step(*args, **kwargs)
+
+    def backward(self, loss: Tensor, run: Callable[..., Tensor]) -> Tensor:
+        """Goes backward as Lightning does."""
+        return run(loss)
+
+    def accumulating(self) -> AbstractContextManager[None]:
+        """Does nothing: there are no replicas."""
+        return nullcontext()
+
+    def fail(self, error: BaseException) -> None:
+        """Does nothing: nobody is to be told."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+def _checked_trace(session: Session, trainer: pl.Trainer, batch: Any, batch_idx: int) -> Trace:
+    """Traces one step: is every boundary reached, and does nothing go around it?
+
+    Raises:
+        BoundaryError: If a boundary is not reached or an activation goes around it.
+        PartitionError: If a stage has nothing to train.
+    """
+    module = session.module
+
+    def run() -> Any:
+        with trainer.precision_plugin.train_step_context():
+            return call_training_step(module, batch, batch_idx)
+
+    device = trainer.strategy.root_device
+    try:
+        trace = trace_step(module, session.boundaries.sites, run, device, without_gradient=False)
+    except PartitionError as error:
+        rank_zero_warn(f"The boundaries could not be checked before training, which goes on. {error}")
+        return Trace()
+    if trace.cut_short is not None:
+        rank_zero_warn(
+            f"The check of the boundaries ended in the last stage, at {trace.cut_short}. If an activation of an "
+            "earlier stage is used after that, its gradient goes around the boundary."
+        )
+    check_cuts(trace, split=False)
+    check_trainable(module, trace)
+    return trace
+
+
+__all__ = ["Metrics", "OneProcess", "Runtime"]

@@ -1,0 +1,53 @@
+"""Where to cut a model whose user leaves that open."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from lightning_sg.batch.context import context_of
+from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.partition.automatic import Run, choose_boundaries
+from lightning_sg.partition.trace import Trace
+from lightning_sg.settings import Settings
+from lightning_sg.time_boundary import boundaries_in_time
+from lightning_sg.training.factory import TrainerFactory
+
+_log = logging.getLogger("lightning.pytorch")
+
+
+def choose_names(
+    settings: Settings, module: pl.LightningModule, stages: int, run: Run, device: torch.device, batch: Any
+) -> list[str]:
+    """Says, for ``boundaries="auto"``, where to cut, so that stages with their predictors cost about the same.
+
+    Args:
+        settings: What the user said.
+        module: The model, without boundaries installed.
+        stages: How many to cut it into.
+        run: Calls the step on ``batch``.
+        device: The device that the step runs on.
+        batch: A batch.
+
+    Raises:
+        PartitionError: If there are too few places for a cut, or the step cannot be followed.
+        SyntheticGradientsError: If predictors are given by name.
+    """
+    if isinstance(settings.template, Mapping):
+        raise SyntheticGradientsError("boundaries='auto' takes one predictor for all boundaries, not one by name.")
+    factory = TrainerFactory(settings.template, settings.training, settings.exact, list(boundaries_in_time(module)))
+    context = context_of(batch, settings.context)
+
+    def operations(trace: Trace, names: Sequence[str]) -> dict[str, float]:
+        return factory.operations(trace, context, names)
+
+    names = choose_boundaries(module, stages, run, device, operations)
+    _log.info(f"boundaries='auto' cuts after {names}. To keep the cuts, write these names in its place.")
+    return names
+
+
+__all__ = ["choose_names"]

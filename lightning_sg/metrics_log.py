@@ -1,0 +1,87 @@
+"""What the callback logs and says about predictors."""
+
+from __future__ import annotations
+
+import logging
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lightning_sg.predictors import AutoPredictor
+from lightning_sg.runtime import Metrics
+from lightning_sg.session import Session
+from lightning_sg.training.base import BoundaryTrainer
+from lightning_sg.training.trainer import PredictorTrainer
+
+# Lightning's own, which its users see; each boundary speaks in the one process that has its predictor.
+_log = logging.getLogger("lightning.pytorch")
+
+
+class MetricsLog:
+    """Collects the metrics of all boundaries until they are logged, and says once what was chosen where."""
+
+    def __init__(self) -> None:
+        self._waiting: Metrics = {}
+        self._announced: set[str] = set()
+
+    def of_process(self, session: Session) -> Metrics:
+        """The metrics of the targets that this process learned from in this batch, by boundary."""
+        metrics = {name: _metrics_of(trainer, session) for name, trainer in session.all_trainers.items()}
+        for name, trainer in session.inputs.trainers.items():
+            metrics.setdefault(name, {}).update(trainer.take_metrics())
+        return metrics
+
+    def add(self, metrics: Metrics) -> None:
+        """Keeps metrics until they are logged; newer ones take the place of older ones."""
+        for name, values in metrics.items():
+            self._waiting.setdefault(name, {}).update(values)
+
+    def write(self, module: pl.LightningModule) -> None:
+        """Logs what was kept."""
+        for name, values in self._waiting.items():
+            for key, value in values.items():
+                module.log(f"sg/{name}/{key}", value, on_step=True, on_epoch=False, batch_size=1)
+        cosines = [values["cosine"] for values in self._waiting.values() if "cosine" in values]
+        if cosines:  # loggers have that of each boundary
+            mean = torch.stack([value.float().cpu() for value in cosines]).mean()
+            module.log("sg/cosine", mean, prog_bar=True, logger=False, batch_size=1)
+        self._waiting = {}
+
+    def announce(self, session: Session) -> None:
+        """Says, once, what was chosen for each boundary and what it costs."""
+        if len(self._announced) == len(session.all_trainers):
+            return
+        size = sum(parameter.numel() for parameter in session.module.parameters())
+        for name, trainer in session.all_trainers.items():
+            if name in self._announced or not isinstance(trainer, PredictorTrainer):
+                continue
+            predictor = trainer.predictor
+            if trainer.operations.flops is None or not isinstance(predictor, AutoPredictor):
+                continue
+            self._announced.add(name)
+            own = sum(parameter.numel() for parameter in predictor.parameters())
+            share = f"{own / size:.1%} of the model's parameters" if size else ""
+            cost = _cost_of(trainer, session)
+            if share and cost is not None:
+                share += f" and {cost:.1%} of its operations"
+            _log.info(f"Boundary '{name}': {predictor.choice}; {share}.")
+
+
+def _metrics_of(trainer: BoundaryTrainer, session: Session) -> dict[str, Tensor]:
+    metrics = trainer.take_metrics()
+    cost = _cost_of(trainer, session) if metrics else None
+    if cost is not None:
+        metrics["cost"] = torch.tensor(cost)
+    return metrics
+
+
+def _cost_of(trainer: BoundaryTrainer, session: Session) -> float | None:
+    """The predictor's operations as a share of the model's, once both were counted."""
+    own = trainer.operations.flops if isinstance(trainer, PredictorTrainer) else None
+    model = 0 if session.trace is None else sum(session.trace.flops)
+    # A training step is about three forward passes.
+    return own / (3 * model) if own is not None and model else None
+
+
+__all__ = ["MetricsLog"]

@@ -1,0 +1,356 @@
+"""Predictors, exact gradients and the current batch of one module; what the callback's hooks act on."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_sg.batch.context import context_of
+from lightning_sg.boundary import Boundaries, Boundary
+from lightning_sg.crossings.base import BatchContext, Crossing
+from lightning_sg.crossings.exact_pass import ExactPass, Parameters
+from lightning_sg.crossings.local import LocalCrossing
+from lightning_sg.crossings.policy import ExactPolicy
+from lightning_sg.crossings.scale import GradientScale
+from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.inputs.boundaries import InputBoundaries
+from lightning_sg.inputs.crossing import PredictedInputs
+from lightning_sg.inputs.record import ActivationsAtHand
+from lightning_sg.ownership import Ownership, OwnsAll
+from lightning_sg.partition.trace import Trace
+from lightning_sg.predictors import GradientPredictor, MLPPredictor
+from lightning_sg.recurrent.auxiliary import Auxiliary
+from lightning_sg.recurrent.boundaries import TimeCrossings
+from lightning_sg.settings import Settings
+from lightning_sg.time_boundary import TimeBoundary, boundaries_in_time
+from lightning_sg.training.base import BoundaryTrainer, Profile
+from lightning_sg.training.factory import TrainerFactory
+from lightning_sg.training.learner import Learner
+from lightning_sg.training.targets import TargetsOfBackwardPass
+from lightning_sg.training.trainer import TrainerOptions
+from lightning_sg.training.updates import RandomUpdates
+
+
+class Session:
+    """The decoupled training of one module.
+
+    It lives as long as the module is trained, over several calls of ``fit``; what belongs to a batch is in
+    :attr:`batch`.
+
+    Attributes:
+        module: The module.
+        boundaries: Its boundaries between stages, while they are installed.
+        ownership: What of it all is this process's.
+        trainers: What supplies the gradient at each boundary between stages.
+        times: The boundaries in time.
+        inputs: The input predictors.
+        updates: Which stages are updated at a step.
+        exact: When exact gradients travel, and what they correct.
+        trace: What a traced training step showed, once there was one.
+        batches: How many training batches there were.
+        batch: The training batch that is going on, or ``None`` between two.
+        exact_pass: What the exact pass of that batch found, if it had one here.
+
+    Args:
+        settings: What the user said.
+        module: The module.
+        names: Names of submodules to cut after; ``None`` for every ``Boundary`` in the module.
+        seed: Seeds the predictors' initial weights.
+        ownership: What is this process's.
+        profile: Shows actions to the trainer's profiler.
+
+    Raises:
+        BoundaryError: If a name is unknown or given twice.
+        SyntheticGradientsError: If predictors are given by name, but for other boundaries, or options do not go
+            together.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        module: pl.LightningModule,
+        names: Sequence[str] | None,
+        seed: int,
+        ownership: Ownership | None = None,
+        profile: Profile = nullcontext,
+    ) -> None:
+        self.module = module
+        self.boundaries = Boundaries(module, names)
+        self.ownership = ownership or OwnsAll()
+        self.trace: Trace | None = None
+        self.batches = 0
+        self.batch: BatchContext | None = None
+        self.exact_pass: ExactPass | None = None
+        self._settings = settings
+        in_time = boundaries_in_time(module)
+        between = [site.name for site in self.boundaries.sites]
+        if in_time and between and settings.through_time.trace_decay:
+            raise SyntheticGradientsError(
+                f"ThroughTime(trace_decay=...) with boundaries between stages too ({between}): how the state of a "
+                "chunk depends on the one before cannot be found through them. Use trace_decay=0."
+            )
+        self.factory = TrainerFactory(settings.template, settings.training, settings.exact, list(in_time))
+        trainers = self._make_trainers(between, in_time, seed)
+        self.trainers = {name: trainers[name] for name in between}
+        self.exact = ExactPolicy(settings.exact, module, self.trainers, self.ownership.replicas)
+        self.inputs = InputBoundaries(settings.inputs, settings.delay)
+        self.inputs.install(between, seed, self.ownership.replicas)
+        self.updates = RandomUpdates(settings.training.update_probability)
+        self.updates.start(seed)
+        if not self.updates.certain and self.exact.applies_late:
+            raise SyntheticGradientsError(
+                "PredictorTraining(update_probability=...) does not go with DelayedGradient: a stage that was not "
+                "updated with a batch would be corrected for it. Use another predictor, or update_probability=1."
+            )
+        self.times = TimeCrossings()
+        self.times.attach(module, trainers, partial(self._auxiliary, seed=seed), settings.through_time)
+        self._show_to(profile)
+
+    def _make_trainers(
+        self, between: list[str], in_time: Mapping[str, nn.Module], seed: int
+    ) -> dict[str, BoundaryTrainer]:
+        settings = self._settings
+        options = TrainerOptions(
+            settings.delay,
+            settings.training,
+            settings.exact.bootstrap,
+            settings.guard,
+            seed,
+            self.ownership.replicas,
+        )
+        carried = [name for name, cut in in_time.items() if isinstance(cut, TimeBoundary)]
+        return self.factory.make(between, carried, options)
+
+    def _auxiliary(self, name: str, *, seed: int) -> Auxiliary | None:
+        """The auxiliary task at a boundary in time, if one is wanted."""
+        settings = self._settings
+        if not settings.through_time.auxiliary:
+            return None
+        predictor: GradientPredictor = MLPPredictor(conditional=False)
+        learner = Learner(
+            predictor,
+            settings.training.optimizer,
+            settings.training.lr_scheduler,
+            seed=seed ^ zlib.crc32(f"{name} (auxiliary)".encode()),
+            replicas=self.ownership.replicas,
+        )
+        return Auxiliary(learner, settings.through_time.auxiliary)
+
+    # ------------------------------------------------------------------ a run
+
+    @property
+    def all_trainers(self) -> dict[str, BoundaryTrainer]:
+        """What supplies the gradients at all boundaries, between stages and in time."""
+        return {**self.trainers, **self.times.trainers}
+
+    def fits(self, module: pl.LightningModule, names: Sequence[str] | None) -> bool:
+        """Whether this is the session of a module with these boundaries."""
+        if names is None:
+            names = [name for name, child in module.named_modules() if isinstance(child, Boundary)]
+        return self.module is module and list(self.all_trainers) == [*names, *boundaries_in_time(module)]
+
+    def install(self, names: Sequence[str] | None, ownership: Ownership, profile: Profile) -> None:
+        """Cuts the module for another run, perhaps on other processes; what was learned stays.
+
+        Args:
+            names: As when the session was made.
+            ownership: What is this process's.
+            profile: Shows actions to the trainer's profiler.
+        """
+        self.remove()
+        self.ownership = ownership
+        for trainer in self.trainers.values():
+            trainer.targets = TargetsOfBackwardPass()
+        for inputs in self.inputs.trainers.values():
+            inputs.source = ActivationsAtHand()
+        self.boundaries = Boundaries(self.module, names)
+        self.trace = None
+        self.times.install()
+        self._show_to(profile)
+
+    def _show_to(self, profile: Profile) -> None:
+        for trainer in self.all_trainers.values():
+            trainer.profile = profile
+        self.inputs.show_to(profile)
+
+    def remove(self) -> None:
+        """Leaves the module as it was: without hooks, an ordinary module."""
+        self._drop_batch()
+        self.times.remove()
+        self.boundaries.remove()
+
+    def accept(self, trace: Trace) -> None:
+        """Takes what a traced training step showed about the model."""
+        self.trace = trace
+        self.updates.accept(trace.order, trace.uses, len(self.trainers))
+        self.exact.accept(trace)
+        order = trace.order or list(self.trainers)
+        for place, name in enumerate(order):
+            self.trainers[name].distance = len(order) - place
+            self.trainers[name].shapes = trace.shapes.get(name, [])
+        if self.batch is not None:
+            self.batch.loss = trace.loss
+            self.batch.plan = self.exact.plan(self.batches, self.batch.context)
+
+    # ------------------------------------------------------------------ one batch
+
+    def begin_batch(self, trainer: pl.Trainer, batch: Any) -> BatchContext:
+        """A training batch begins."""
+        context = context_of(batch, self._settings.context)
+        self.batch = BatchContext(
+            self.batches,
+            context,
+            GradientScale.of(trainer),
+            None if self.trace is None else self.trace.loss,
+            self.exact.plan(self.batches, context),
+            self.inputs.features(batch),
+        )
+        self.updates.begin(trainer.global_step)
+        return self.batch
+
+    @property
+    def current(self) -> BatchContext:
+        """The training batch that is going on."""
+        if self.batch is None:
+            raise AssertionError("no training batch is going on")
+        return self.batch
+
+    def take_over(self, batch: BatchContext, trainer: pl.Trainer) -> None:
+        """Goes on with a batch that began before the module was cut."""
+        plan = self.exact.plan(self.batches, batch.context)
+        self.batch = BatchContext(self.batches, batch.context, batch.scale, plan=plan, features=batch.features)
+        self.updates.begin(trainer.global_step)
+        self.open_in_time(trainer.strategy.root_device)
+
+    def open_in_time(self, device: torch.device) -> None:
+        """Opens the boundaries in time for the current batch, once it has been traced if it is the first."""
+        self.times.begin(self.current, device)
+
+    def crossing(self, boundary: str) -> Crossing:
+        """What happens in the current batch at a boundary between two stages of this process."""
+        batch = self.current
+        local = LocalCrossing(self.trainers[boundary], batch, skipped=not self.updates.before(boundary))
+        batch.crossings.append(local)
+        inputs = self.inputs.trainers.get(boundary)
+        if inputs is None:
+            return local
+        return PredictedInputs(local, inputs, batch, learns=self.updates.after(boundary))
+
+    @property
+    def crossed(self) -> list[LocalCrossing]:
+        """Those of the current batch's crossings that keep what an exact gradient needs."""
+        crossings = [] if self.batch is None else self.batch.crossings
+        return [each for each in crossings if isinstance(each, LocalCrossing) and each.carriers]
+
+    def before_backward(self, loss: Tensor, leaves: Sequence[Tensor]) -> None:
+        """A backward pass is about to begin; the first of a batch predicts in time and finds exact gradients.
+
+        Args:
+            loss: Where it begins.
+            leaves: What this process received of the batch from the stage before, and carries a gradient.
+        """
+        batch = self.batch
+        if batch is None or batch.went_backward:
+            return
+        for crossing in batch.crossings:
+            crossing.before_backward(loss)
+        if batch.plan.exact and self.ownership.has_loss:
+            self.exact_pass = ExactPass.run(loss, self.crossed, leaves, self.corrected(), batch.scale)
+
+    def after_backward(self) -> None:
+        """A backward pass is over; the first of a batch learns in time and applies the corrections that are due."""
+        batch = self.batch
+        if batch is None or batch.went_backward:
+            return
+        batch.went_backward = True
+        for crossing in batch.crossings:
+            crossing.after_backward()
+        if self.exact_pass is not None:
+            self.hold_corrections(batch.number, self.exact_pass.corrections(self.corrected(), batch.scale))
+        self.exact.apply(batch.number, batch.scale, self.ownership.holds)
+
+    def corrected(self) -> Parameters:
+        """The parameters of this process's stages that exact gradients correct, by name."""
+        return self.exact.corrected(self.ownership.holds)
+
+    def hold_corrections(self, number: int, gradients: Mapping[str, Tensor]) -> None:
+        """Keeps corrections of batch ``number`` until they are due."""
+        self.exact.hold(number, gradients, self.ownership.holds)
+
+    def end_batch(self) -> None:
+        """The training batch is over: counts it, and lets go of what belongs to it."""
+        if self.batch is not None:
+            self.batches += 1
+        self._drop_batch()
+
+    def _drop_batch(self) -> None:
+        batch, self.batch, self.exact_pass = self.batch, None, None
+        if batch is not None:
+            crossings, batch.crossings = batch.crossings, []
+            for crossing in crossings:
+                crossing.end()
+        self.boundaries.close()
+
+    def check_finite(self) -> None:
+        """Asks devices whether predictions since the last time were finite, which stops them for a moment.
+
+        Raises:
+            NonFinitePredictionError: If one was not, and no guard repairs it.
+        """
+        for trainer in self.all_trainers.values():
+            trainer.check_finite()
+        self.inputs.check_finite()
+
+    def collect(self) -> None:
+        """Brings in all that is under way to this process's predictors."""
+        for name, trainer in self.trainers.items():
+            if self.ownership.owns(name):
+                trainer.collect()
+        for name, inputs in self.inputs.trainers.items():
+            if self.ownership.owns_inputs(name):
+                inputs.collect()
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def state_dict(self, gather: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+        """Predictors with their optimizers and the targets under way, by boundary; what is carried in time.
+
+        Args:
+            gather: The union of all processes' states by boundary. A collective.
+        """
+        in_time = self.times.here(split=self.ownership.split)
+        owned = [name for name in self.trainers if self.ownership.owns(name)] + in_time
+        trainers = self.all_trainers
+        return {
+            "batches": self.batches,
+            "boundaries": gather({name: trainers[name].state_dict() for name in owned}),
+            "corrections": gather(self.exact.state_dict()),
+            "times": gather(self.times.state_dict(in_time)),
+            "inputs": gather(self.inputs.state_dict(self.ownership.owns_inputs)),
+            "updates": self.updates.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`state_dict`; a boundary that the saved run did not have starts afresh."""
+        self.batches = state["batches"]
+        self.exact.load_state_dict(state["corrections"])
+        self.inputs.load_state_dict(state.get("inputs", {}))  # not in checkpoints of earlier versions
+        self.updates.load_state_dict(state.get("updates", {}))
+        self.times.load_state_dict(state.get("times", {}))
+        trainers = self.all_trainers
+        for name, saved in state["boundaries"].items():
+            if name in trainers:
+                trainers[name].load_state_dict(saved)
+            else:
+                rank_zero_warn(f"The checkpoint has a predictor for boundary '{name}', which this model does not have.")
+
+
+__all__ = ["Session"]
