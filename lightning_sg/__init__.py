@@ -2,6 +2,7 @@
 
 from lightning.pytorch.strategies import StrategyRegistry as _StrategyRegistry
 
+from lightning_sg.batch.chunks import Chunk, Chunks, parallel_streams
 from lightning_sg.boundary import Boundary
 from lightning_sg.callback import SyntheticGradients
 from lightning_sg.errors import (
@@ -16,18 +17,22 @@ from lightning_sg.inputs import InputPredictor, MLPInputPredictor, SyntheticInpu
 from lightning_sg.options import ExactGradients, PredictorTraining
 from lightning_sg.predictors import (
     AutoPredictor,
-    DelayedGradient,
     FeedbackAlignment,
     GradientPredictor,
+    HeadOptions,
     LinearPredictor,
     LocalLoss,
     LossModelPredictor,
+    Matching,
     MLPPredictor,
-    TrueGradient,
-    ZeroPredictor,
+    OwnLoss,
+    TargetUse,
+    Tasks,
 )
-from lightning_sg.recurrent import Chunk, Chunks, MessageBoundary, ThroughTime, TimeBoundary, parallel_streams
+from lightning_sg.recurrent import ThroughTime
+from lightning_sg.rules import DelayedGradient, TrueGradient, ZeroPredictor
 from lightning_sg.strategy import SyntheticGradientStrategy
+from lightning_sg.time_boundary import MessageBoundary, TimeBoundary
 from lightning_sg.tools.timeline import Timeline
 from lightning_sg.training import AlignmentGuard
 
@@ -45,14 +50,17 @@ __all__ = [
     "ExactGradients",
     "FeedbackAlignment",
     "GradientPredictor",
+    "HeadOptions",
     "InputPredictor",
     "LinearPredictor",
     "LocalLoss",
     "LossModelPredictor",
     "MLPInputPredictor",
     "MLPPredictor",
+    "Matching",
     "MessageBoundary",
     "NonFinitePredictionError",
+    "OwnLoss",
     "PartitionError",
     "PredictorTraining",
     "StageLostError",
@@ -60,6 +68,8 @@ __all__ = [
     "SyntheticGradients",
     "SyntheticGradientsError",
     "SyntheticInputs",
+    "TargetUse",
+    "Tasks",
     "ThroughTime",
     "TimeBoundary",
     "Timeline",

@@ -1,8 +1,9 @@
-"""``lightning-sg merge``: one ordinary checkpoint from a folder of shards."""
+"""``lightning-sg merge``: turns a folder of shards into one ordinary checkpoint."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,22 +11,38 @@ import torch
 from lightning_sg.checkpoint.sharded import is_sharded, merge
 
 
-def main(arguments: list[str]) -> None:
-    """``lightning-sg merge FOLDER FILE``."""
+def main(args: Sequence[str] | None = None) -> None:
+    """Merges the shards, writes the file and prints its path.
+
+    Args:
+        args: The arguments after ``merge``; by default those of the process.
+
+    Raises:
+        SystemExit: If the folder has no shards, or the file exists.
+    """
+    arguments = parser().parse_args(args)
+    if not is_sharded(arguments.folder):
+        raise SystemExit(
+            f"{arguments.folder} is not a folder of shards: it has no rest.pt. Give the folder that "
+            "SyntheticGradientStrategy(checkpoint='sharded') wrote."
+        )
+    if arguments.file.exists():
+        raise SystemExit(f"{arguments.file} already exists; nothing was written. Give a new file name.")
+    torch.save(merge(arguments.folder), arguments.file)
+    print(arguments.file)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of ``merge``."""
     parser = argparse.ArgumentParser(
         prog="lightning-sg merge",
-        description="Makes an ordinary checkpoint, for any number of processes and for plain Lightning, from a folder "
-        'that SyntheticGradientStrategy(checkpoint="sharded") wrote. The whole state must fit into memory.',
+        description="Merges a folder of shards, written with SyntheticGradientStrategy(checkpoint='sharded'), into "
+        "one ordinary checkpoint. Plain Lightning can load it, and so can a split over any number of processes. The "
+        "whole training state must fit into memory.",
     )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("file", type=Path, help="must not exist")
-    options = parser.parse_args(arguments)
-    if not is_sharded(options.folder):
-        raise SystemExit(f"{options.folder} is no folder of shards: it has no rest.pt.")
-    if options.file.exists():
-        raise SystemExit(f"{options.file} exists; nothing was written.")
-    torch.save(merge(options.folder), options.file)
-    print(options.file)
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder of shards")
+    parser.add_argument("file", metavar="FILE", type=Path, help="the checkpoint to write; must not exist")
+    return parser
 
 
-__all__ = ["main"]
+__all__ = ["main", "parser"]

@@ -1,7 +1,7 @@
 """Checkpoints in shards: each process writes the tensors of its own stages and reads back what it needs.
 
-A folder in the format of ``torch.distributed.checkpoint`` for the tensors, beside a file with everything else that
-Lightning saves. For models whose whole state does not fit one process; :func:`merge` makes an ordinary checkpoint.
+Tensors are in a folder in the format of ``torch.distributed.checkpoint``, beside a file with everything else that
+Lightning saves. It is for models whose state does not fit one process; :func:`merge` makes an ordinary checkpoint.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def own_weights(module: nn.Module, holds: Callable[[str], bool]) -> dict[str, An
         holds: Whether it holds the parameter or buffer of that name.
     """
     first = {id(tensor): name for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
-    # Of one with two names, that by which it was placed.
+    # A tensor with two names goes by the one under which it was placed.
     names = {name: first[id(tensor)] for name, tensor in _named_tensors(module)}
     return {name: value for name, value in module.state_dict().items() if holds(names.get(name, name))}
 
@@ -48,13 +48,13 @@ def own_weights(module: nn.Module, holds: Callable[[str], bool]) -> dict[str, An
 def save(path: Path, checkpoint: dict[str, Any], group: Any, writes_rest: bool) -> None:
     """Writes a checkpoint. A collective of the processes of one replica.
 
-    It is written beside ``path`` and takes its place when it is whole.
+    The checkpoint is written beside ``path`` and takes its place once it is complete.
 
     Args:
         path: The folder.
         checkpoint: As Lightning has it, with this process's own weights and optimizer states in it.
         group: A gloo group of these processes.
-        writes_rest: Whether this process writes what is no tensor of a stage; one does.
+        writes_rest: Whether this process writes the metadata; one process does.
     """
     checkpoint = dict(checkpoint)
     tensors = {_WEIGHT + name: value for name, value in checkpoint.pop("state_dict").items()}
@@ -82,7 +82,7 @@ def save(path: Path, checkpoint: dict[str, Any], group: Any, writes_rest: bool) 
 
 
 def load_rest(path: Path, weights_only: bool) -> dict[str, Any]:
-    """What is no tensor of a stage; see :func:`load_weights` and :func:`load_optimizers` for these."""
+    """The metadata; :func:`load_weights` and :func:`load_optimizers` read the tensors."""
     rest: dict[str, Any] = torch.load(path / _REST, map_location="cpu", weights_only=weights_only)
     return {**rest, "state_dict": {}, "optimizer_states": [{"state": {}, **each} for each in rest["optimizer_states"]]}
 
@@ -158,7 +158,7 @@ def merge(path: Path) -> dict[str, Any]:
 
 
 def _named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """The parameters and buffers, each under all of its names."""
+    """The parameters and buffers, each under every name it has."""
     return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
 
 

@@ -1,7 +1,8 @@
-"""The whole model's state from its stages: what an undivided run would have had."""
+"""Gathers the whole model's state from its stages, as an undivided run would have it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
@@ -14,13 +15,13 @@ from lightning_sg.partition.placement import Placement
 Key = TypeVar("Key")
 
 
-def gather_weights(module: pl.LightningModule, placement: Placement, ranks: list[int], group: Any) -> None:
-    """Brings every parameter and buffer from the process that trains it to all others. A collective.
+def gather_weights(module: pl.LightningModule, placement: Placement, ranks: Sequence[int], group: Any) -> None:
+    """Sends every parameter and buffer from the process that trains it to all others. A collective.
 
     Args:
         module: The module; afterwards it is whole on every process.
         placement: Which process holds what.
-        ranks: The global ranks in the order of the chain.
+        ranks: The global ranks in the order of the stages.
         group: A gloo group of these.
     """
     tensors: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
@@ -35,10 +36,10 @@ def gather_weights(module: pl.LightningModule, placement: Placement, ranks: list
 def own_optimizer_state(
     optimizer: Optimizer, module: pl.LightningModule, placement: Placement, position: int
 ) -> dict[str, Any]:
-    """The part of an optimizer's state that is about a process's own stages, on the host.
+    """The part of an optimizer's state that belongs to this process's stages, on the host.
 
-    Every process has an optimizer over all parameters, but only the parameters of its own stages get gradients,
-    so the numbers of the parameters are those of an undivided run, whose state :func:`gather_union` makes of the parts.
+    Every process has an optimizer over all parameters, though only those of its own stages get gradients. So parameters
+    have the numbers of an undivided run, and :func:`gather_union` makes its state from the parts.
     """
     state = optimizer.state_dict()
     elsewhere = placement.elsewhere(position)
@@ -51,7 +52,7 @@ def own_optimizer_state(
 
 
 def gather_union(own: dict[Key, Any], group: Any, to: int) -> dict[Key, Any]:
-    """The union of the group's disjoint dicts on global rank ``to``, elsewhere one's own. A collective."""
+    """The union of the group's disjoint dicts on global rank ``to``; elsewhere, the process's own. A collective."""
     gathered: list[Any] | None = [None] * dist.get_world_size(group) if dist.get_rank() == to else None
     dist.gather_object(own, gathered, dst=to, group=group)
     return {key: value for part in gathered or [own] for key, value in part.items()}

@@ -1,4 +1,4 @@
-"""Keeps the processes of a split run together where Lightning expects one mind: metrics, stops, epoch ends."""
+"""Keeps the processes of a split run in agreement on metrics, stops and epoch ends."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _ENDS = (
 class StageCoordinator(Callback):
     """Runs first of all callbacks under :class:`~lightning_sg.SyntheticGradientStrategy`.
 
-    The last stage has the loss, so it alone has metrics. At the end of each validation and training epoch, where
-    the processes meet anyway, all get them: ``ModelCheckpoint``, ``EarlyStopping`` and plateau schedulers then decide
-    alike everywhere. A stop that one process wants travels with the messages, so that all stop after the same batch.
+    Only the last stage has the loss, and so the metrics. At the end of each validation and training epoch, where the
+    processes meet anyway, all of them get the metrics: ``ModelCheckpoint``, ``EarlyStopping`` and plateau schedulers
+    then decide alike everywhere. A request to stop travels with the messages, so that all stop after the same batch.
 
     Args:
         runtime: This process's part of the run.
@@ -41,8 +41,8 @@ class StageCoordinator(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Guards the module's epoch-end hooks and keeps its metrics to this process."""
-        if self._runtime.replicas.count == 1:
-            # Lightning's advice for replicas, which these processes are not: there is nothing to sum over them.
+        if self._runtime.grid.peers.count == 1:
+            # Lightning's advice is for replicas. Stages have nothing to sum over each other.
             warnings.filterwarnings("ignore", message=r".*recommended to use `self\.log\(.*sync_dist=True")
         self._hooks = {name: pl_module.__dict__.get(name) for name in (*_ENDS, "on_train_batch_end")}
         for name in _ENDS:
@@ -51,20 +51,20 @@ class StageCoordinator(Callback):
         self.keep_metrics(pl_module)
 
     def keep_metrics(self, pl_module: pl.LightningModule) -> None:
-        """Keeps the module's metrics to this process, or to those with the same stages in other replicas.
+        """Restricts the module's metrics to this process, or to those with the same stages in other replicas.
 
-        Again, once ``configure_model`` may have made some.
+        Called again after ``configure_model``, which may have made some.
         """
-        replicas = self._runtime.replicas
+        replicas = self._runtime.grid.peers
         for child in pl_module.modules():
             if isinstance(child, Metric) and child.distributed_available_fn not in (_alone, _with_replicas):
-                # It would gather over all processes, of which only the last of each replica has values.
+                # It would gather over all processes, but only the last of each replica has values.
                 self._metrics.append((child, child.distributed_available_fn, child.process_group))
                 child.distributed_available_fn = _alone if replicas.count == 1 else _with_replicas
                 child.process_group = replicas.group
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Gives the module its own hooks and metrics back."""
+        """Gives the module back its own hooks and metrics."""
         for metric, available, group in self._metrics:
             metric.distributed_available_fn, metric.process_group = available, group
         self._metrics.clear()
@@ -76,7 +76,7 @@ class StageCoordinator(Callback):
         self._hooks.clear()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Before any other callback: the neighbours hear of it, and nothing waits for them any more."""
+        """Tells the neighbours before any other callback runs; from here on nothing waits for them."""
         self._runtime.fail(exception)
         self.teardown(trainer, pl_module, "")
 
@@ -84,7 +84,7 @@ class StageCoordinator(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Closes the batch towards the neighbours, even if it had no backward pass."""
-        self._runtime.return_targets()
+        self._runtime.end_batch()
         if self._saves_now(trainer):
             self._share_metrics(trainer)
 
@@ -101,36 +101,37 @@ class StageCoordinator(Callback):
         return run
 
     def _agreeing(self, hook: Callable[..., Any], trainer: pl.Trainer) -> Callable[..., Any]:
-        """The last hook of a batch: from here on nobody else asks this process to stop."""
+        """Wraps the last hook of a batch, after which nobody else asks this process to stop."""
 
         def run(*arguments: Any) -> None:
             self._call(hook, "on_train_batch_end", *arguments)
             if trainer.should_stop and not self._runtime.final:
-                self._runtime.stop_wanted = True
+                self._runtime.stopping.wanted = True
             trainer.should_stop = self._runtime.final
 
         return run
 
     def _call(self, hook: Callable[..., Any], name: str, *arguments: Any) -> None:
-        """Runs a hook of the module; one that needs what only the last stage has ends early elsewhere, with a word."""
+        """Runs a hook of the module; where it needs what only the last stage has, it ends early with a warning."""
         try:
             hook(*arguments)
         except SyntheticGradientsError:
             raise
         except Exception as error:  # the user's code: anything may come
-            if self._runtime.is_last:
+            if self._runtime.grid.is_last:
                 raise
             if name not in self._warned:
                 self._warned.add(name)
                 warnings.warn(
-                    f"{name} raised {type(error).__name__} ({error}) in {self._runtime.name}, where a step has no loss "
-                    "and no outputs; it goes on there without the rest of the hook, which ran whole in the last stage. "
-                    "If the rest matters to every stage, put what failed in `if trainer.is_global_zero:`.",
+                    f"{name} raised {type(error).__name__} ({error}) in {self._runtime.status.name}, where a step has "
+                    "no loss and no outputs; it goes on there without the rest of the hook, which ran whole in the "
+                    "last stage. If the rest matters to every stage, put what failed in "
+                    "`if trainer.is_global_zero:`.",
                     stacklevel=2,
                 )
 
     def _share_metrics(self, trainer: pl.Trainer) -> None:
-        """All processes get the last stage's metrics, and stop at the end of the epoch if one of them wants to."""
+        """Gives all processes the last stage's metrics; all stop at the end of the epoch if one wants to."""
         metrics = {
             name: value.detach().cpu() if isinstance(value, Tensor) else value
             for name, value in trainer.callback_metrics.items()
@@ -152,20 +153,20 @@ class StageCoordinator(Callback):
 
 
 def agree_on_stop(trainer: pl.Trainer, runtime: StageRuntime) -> None:
-    """Where all processes meet: if one wants to stop, all do."""
-    if not trainer.strategy.reduce_boolean_decision(trainer.should_stop or runtime.stop_wanted, all=False):
+    """Stops all processes if one of them wants to. A collective."""
+    if not trainer.strategy.reduce_boolean_decision(trainer.should_stop or runtime.stopping.wanted, all=False):
         return
-    runtime.stop_wanted = False
+    runtime.stopping.wanted = False
     trainer.should_stop = True
 
 
 def _alone() -> bool:
-    """What a metric is told when it asks whether there are processes to gather from."""
+    """Tells a metric that there are no processes to gather from."""
     return False
 
 
 def _with_replicas() -> bool:
-    """The same, where there are replicas."""
+    """Tells a metric that there are replicas to gather from."""
     return True
 
 

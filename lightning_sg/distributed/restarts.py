@@ -10,19 +10,19 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 
 def store_of_attempt(world_size: int, timeout: timedelta) -> dict[str, Any]:
-    """Arguments for ``init_process_group``: after a restart the processes must not find those of the last attempt.
+    """Arguments for ``init_process_group`` that keep a restarted job apart from its last attempt.
 
-    torchrun's agent keeps one store for all attempts, and torch looks up the same keys in it every time, so the second
-    attempt connects to addresses of the first, where nobody is (pytorch/pytorch#135712).
+    torchrun's agent keeps one store for all attempts, and torch uses the same keys every time. So the second attempt
+    would connect to addresses of the first, where nobody listens (pytorch/pytorch#135712).
 
     Args:
         world_size: The number of processes.
         timeout: For each question to the store.
 
     Returns:
-        A store with keys of this attempt's own; nothing where there is no store of an agent.
+        A store with keys of its own for this attempt; nothing if no agent keeps one.
     """
-    # On several nodes each agent counts for itself, and the counts may differ: torch's own way, then.
+    # On several nodes each agent counts its own restarts, and the counts may differ: leave it to torch.
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
         return {}
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])

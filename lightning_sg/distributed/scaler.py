@@ -9,10 +9,10 @@ from torch.optim import Optimizer
 
 
 class StageScaler(torch.amp.GradScaler):
-    """Scales as torch's own does; where an optimizer has no gradients, its step is left out.
+    """Scales as torch's own scaler does, but skips the step of an optimizer without gradients.
 
-    In one process the last stage always has some. A process with other stages has none where its predictors predict
-    nothing, and torch's scaler takes that for an error.
+    In one process the last stage always has gradients. A process with other stages has none while its predictors
+    predict nothing, which torch's scaler treats as an error.
     """
 
     def __init__(self, device: torch.device, like: Any) -> None:
@@ -41,7 +41,7 @@ class StageScaler(torch.amp.GradScaler):
         return result
 
     def update(self, new_scale: Any = None) -> None:
-        """Adapts the scale to what was found in this step's gradients, if there were any."""
+        """Adapts the scale to this step's gradients, if there were any."""
         if self._checked or new_scale is not None:
             super().update(new_scale)
         self._checked = False

@@ -1,4 +1,4 @@
-"""Checkpoints in shards: what is saved, resumed from and merged is what one file would hold."""
+"""Checkpoints in shards: what is saved and resumed from is what one file would hold."""
 
 from __future__ import annotations
 
@@ -12,52 +12,17 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from torch import Tensor, nn
 
-from lightning_sg import SyntheticGradients, SyntheticGradientStrategy
+from lightning_sg import PredictorTraining, SyntheticGradients, SyntheticGradientStrategy
 from lightning_sg.checkpoint.sharded import is_sharded, merge
 from lightning_sg.cli import main
+from tests.checkpoint.shards import train
 from tests.models import Classifier, assert_same_state, loader, make_trainer, state_of
 from tests.ranks import run_ranks
 
 
-class Tied(Classifier):
-    """A weight under two names, a parameter that no stage uses, and a buffer that none does."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net[6][0].weight = self.net[4][0].weight
-        self.unused = nn.Parameter(torch.arange(3.0))
-        self.register_buffer("noted", torch.arange(2))
-        self.alias = self.net[0]  # its BatchNorm has buffers, under two names now
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["own"] = "kept"
-
-
-def train(
-    devices: int,
-    folder: Path,
-    checkpoint: str | None = None,
-    epochs: int = 2,
-    how: str = "sharded",
-    make: Any = Classifier,
-) -> dict[str, Tensor]:
-    pl.seed_everything(3, verbose=False)
-    module = make()
-    trainer = make_trainer(
-        strategy=SyntheticGradientStrategy(checkpoint=how, timeout=30) if devices > 1 else "auto",
-        devices=devices,
-        callbacks=[SyntheticGradients(seed=2)],
-        max_epochs=epochs,
-        default_root_dir=folder,
-    )
-    trainer.fit(module, loader(shuffle=False), ckpt_path=checkpoint)
-    trainer.save_checkpoint(folder / "last.ckpt")
-    return state_of(module)
-
-
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of two epochs on two processes."""
+    """The shards of two epochs on two processes."""
     folder = tmp_path_factory.mktemp("first")
     run_ranks(2, lambda: train(2, folder))
     return folder / "last.ckpt"
@@ -65,7 +30,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
-    """Of four epochs in one process."""
+    """The weights after four epochs in one process."""
     return train(1, tmp_path_factory.mktemp("whole"), epochs=4)
 
 
@@ -106,7 +71,7 @@ def test_a_process_reads_the_optimizer_states_of_its_own_stages_alone(first: Pat
 
 
 def test_a_finished_run_that_is_saved_again_keeps_its_optimizer_states(first: Path, tmp_path: Path) -> None:
-    run_ranks(2, lambda: train(2, tmp_path, str(first), epochs=2))  # which it has had
+    run_ranks(2, lambda: train(2, tmp_path, str(first), epochs=2))  # it has had both
     before, after = merge(first)["optimizer_states"][0], merge(tmp_path / "last.ckpt")["optimizer_states"][0]
     assert after["state"].keys() == before["state"].keys()
     torch.testing.assert_close(after["state"], before["state"])
@@ -141,25 +106,10 @@ def test_shards_go_on_from_one_file_and_one_file_from_shards(
     assert (tmp_path / "b" / "last.ckpt").is_file()
 
 
-def test_merged_shards_are_the_checkpoint_of_one_process(tmp_path: Path) -> None:
-    train(1, tmp_path / "one", make=Tied)
-    run_ranks(2, lambda: train(2, tmp_path / "two", make=Tied))
-    one = torch.load(tmp_path / "one" / "last.ckpt", weights_only=False)
-    two = merge(tmp_path / "two" / "last.ckpt")
-    assert two["own"] == "kept"
-    assert {key for key in two if two[key] or one.get(key)} - {"optimizer_states"} >= {"state_dict", "loops", "epoch"}
-    assert_same_state(one["state_dict"], two["state_dict"])
-    (own,), (merged,) = one["optimizer_states"], two["optimizer_states"]
-    assert own["param_groups"] == merged["param_groups"]
-    torch.testing.assert_close(merged["state"], own["state"], rtol=1e-5, atol=1e-5)
-    plain = Tied()
-    plain.load_state_dict(two["state_dict"])
-
-
 def test_the_strategy_on_one_device_reads_shards(first: Path, whole: dict[str, Tensor], tmp_path: Path) -> None:
     pl.seed_everything(3, verbose=False)
     module = Classifier()
-    callback = SyntheticGradients(seed=2)
+    callback = SyntheticGradients(training=PredictorTraining(seed=2))
     strategy = SyntheticGradientStrategy(checkpoint="sharded")
     make_trainer(strategy=strategy, callbacks=[callback], max_epochs=4).fit(
         module, loader(shuffle=False), ckpt_path=str(first)
@@ -203,35 +153,37 @@ def test_shards_of_another_model_are_refused_by_name(first: Path, tmp_path: Path
 def test_a_crash_while_saving_leaves_the_last_good_checkpoint(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process of one stage dies in the middle of writing; then the checkpoint is still the one before."""
+    """One process dies while it writes; the checkpoint before stays."""
     run_ranks(2, lambda: train(2, tmp_path, how=how))
     good = merge(tmp_path / "last.ckpt") if how == "sharded" else torch.load(tmp_path / "last.ckpt", weights_only=False)
+
+    opens = Path.open
 
     def dies(*_arguments: Any, **_options: Any) -> None:
         os._exit(1)
 
+    def dies_within_a_shard(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        stream = opens(path, mode, *arguments, **options)
+        if path.suffix == ".distcp" and "w" in mode:
+            stream.write(b"half")
+            stream.flush()
+            dies()
+        return stream
+
     def work() -> None:
         if os.environ["RANK"] == "0":
-            # What writes the bytes: torch for a shard, fsspec's file for a whole one.
-            monkeypatch.setattr("torch.distributed.checkpoint.filesystem._write_item", dies)
+            # torch opens a shard as a path; Lightning writes a whole checkpoint through fsspec.
+            monkeypatch.setattr(Path, "open", dies_within_a_shard)
             monkeypatch.setattr("fsspec.implementations.local.LocalFileOpener.write", dies)
         train(2, tmp_path, epochs=3, how=how)
 
     dead, alive = run_ranks(2, work, may_fail=True)
     assert dead is None
+    if how == "sharded":
+        assert any(shard.read_bytes() == b"half" for shard in tmp_path.glob(".last.ckpt.part/*.distcp"))
     assert "is gone" in alive.message
     left = merge(tmp_path / "last.ckpt") if how == "sharded" else torch.load(tmp_path / "last.ckpt", weights_only=False)
     assert left["global_step"] == good["global_step"]
     assert_same_state(good["state_dict"], left["state_dict"], exact=True)
     for state in run_ranks(2, lambda: train(2, tmp_path / "b", str(tmp_path / "last.ckpt"), epochs=3, how=how)):
         assert all(tensor.isfinite().all() for tensor in state.values())
-
-
-def test_the_command_refuses_what_is_no_folder_of_shards_and_overwrites_nothing(first: Path, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="is no folder of shards"):
-        main(["merge", str(tmp_path), str(tmp_path / "a")])
-    (tmp_path / "there").touch()
-    with pytest.raises(SystemExit, match=r"exists; nothing was written"):
-        main(["merge", str(first), str(tmp_path / "there")])
-    with pytest.raises(ValueError, match="'whole' or 'sharded', not 'shards'"):
-        SyntheticGradientStrategy(checkpoint="shards")  # type: ignore[arg-type]

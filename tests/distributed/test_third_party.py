@@ -1,4 +1,4 @@
-"""Models of other packages, split by the names of their submodules alone."""
+"""Models of other packages, cut by the names of their submodules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from lightning_sg import SyntheticGradients, SyntheticGradientStrategy
+from lightning_sg import PredictorTraining, SyntheticGradients, SyntheticGradientStrategy
 from tests.models import assert_same_state, make_trainer, state_of
 from tests.ranks import run_ranks
 
@@ -121,7 +121,7 @@ def train(name: str, devices: int) -> dict[str, Tensor]:
     trainer = make_trainer(
         devices=devices,
         strategy=SyntheticGradientStrategy(tied_weights=tied, timeout=40.0) if devices > 1 else "auto",
-        callbacks=[SyntheticGradients(boundaries, seed=1)],
+        callbacks=[SyntheticGradients(boundaries, training=PredictorTraining(seed=1))],
         max_epochs=3,
     )
     trainer.fit(module, DataLoader(Rows(batch()), batch_size=4))

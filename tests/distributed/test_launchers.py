@@ -21,7 +21,7 @@ from lightning_sg import SyntheticGradients
 from tests.models import Classifier, assert_same_state, loader, make_trainer
 from tests.ranks import free_port, run_ranks
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def start(command: list[str]) -> subprocess.Popen[str]:
@@ -29,7 +29,7 @@ def start(command: list[str]) -> subprocess.Popen[str]:
     environment = {**clean, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port()), "PYTHONPATH": str(ROOT)}
 
     def hear_interrupts() -> None:
-        # A shell that starts the tests in the background has them, and all they start, ignore Ctrl-C.
+        # Started in the background by a shell, the tests and their children would ignore Ctrl-C.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     return subprocess.Popen(
@@ -44,7 +44,7 @@ def start(command: list[str]) -> subprocess.Popen[str]:
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes that ``pid`` started, and theirs."""
+    """The children of process ``pid``, and their descendants."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [int(child) for child in children] + [other for child in children for other in descendants(int(child))]
 
@@ -76,7 +76,7 @@ def test_every_launcher_trains_the_same(mode: str, tmp_path: Path, expected: dic
     assert process.returncode == 0, output
     sums = json.loads((tmp_path / f"{mode}.json").read_text())
     assert sums == pytest.approx(expected, abs=1e-3)
-    if mode in ("popen", "torchrun"):  # else gloo's threads may abort a process that has ended well
+    if mode in ("popen", "torchrun"):  # otherwise gloo's threads may abort a process that ended well
         assert {path.name for path in tmp_path.glob("left-*")} == {"left-0", "left-1"}
     if mode == "popen":
         assert {path.name for path in tmp_path.glob("ended-*")} == {"ended-0", "ended-1"}
@@ -86,7 +86,7 @@ def test_every_launcher_trains_the_same(mode: str, tmp_path: Path, expected: dic
 
 
 def test_a_killed_stage_restarts_the_job_which_ends_as_if_undisturbed(tmp_path: Path) -> None:
-    """Under torchrun with restarts, in the middle of an epoch, from the checkpoint at the end of the one before."""
+    """Under torchrun with restarts: killed in mid-epoch, resumed from the checkpoint of the epoch before."""
     ends = {}
     for mode in ("undisturbed", "restarted"):
         (tmp_path / mode).mkdir()
@@ -103,7 +103,7 @@ def test_a_killed_stage_restarts_the_job_which_ends_as_if_undisturbed(tmp_path: 
 
 
 def test_slurm_starts_the_processes(expected: dict[str, float]) -> None:
-    """With the variables that SLURM sets for each task; Lightning finds them by itself."""
+    """Lightning detects SLURM from the variables that it sets for each task."""
 
     def work() -> dict[str, float]:
         rank, port = os.environ["RANK"], os.environ["MASTER_PORT"]
@@ -154,7 +154,7 @@ class Saved(Classifier):
 
 
 @pytest.mark.parametrize("kind", ["wandb", "tensorboard"])
-def test_figures_of_all_stages_reach_the_logger(kind: str, tmp_path: Path) -> None:
+def test_metrics_of_all_stages_reach_the_logger(kind: str, tmp_path: Path) -> None:
     def work() -> Any:
         logged: dict[str, float] = {}
         base = WandbLogger if kind == "wandb" else TensorBoardLogger
@@ -175,8 +175,8 @@ def test_figures_of_all_stages_reach_the_logger(kind: str, tmp_path: Path) -> No
         return logged
 
     rank_zero, rank_one = run_ranks(2, work)
-    figures = {f"sg/{name}/{key}" for name in ("net.1", "net.3", "net.5") for key in ("loss", "cosine", "norm_ratio")}
-    assert figures | {"train_loss", "val_loss", "val_accuracy"} <= set(rank_zero)
+    metrics = {f"sg/{name}/{key}" for name in ("net.1", "net.3", "net.5") for key in ("loss", "cosine", "norm_ratio")}
+    assert metrics | {"train_loss", "val_loss", "val_accuracy"} <= set(rank_zero)
     assert rank_one == {} or kind == "tensorboard"
     assert any(path.is_file() for path in tmp_path.rglob("*"))
     if kind == "wandb":

@@ -1,4 +1,4 @@
-"""A weight that stages on several processes use: kept in step, it trains as one weight in one process."""
+"""Tied weights across processes: their synchronized copies train as one weight does in one process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_sg import Boundary, LossModelPredictor, SyntheticGradients, SyntheticGradientStrategy
+from lightning_sg import (
+    Boundary,
+    ExactGradients,
+    LossModelPredictor,
+    PredictorTraining,
+    SyntheticGradients,
+    SyntheticGradientStrategy,
+)
 from tests.models import assert_same_state, make_trainer, state_of
 from tests.ranks import run_ranks
 
@@ -80,7 +87,9 @@ def train(
     pl.seed_everything(3, verbose=False)
     module = make()
     split = {key: options.pop(key) for key in ("clip_over", "checkpoint", "tied_weights") if key in options}
-    callback = SyntheticGradients(predictor=LossModelPredictor(hidden=8), seed=1, **options.pop("callback", {}))
+    callback = SyntheticGradients(
+        predictor=LossModelPredictor(hidden=8), training=PredictorTraining(seed=1), **options.pop("callback", {})
+    )
     strategy: Any = SyntheticGradientStrategy(**{"tied_weights": "synchronize", "timeout": 20.0, **split})
     trainer = make_trainer(
         devices=devices, strategy=strategy if devices > 1 else "auto", callbacks=[callback], **options
@@ -95,9 +104,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "a language model": {},
     "manual optimization": {"make": ByHand},
     "a sparse gradient": {"make": lambda: Language(sparse=True)},
-    "exact gradients": {"callback": {"exact_every": 2}},
-    "a warm-up with the true gradient": {"callback": {"warm_up": 3}},
-    "a share of the true gradient": {"callback": {"mix": 0.5}},
+    "exact gradients": {"callback": {"exact": ExactGradients(every=2)}},
+    "a warm-up with the true gradient": {"callback": {"exact": ExactGradients(warm_up=3)}},
     "a frozen weight under weight decay": {"make": lambda: Frozen()},
     "accumulation": {"accumulate_grad_batches": 2},
     "clipping by the norm of the model": {"gradient_clip_val": 0.1, "clip_over": "model"},
@@ -157,9 +165,11 @@ def test_what_would_part_the_copies_is_refused() -> None:
         assert "clip_over='model'" in failure.message
     for failure in run_ranks(2, lambda: train(2, tied_weights="refuse"), may_fail=True):
         assert "tied_weights='synchronize'" in failure.message
-    for failure in run_ranks(2, lambda: train(2, callback={"correction": 0.5}), may_fail=True):
+    for failure in run_ranks(2, lambda: train(2, callback={"exact": ExactGradients(correction=0.5)}), may_fail=True):
         assert "does not go with corrections" in failure.message
-    for failure in run_ranks(2, lambda: train(2, make=ByHand, callback={"warm_up": 2}), may_fail=True):
+    for failure in run_ranks(
+        2, lambda: train(2, make=ByHand, callback={"exact": ExactGradients(warm_up=2)}), may_fail=True
+    ):
         assert "does not go with manual optimization where the true gradient is waited for" in failure.message
     with pytest.raises(ValueError, match="'refuse' or 'synchronize', not 'copy'"):
         SyntheticGradientStrategy(tied_weights="copy")  # type: ignore[arg-type]

@@ -1,0 +1,151 @@
+"""The start of this process's stages: activations come in, targets and residuals go back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_sg import profiling
+from lightning_sg.distributed.metrics import MetricsRoute
+from lightning_sg.distributed.status import ProcessStatus, Stopping
+from lightning_sg.errors import BatchMismatchError
+from lightning_sg.transport import Activations, Compression, Residual, Target, Upstream
+
+Profile = Callable[[str], AbstractContextManager[Any]]
+
+
+class Inlet(Protocol):
+    """What a stage can do towards the stage before it."""
+
+    boundary: str | None
+
+    def take(self, number: int, fingerprint: int, shapes: list[tuple[int, ...]]) -> Activations:
+        """Waits for the activations of a batch."""
+
+    def reply(self, number: int, targets: Sequence[Tensor]) -> None:
+        """Answers a batch with its targets, or with none."""
+
+    def send_residual(self, number: int, leaves: Sequence[Tensor], residual: Sequence[Tensor | None]) -> None:
+        """Tells the stage before what the exact gradient of a batch is, relative to the target it was sent."""
+
+
+class NoInlet:
+    """The first stage has none before it."""
+
+    boundary: str | None = None
+
+    def take(self, number: int, fingerprint: int, shapes: list[tuple[int, ...]]) -> Activations:
+        """Cannot be asked for."""
+        raise AssertionError("the first stage receives nothing")
+
+    def reply(self, number: int, targets: Sequence[Tensor]) -> None:
+        """Does nothing."""
+
+    def send_residual(self, number: int, leaves: Sequence[Tensor], residual: Sequence[Tensor | None]) -> None:
+        """Does nothing."""
+
+
+class UpstreamInlet:
+    """The connection to the stage before.
+
+    Args:
+        boundary: The boundary between the two.
+        is_exact: Whether the targets sent there are exact, so that there is no residual.
+        link: The connection.
+        status: Names this process and what it is doing.
+        stopping: Wishes to stop travel with the targets.
+        metrics: Metrics come with the activations.
+        compression: How targets and residuals travel.
+        profile: Shows waiting and sending to the trainer's profiler.
+    """
+
+    def __init__(
+        self,
+        boundary: str,
+        is_exact: bool,
+        link: Upstream,
+        status: ProcessStatus,
+        stopping: Stopping,
+        metrics: MetricsRoute,
+        compression: Compression,
+        profile: Profile,
+    ) -> None:
+        self.boundary: str | None = boundary
+        self._is_exact = is_exact
+        self._link = link
+        self._status = status
+        self._stopping = stopping
+        self._metrics = metrics
+        self._compression = compression
+        self._profile = profile
+
+    def take(self, number: int, fingerprint: int, shapes: list[tuple[int, ...]]) -> Activations:
+        """Waits for the activations of a batch, and takes what else the stage before had to say.
+
+        Args:
+            number: The number of the batch.
+            fingerprint: Of the batch as this process was given it.
+            shapes: That the activations must have.
+
+        Raises:
+            BatchMismatchError: If the stage before was given another batch.
+            StageLostError: If it is gone or does not send.
+        """
+        behind = self._status.number - number
+        doing = self._status.doing
+        whose = doing if not behind else f"a batch {behind} before ({doing} is going on)"
+        with self._profile(profiling.WAIT_ACTIVATIONS):
+            message = self._link.inbox.receive(Activations, number, f"the activations of {whose}")
+        self._check_same_batch(message, fingerprint, shapes)
+        self._stopping.ends = message.ends if self._stopping.ends is None else self._stopping.ends
+        self._metrics.arrive(message.metrics)
+        return message
+
+    def _check_same_batch(self, message: Activations, fingerprint: int, own: list[tuple[int, ...]]) -> None:
+        sent = [spec.shape for spec in message.specs]
+        if message.fingerprint == fingerprint and own == sent:
+            return
+        what = f"activations of shape {sent} where {own} are due" if own != sent else "other values"
+        raise BatchMismatchError(
+            f"{self._status.name} and {self._link.neighbour} were given different batches at {self._status.doing}: the "
+            f"latter's has {what}. Every stage must load the same data in the same order: seed all processes alike "
+            "(`seed_everything`), draw random augmentations from torch's generator, and take a replica's part of the "
+            "data by `trainer.strategy.distributed_sampler_kwargs`, not by the process's rank."
+        )
+
+    def reply(self, number: int, targets: Sequence[Tensor]) -> None:
+        """Answers a batch with its targets, gradients of the mean loss, or with none."""
+        with self._profile(profiling.SEND):
+            self._link.send(
+                Target(
+                    number=number,
+                    doing=self._status.doing,
+                    stop=self._stopping.wanted,
+                    tensors=targets,
+                    compression=self._compression,
+                )
+            )
+
+    def send_residual(self, number: int, leaves: Sequence[Tensor], residual: Sequence[Tensor | None]) -> None:
+        """Sends exact minus target gradient of a batch.
+
+        Args:
+            number: The number of the batch.
+            leaves: What was received of it and carries a gradient; without any there is nothing to send.
+            residual: Of the mean loss, one for each leaf; ``None`` for zero.
+        """
+        if not leaves or self._is_exact:
+            return
+        tensors: Sequence[Tensor] = ()
+        if any(part is not None for part in residual):
+            tensors = [torch.zeros_like(leaf) if part is None else part for part, leaf in zip(residual, leaves)]
+        message = Residual(number=number, doing=self._status.doing, tensors=tensors, compression=self._compression)
+        with self._profile(profiling.SEND):
+            self._link.send(message)
+
+
+__all__ = ["Inlet", "NoInlet", "UpstreamInlet"]

@@ -1,0 +1,184 @@
+"""Saves and loads the model and its optimizers, whose parts are in several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning.pytorch as pl
+import torch.distributed as dist
+from torch.optim import Optimizer
+
+from lightning_sg.checkpoint.sharded import is_sharded, load_optimizers, load_rest, load_weights, merge, own_weights
+from lightning_sg.checkpoint.sharded import save as save_shards
+from lightning_sg.checkpoint.whole import gather_union, gather_weights, own_optimizer_state
+from lightning_sg.distributed.runtime import StageRuntime
+from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.partition.paging import PagedParameters
+
+_SHARDS = "lightning_sg_shards"  # in a checkpoint that is being loaded: the folder with its tensors
+
+Checkpoint = dict[str, Any]
+
+
+class Saving(Protocol):
+    """What the strategy does about checkpoints; ``default`` is always what Lightning would do."""
+
+    def gather_weights(self) -> None:
+        """Makes the module whole in every process. A collective."""
+
+    def weights(self, default: Callable[[], Checkpoint]) -> Checkpoint:
+        """The model's state to save. A collective."""
+
+    def optimizer_state(self, optimizer: Optimizer, default: Callable[[Optimizer], Checkpoint]) -> Checkpoint:
+        """An optimizer's state to save. A collective."""
+
+    def save(self, checkpoint: Checkpoint, path: Any, default: Callable[[], None]) -> None:
+        """Writes a checkpoint. A collective."""
+
+    def load(self, path: Any, weights_only: bool | None, default: Callable[[], Checkpoint]) -> Checkpoint:
+        """Reads a checkpoint."""
+
+    def load_weights(self, checkpoint: Mapping[str, Any], strict: bool, default: Callable[[], None]) -> None:
+        """Restores the weights."""
+
+    def load_optimizers(self, checkpoint: Mapping[str, Any], optimizers: Sequence[Optimizer]) -> None:
+        """Restores what :meth:`load` has left out of the optimizers' states."""
+
+
+class OneProcessSaving:
+    """All is in this process; a folder of shards is merged when it is read."""
+
+    def gather_weights(self) -> None:
+        """Does nothing: the module is whole."""
+
+    def weights(self, default: Callable[[], Checkpoint]) -> Checkpoint:
+        """Lightning's own."""
+        return default()
+
+    def optimizer_state(self, optimizer: Optimizer, default: Callable[[Optimizer], Checkpoint]) -> Checkpoint:
+        """Lightning's own."""
+        return default(optimizer)
+
+    def save(self, checkpoint: Checkpoint, path: Any, default: Callable[[], None]) -> None:
+        """Lightning's own."""
+        default()
+
+    def load(self, path: Any, weights_only: bool | None, default: Callable[[], Checkpoint]) -> Checkpoint:
+        """Lightning's own, and of shards the whole they make."""
+        return merge(Path(path)) if is_sharded(path) else default()
+
+    def load_weights(self, checkpoint: Mapping[str, Any], strict: bool, default: Callable[[], None]) -> None:
+        """Lightning's own."""
+        default()
+
+    def load_optimizers(self, checkpoint: Mapping[str, Any], optimizers: Sequence[Optimizer]) -> None:
+        """Does nothing: nothing was left out."""
+
+
+class WholeSaving:
+    """Gathers all stages into one ordinary checkpoint on global rank 0; reads those and shards.
+
+    Args:
+        runtime: This process's part of the run.
+        module: The module.
+        pages: The parameters that are in files.
+    """
+
+    def __init__(self, runtime: StageRuntime, module: pl.LightningModule, pages: PagedParameters) -> None:
+        self._runtime = runtime
+        self._module = module
+        self._pages = pages
+
+    def gather_weights(self) -> None:
+        """See :meth:`Saving.gather_weights`."""
+        runtime = self._runtime
+        placement = runtime.ownership.placement
+        if placement is not None:
+            with runtime.status.meeting("gathering weights"):
+                gather_weights(self._module, placement, runtime.grid.ranks, runtime.grid.stage_group)
+            self._pages.let_go()
+
+    def weights(self, default: Callable[[], Checkpoint]) -> Checkpoint:
+        """The whole model's state, with the keys of the undivided model."""
+        self.gather_weights()
+        return default()
+
+    def optimizer_state(self, optimizer: Optimizer, default: Callable[[Optimizer], Checkpoint]) -> Checkpoint:
+        """The whole optimizer's state, on global rank 0."""
+        self._runtime.settle()  # no batch may have come since shards were loaded
+        if self._runtime.ownership.placement is None:
+            return default(optimizer)
+        with self._runtime.status.meeting("saving optimizers"):
+            return self._united(self._own_optimizer_state(optimizer))
+
+    def _own_optimizer_state(self, optimizer: Optimizer) -> Checkpoint:
+        placement = self._runtime.ownership.placement
+        assert placement is not None
+        return own_optimizer_state(optimizer, self._module, placement, self._runtime.grid.position)
+
+    def _united(self, state: Checkpoint) -> Checkpoint:
+        grid = self._runtime.grid
+        return {**state, "state": dict(sorted(gather_union(state["state"], grid.stage_group, grid.ranks[-1]).items()))}
+
+    def save(self, checkpoint: Checkpoint, path: Any, default: Callable[[], None]) -> None:
+        """Lightning's own: on global rank 0."""
+        default()
+
+    def load(self, path: Any, weights_only: bool | None, default: Callable[[], Checkpoint]) -> Checkpoint:
+        """For shards, the metadata only; tensors are loaded later."""
+        if not is_sharded(path):
+            return default()
+        return {**load_rest(Path(path), bool(weights_only)), _SHARDS: Path(path)}
+
+    def load_weights(self, checkpoint: Mapping[str, Any], strict: bool, default: Callable[[], None]) -> None:
+        """Restores the weights of all stages."""
+        if _SHARDS not in checkpoint:
+            default()
+            return
+        load_weights(checkpoint[_SHARDS], self._module, self._runtime.grid.world_group, strict)
+        self._pages.let_go()
+
+    def load_optimizers(self, checkpoint: Mapping[str, Any], optimizers: Sequence[Optimizer]) -> None:
+        """Of shards, restores the states of this process's stages, once it knows them."""
+        if _SHARDS not in checkpoint:
+            return
+        runtime, group = self._runtime, self._runtime.grid.world_group
+        runtime.when_settled(
+            lambda: load_optimizers(checkpoint[_SHARDS], optimizers, self._module, runtime.ownership.holds, group)
+        )
+
+
+class ShardedSaving(WholeSaving):
+    """Every process of the first replica writes its own stages into a folder."""
+
+    def weights(self, default: Callable[[], Checkpoint]) -> Checkpoint:
+        """The state of this process's stages."""
+        return own_weights(self._module, self._runtime.ownership.writes)
+
+    def _united(self, state: Checkpoint) -> Checkpoint:
+        return state
+
+    def save(self, checkpoint: Checkpoint, path: Any, default: Callable[[], None]) -> None:
+        """Writes this process's part.
+
+        Raises:
+            SyntheticGradientsError: For a remote path.
+        """
+        if "://" in str(path):
+            raise SyntheticGradientsError(f"checkpoint='sharded' writes to a local or shared folder, not to {path}.")
+        grid, status = self._runtime.grid, self._runtime.status
+        box = [path]
+        with status.meeting("broadcast"):
+            dist.broadcast_object_list(box, 0, group=grid.world_group)
+        own = own_weights(self._module, self._runtime.ownership.writes)
+        # What callbacks put there besides is not this process's, and another has it right.
+        state = {name: value for name, value in checkpoint["state_dict"].items() if name in own}
+        with status.meeting("saving shards"):
+            if grid.replica == 0:
+                save_shards(Path(box[0]), {**checkpoint, "state_dict": state}, grid.stage_group, grid.rank == 0)
+            dist.barrier(grid.world_group)
+
+
+__all__ = ["OneProcessSaving", "Saving", "ShardedSaving", "WholeSaving"]

@@ -1,0 +1,285 @@
+"""Traces the first step and places the stages: makes the program of this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+
+from lightning_sg.automatic import choose_names
+from lightning_sg.batch.context import context_of
+from lightning_sg.distributed.data_parallel import DataParallel, NoReplicas, ReplicatedStages
+from lightning_sg.distributed.inlet import Inlet, NoInlet, UpstreamInlet
+from lightning_sg.distributed.outlet import AnswerChannel, DownstreamOutlet, NoOutlet, Outlet, RemoteTargets
+from lightning_sg.distributed.ownership import StageOwnership
+from lightning_sg.distributed.program import SharedBuffers, StageProgram
+from lightning_sg.distributed.stage import Stage
+from lightning_sg.distributed.tied import NoTiedWeights, SharedWeights, TiedWeights
+from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.partition.checks import check_cuts, check_trainable
+from lightning_sg.partition.fakes import FakeOutputs, FakeTensors, remote_blocks
+from lightning_sg.partition.paging import PagedParameters
+from lightning_sg.partition.placement import Placement, assign, place
+from lightning_sg.partition.step import trace_step
+from lightning_sg.partition.trace import Trace
+from lightning_sg.session import Session
+from lightning_sg.settings import Settings
+from lightning_sg.transport import Compression, Downstream, ProcessGrid, Upstream, open_links
+
+Choice = TypeVar("Choice")
+
+
+class Cutter(Protocol):
+    """Who cuts the module, and knows what the user said about it: the callback."""
+
+    settings: Settings
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the module of this run has its boundaries."""
+
+    @property
+    def undecided(self) -> bool:
+        """Whether it is still to be chosen where to cut."""
+
+    def saved_boundaries(self, stages: int) -> list[str] | None:
+        """Where the checkpoint that is being resumed has its cuts, if they make so many stages."""
+
+    def choose(self, names: list[str]) -> None:
+        """Takes the automatic choice."""
+
+    def cut(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Session:
+        """Cuts the module."""
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """What the user said to the strategy about the split.
+
+    Attributes:
+        compression: How activations and targets travel in training.
+        tied: Whether stages on several processes may use one parameter.
+        ddp: Arguments for ``DistributedDataParallel``.
+    """
+
+    compression: Compression = "full"
+    tied: bool = False
+    ddp: dict[str, Any] | None = None
+
+
+class StartUp:
+    """Makes the program of this process from its first steps.
+
+    Args:
+        grid: The processes.
+        options: What the user said.
+        pages: The parameters that are in files; those of its own stages, the process brings into memory.
+        cutter: Cuts the module.
+        ownership: Is told where the stages are placed.
+    """
+
+    def __init__(
+        self,
+        grid: ProcessGrid,
+        options: SplitOptions,
+        pages: PagedParameters,
+        cutter: Cutter,
+        ownership: StageOwnership,
+    ) -> None:
+        self._grid = grid
+        self._options = options
+        self._pages = pages
+        self._cutter = cutter
+        self._ownership = ownership
+
+    def choose_cuts(self, session: Session, call: Callable[[], Any], batch: Any) -> None:
+        """Cuts a module whose boundaries are to be chosen, where all replicas agree.
+
+        Args:
+            session: The training of the module, which ends here.
+            call: Runs the step.
+            batch: The batch that it is run on.
+        """
+        cutter, module, stages = self._cutter, session.module, len(self._grid.ranks)
+        if not cutter.undecided:
+            return
+        names = cutter.saved_boundaries(stages)
+        if names is None:
+            names = choose_names(cutter.settings, module, stages, call, self._grid.device, batch)
+        cutter.choose(self._of_first_replica(names))
+        cutter.cut(module.trainer, module)
+
+    def first_program(self, stage: Stage, call: Callable[[], Any], batch: Any, *, training: bool) -> StageProgram:
+        """Traces a step, places the stages and connects with the neighbours. A collective of all processes.
+
+        Args:
+            stage: This process.
+            call: Runs the step.
+            batch: The batch that it is run on.
+            training: Whether it is a training step.
+        """
+        module = stage.session.module
+        trace = self._trace(stage, call, training=training)
+        placement = self._placed(stage, trace, batch)
+        if self._grid.is_last and self._grid.replica == 0:
+            rank_zero_info(f"The stages on {len(self._grid.ranks)} processes:\n{self._described(placement, module)}")
+        stage.status.name = placement.name(self._grid.position, self._grid.rank)
+        names = [placement.name(place_, rank) for place_, rank in enumerate(self._grid.ranks)]
+        upstream, downstream = open_links(self._grid, names)
+        return self._program(stage, placement, upstream, downstream, training=training)
+
+    def next_program(self, stage: Stage, program: StageProgram, call: Callable[[], Any]) -> StageProgram:
+        """Traces the first training step after steps of evaluation: it may use more parameters."""
+        trace = self._trace(stage, call, training=True)
+        placement = assign(program.placement, stage.session.module, trace, tied=self._options.tied)
+        upstream = next((link for link in program.links if isinstance(link, Upstream)), None)
+        downstream = next((link for link in program.links if isinstance(link, Downstream)), None)
+        return self._program(stage, placement, upstream, downstream, training=True)
+
+    # ------------------------------------------------------------------ parts of it
+
+    def _trace(self, stage: Stage, call: Callable[[], Any], *, training: bool) -> Trace:
+        session = stage.session
+        trace = trace_step(session.module, session.boundaries.sites, call, self._grid.device)
+        check_cuts(trace, split=True)
+        if training:
+            check_trainable(session.module, trace)
+            session.accept(trace)
+        return trace
+
+    def _placed(self, stage: Stage, trace: Trace, batch: Any) -> Placement:
+        session, processes = stage.session, len(self._grid.ranks)
+        predictors: dict[str, float] = {}
+        if trace.stages > processes:  # else there is nothing to balance
+            context = context_of(batch, self._cutter.settings.context)
+            predictors = session.factory.operations(trace, context)
+        placement = place(session.module, trace, processes, predictors, tied=self._options.tied)
+        first = self._of_first_replica(placement.first)
+        if first != placement.first:
+            return assign(Placement(placement.order, first), session.module, trace, tied=self._options.tied)
+        return placement
+
+    def _of_first_replica(self, choice: Choice) -> Choice:
+        """What replica 0 chose by its first batch, which may have other shapes: all replicas are cut alike."""
+        if self._grid.peers.count == 1:
+            return choice
+        box = [choice]
+        src = self._grid.stage_ranks[0][self._grid.position]
+        dist.broadcast_object_list(box, src=src, group=self._grid.peers.host_group)
+        return box[0]
+
+    def _described(self, placement: Placement, module: nn.Module) -> str:
+        one = placement.describe(module, self._grid.ranks)
+        count = self._grid.peers.count
+        return one if count == 1 else f"{one}\nand the same in {count - 1} other replica{'s' * (count > 2)}"
+
+    def _program(
+        self,
+        stage: Stage,
+        placement: Placement,
+        upstream: Upstream | None,
+        downstream: Downstream | None,
+        *,
+        training: bool,
+    ) -> StageProgram:
+        module, grid = stage.session.module, self._grid
+        self._ownership.placement = placement
+        elsewhere = placement.elsewhere(grid.position)
+        with torch.inference_mode(False):  # what a validation step moves is trained later
+            self._settle_in(module, elsewhere)
+            fakes = FakeTensors(module, elsewhere, grid.device, trainable=False)
+            cuts = {site.name for site in stage.session.boundaries.sites}
+            outputs = FakeOutputs(remote_blocks(module, elsewhere, cuts))
+            data_parallel = self._data_parallel(module, placement)
+        self._share_buffers(module, placement)
+        tied: SharedWeights = NoTiedWeights()
+        if training and placement.tied:
+            self._check_tied(stage.session)
+            tied = TiedWeights(module, placement, grid, stage.status)
+        inlet = self._inlet(stage, placement, upstream)
+        return StageProgram(
+            placement,
+            tuple(link for link in (upstream, downstream) if link is not None),
+            inlet,
+            self._outlet(stage, placement, downstream, inlet),
+            fakes,
+            outputs,
+            data_parallel,
+            tied,
+            SharedBuffers(module, placement.shared),
+        )
+
+    def _inlet(self, stage: Stage, placement: Placement, upstream: Upstream | None) -> Inlet:
+        boundary = placement.receives_at(self._grid.position)
+        if upstream is None or boundary is None:
+            return NoInlet()
+        return UpstreamInlet(
+            boundary,
+            boundary == placement.order[-1],
+            upstream,
+            stage.status,
+            stage.stopping,
+            stage.metrics,
+            self._options.compression,
+            stage.profiler.profile,
+        )
+
+    def _outlet(self, stage: Stage, placement: Placement, downstream: Downstream | None, inlet: Inlet) -> Outlet:
+        boundary = placement.sends_at(self._grid.position)
+        if downstream is None or boundary is None:
+            return NoOutlet()
+        channel = AnswerChannel(downstream, stage.status, stage.stopping, stage.profiler.profile)
+        is_exact, device_type = boundary == placement.order[-1], self._grid.device.type
+        targets = RemoteTargets(channel, inlet, stage.session, is_exact=is_exact, device_type=device_type)
+        return DownstreamOutlet(boundary, stage.session.trainers[boundary], channel, targets)
+
+    def _settle_in(self, module: nn.Module, elsewhere: set[str]) -> None:
+        """Brings the tensors of this process's stages to its device, and lets go of those of others there."""
+        for name, parameter in module.named_parameters():
+            if name not in elsewhere:
+                self._pages.keep(parameter)
+        self._pages.let_go()
+        if self._grid.device.type != "cpu":
+            tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+            for name, tensor in tensors.items():
+                if not self._pages.holds(tensor):
+                    tensor.data = tensor.data.to("cpu" if name in elsewhere else self._grid.device)
+
+    def _data_parallel(self, module: nn.Module, placement: Placement) -> DataParallel:
+        if self._grid.peers.count == 1:
+            return NoReplicas()
+        holds = partial(placement.trains, self._grid.position)
+        return ReplicatedStages(module, holds, self._grid.peers, self._options.ddp or {})
+
+    def _share_buffers(self, module: nn.Module, placement: Placement) -> None:
+        """Gives buffers that several processes use the last one's values: without a seed each has made its own."""
+        buffers = dict(module.named_buffers())
+        for name in sorted(placement.shared):
+            values = buffers[name].detach().cpu().contiguous()
+            dist.broadcast(values, src=self._grid.ranks[-1], group=self._grid.stage_group)
+            with torch.no_grad():
+                buffers[name].copy_(values)
+
+    def _check_tied(self, session: Session) -> None:
+        """Raises for options that synchronized tied weights do not support."""
+        settings = self._cutter.settings
+        guard = settings.guard
+        couples = guard is not None and guard.fallback == "couple"
+        waits = settings.exact.warm_up or couples or any(trainer.waits for trainer in session.trainers.values())
+        if session.exact.corrects:
+            what = "corrections (ExactGradients(correction=...), DelayedGradient)"
+        elif waits and not session.module.automatic_optimization:
+            what = "manual optimization where the true gradient is waited for (warm_up, TrueGradient, 'couple')"
+        else:
+            return
+        raise SyntheticGradientsError(f"tied_weights='synchronize' does not go with {what}.")
+
+
+__all__ = ["Cutter", "SplitOptions", "StartUp"]

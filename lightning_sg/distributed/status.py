@@ -1,0 +1,76 @@
+"""What this process is doing, for messages and for the other processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lightning_sg.errors import StageLostError
+from lightning_sg.transport import ProcessGrid
+
+
+class ProcessStatus:
+    """This process in words, and whether it has failed.
+
+    Attributes:
+        name: Its name: "stage 1 (rank 0)".
+        doing: What it is doing: "training batch 17".
+        number: Counts its steps, training and evaluation together; -1 before the first.
+        failed: Whether it has told the others that it fails.
+
+    Args:
+        grid: The processes.
+    """
+
+    def __init__(self, grid: ProcessGrid) -> None:
+        self.name = f"process {grid.position} of {len(grid.ranks)} (rank {grid.rank})"
+        self.doing = "start-up"
+        self.number = -1
+        self.failed = False
+        self._timeout = grid.timeout
+
+    def whose(self, number: int) -> str:
+        """An earlier step, or the current one, in words for "the target of ..."."""
+        behind = self.number - number
+        ago = "this batch" if behind == 0 else f"{behind} batch{'es' * (behind > 1)} before"
+        return f"{ago} ({self.doing} is going on)"
+
+    @contextmanager
+    def meeting(self, what: str) -> Iterator[None]:
+        """A collective of all processes: says in words what it means when it breaks.
+
+        Args:
+            what: What the processes meet for: "saving predictors".
+
+        Raises:
+            StageLostError: If another process is gone or does not come, or this one has failed before.
+        """
+        if self.failed:
+            raise StageLostError(f"{self.name} failed at {self.doing}; no {what} with the other stages after that.")
+        try:
+            yield
+        except RuntimeError as error:
+            raise StageLostError(
+                f"{self.name} waited for the other stages ({what} after {self.doing}), but one of them is gone or took "
+                f"longer than {self._timeout:g} s. Its own output says why. ({error})"
+            ) from error
+
+
+class Stopping:
+    """A wish to stop travels with the messages, so that all stages stop after the same batch.
+
+    Attributes:
+        wanted: Whether this process, or one after it, wants the training to end.
+        ends: The number of the training batch after which training ends, once the first stage has decided.
+    """
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self.ends: int | None = None
+
+    def final(self, batches: int) -> bool:
+        """Whether training ends after the batch that has just been counted as one of ``batches``."""
+        return self.ends is not None and batches > self.ends
+
+
+__all__ = ["ProcessStatus", "Stopping"]

@@ -1,0 +1,135 @@
+"""Refuses by name what does not go with a split run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
+from torch import nn
+from torch.optim import LBFGS, Optimizer
+
+from lightning_sg.errors import SyntheticGradientsError
+
+
+@dataclass(frozen=True)
+class StrategyOptions:
+    """What the user said to the strategy, as far as options exclude each other.
+
+    Attributes:
+        clip_over: What clipping takes the norm of.
+        checkpoint: How checkpoints are written.
+        tied_weights: What to do about tied weights.
+        replicas: The number of replicas.
+        sync_batchnorm: Whether Lightning was asked to synchronize BatchNorm.
+    """
+
+    clip_over: Literal["stages", "model"]
+    checkpoint: Literal["whole", "sharded"]
+    tied_weights: Literal["refuse", "synchronize"]
+    replicas: int
+    sync_batchnorm: bool
+
+
+def check_callbacks(trainer: pl.Trainer) -> None:
+    """Refuses callbacks that need the loss in every process.
+
+    Raises:
+        SyntheticGradientsError: If there is one.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, LearningRateFinder):
+            raise SyntheticGradientsError(
+                "LearningRateFinder needs the loss in every process, and only the last stage has it. Find the rate "
+                "in one process, with the SyntheticGradients callback alone."
+            )
+
+
+def check_options(options: StrategyOptions, trainer: pl.Trainer, module: nn.Module, *, scaled: bool) -> None:
+    """Refuses options of strategy and trainer that do not go together.
+
+    Args:
+        options: What the user said to the strategy.
+        trainer: The trainer.
+        module: The model.
+        scaled: Whether a gradient scaler scales the loss.
+
+    Raises:
+        SyntheticGradientsError: If two exclude each other.
+    """
+    _refuse_watched_parameters(module)
+    by_norm = clips_by_norm(trainer)
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    averaging = any(kind.__name__ == "WeightAveraging" for each in callbacks for kind in type(each).__mro__)
+    if options.checkpoint == "sharded" and averaging:  # a class that Lightning 2.5 does not have
+        raise SyntheticGradientsError(
+            "checkpoint='sharded' does not support WeightAveraging, which saves a second whole model. Use "
+            "checkpoint='whole'."
+        )
+    if options.replicas > 1 and options.sync_batchnorm:
+        raise SyntheticGradientsError(
+            "sync_batchnorm=True is not supported with replicas. Use a norm that needs no batch, such as "
+            "GroupNorm or LayerNorm, or train without."
+        )
+    if options.tied_weights == "synchronize" and (scaled or (by_norm and options.clip_over == "stages")):
+        raise SyntheticGradientsError(
+            "tied_weights='synchronize' needs every copy to take the same step, which a loss scale of each "
+            "process (precision='16-mixed') and clipping by the norm of each process's stages prevent. Use "
+            "'bf16-mixed', and clip_over='model'."
+        )
+    if scaled and options.clip_over == "model":
+        raise SyntheticGradientsError(
+            "clip_over='model' needs gradients that are finite in every process, and with precision='16-mixed' "
+            "they overflow in one at a time. Use 'bf16-mixed', or clip_over='stages'."
+        )
+
+
+def clips_by_norm(trainer: pl.Trainer) -> bool:
+    """Whether the trainer clips gradients by their norm."""
+    return bool(trainer.gradient_clip_val) and trainer.gradient_clip_algorithm != GradClipAlgorithmType.VALUE
+
+
+def warn_of_clipping() -> None:
+    """Says what clipping by norm means where it goes by stages."""
+    rank_zero_warn(
+        "gradient_clip_val clips by the norm of each process's own stages; in one process the norm is that "
+        "of the whole model. SyntheticGradientStrategy(clip_over='model') takes that one, at the price of "
+        "stages that wait for each other; clipping by value is the same in both."
+    )
+
+
+def check_optimizers(optimizers: Sequence[Optimizer]) -> None:
+    """Refuses optimizers that evaluate a step several times.
+
+    Raises:
+        SyntheticGradientsError: If there is one.
+    """
+    if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
+        raise SyntheticGradientsError(
+            "LBFGS evaluates a step several times, and a boundary is crossed once in each. Use an optimizer "
+            "that takes one gradient a step."
+        )
+
+
+def _refuse_watched_parameters(module: nn.Module) -> None:
+    """Refuses Weights & Biases' hook that reads every parameter in each forward pass."""
+    # wandb keeps the names of its hooks there, to find them again.
+    names = [name for child in module.modules() for name in getattr(child, "_wandb_hook_names", ())]
+    if any(name.startswith("parameters/") for name in names):
+        raise SyntheticGradientsError(
+            "WandbLogger.watch(log='parameters') and log='all' read every parameter in each step, and a process "
+            "has those of its own stages only. Use watch(log='gradients'), which shows those of the last process."
+        )
+
+
+__all__ = [
+    "StrategyOptions",
+    "check_callbacks",
+    "check_optimizers",
+    "check_options",
+    "clips_by_norm",
+    "warn_of_clipping",
+]
