@@ -80,9 +80,9 @@ def test_nested_predictor_is_made(at_root, monkeypatch):
     assert isinstance(trainer.strategy, SyntheticGradientStrategy)
     assert trainer.strategy.timeout == 60.0
     [callback] = [callback for callback in trainer.callbacks if isinstance(callback, SyntheticGradients)]
-    assert isinstance(callback.predictor, LossModelPredictor)
-    assert callback.predictor.hidden == 128
-    assert callback.predictor.objective == "both"
+    assert isinstance(callback.settings.predictor, LossModelPredictor)
+    assert callback.settings.predictor.hidden == 128
+    assert callback.settings.predictor.objective == "both"
 
 
 def test_nested_input_predictor_is_made(at_root, monkeypatch):
@@ -91,7 +91,7 @@ def test_nested_input_predictor_is_made(at_root, monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     cli.main(["fit", f"--config={ROOT / 'configs' / 'mnist_unlocked.yaml'}", "--trainer.logger=false"])
     [callback] = [callback for callback in made[0].callbacks if isinstance(callback, SyntheticGradients)]
-    settings = callback.inputs.settings
+    settings = callback.settings.inputs
     assert isinstance(settings, SyntheticInputs)
     assert isinstance(settings.predictor, MLPInputPredictor)
     assert (settings.predictor.hidden, settings.warm_up) == (256, 20)
@@ -104,20 +104,26 @@ def test_printed_configuration_documents_everything_and_can_be_read_back(at_root
     digits = ("--model=examples.digits.DigitsClassifier", "--data=examples.digits.Digits")
     callback = ("--trainer.callbacks=lightning_sg.SyntheticGradients", "--trainer.strategy=synthetic_gradients")
     predictor = "--trainer.callbacks.predictor=lightning_sg.LossModelPredictor"
-    text = printed(capsys, "fit", *digits, callback[0], predictor, callback[1], "--print_config=comments")
-    assert "How many steps later than at once a predictor learns" in text
-    assert "Width of the head's hidden layers" in text
+    options = ("--trainer.callbacks.exact.every=7", "--trainer.callbacks.training.updates=3")
+    text = printed(capsys, "fit", *digits, callback[0], predictor, *options, callback[1], "--print_config=comments")
+    assert "Extra steps before a predictor learns from a target" in text
+    assert "The width of the head's hidden layers" in text
     assert "Unable to serialize" not in text
     (tmp_path / "printed.yaml").write_text(text)
-    assert "lightning_sg.LossModelPredictor" in printed(
-        capsys, "fit", f"--config={tmp_path / 'printed.yaml'}", "--print_config"
-    )
+    text = printed(capsys, "fit", f"--config={tmp_path / 'printed.yaml'}", "--print_config")
+    assert "lightning_sg.LossModelPredictor" in text
+    assert "every: 7" in text
+    assert "updates: 3" in text
 
 
 def test_help_documents_callback_and_strategy(at_root, capsys):
     text = printed(capsys, "fit", "--trainer.callbacks.help=lightning_sg.SyntheticGradients")
-    for argument in ("boundaries", "predictor", "optimizer", "delay", "train_every", "context", "bound", "seed"):
+    for argument in ("boundaries", "predictor", "delay", "context"):
         assert f"--trainer.callbacks.{argument}" in text
+    for argument in ("every", "bootstrap", "correction", "warm_up"):
+        assert f"--trainer.callbacks.exact.{argument}" in text
+    for argument in ("optimizer", "lr_scheduler", "every", "updates", "ema", "bound", "seed"):
+        assert f"--trainer.callbacks.training.{argument}" in text
     assert "Makes a predictor's optimizer from its parameters" in text
     assert "lightning_sg.LossModelPredictor" in text
     text = printed(capsys, "fit", "--trainer.strategy.help=lightning_sg.SyntheticGradientStrategy")
@@ -127,13 +133,13 @@ def test_help_documents_callback_and_strategy(at_root, capsys):
 def test_help_documents_predictor_and_optimizer(at_root, capsys):
     callback = "--trainer.callbacks=lightning_sg.SyntheticGradients"
     text = printed(capsys, "fit", callback, "--trainer.callbacks.predictor.help=lightning_sg.LossModelPredictor")
-    assert "Width of the head's hidden layers." in text
-    text = printed(capsys, "fit", callback, "--trainer.callbacks.optimizer.help=torch.optim.Adam")
-    assert "--optimizer.lr" in text
+    assert "The width of the head's hidden layers." in text
+    text = printed(capsys, "fit", callback, "--trainer.callbacks.training.optimizer.help=torch.optim.Adam")
+    assert "--training.optimizer.lr" in text
 
 
 def test_without_jsonargparse_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr(cli, "_JSONARGPARSE", False)
+    monkeypatch.setattr(cli, "JSONARGPARSE", False)
     with pytest.raises(SystemExit, match=r'pip install "lightning-sg\[cli\]"'):
         cli.main(["fit"])
 

@@ -1,1 +1,1 @@
-"""Command-line tools: what a split would be, where its time goes, what a run has logged. The core imports none."""
+"""Command-line tools: plan a split, see where its time goes, report what a run has logged. The core imports none."""

@@ -1,4 +1,4 @@
-"""Tables of text for a terminal."""
+"""Text tables for a terminal."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], *, names_first: bool = False) -> list[str]:
-    """Lines with the cells of each column below each other, two spaces apart, to the right.
+    """Formats rows as lines with aligned columns, two spaces apart. Cells are right-aligned.
 
     Args:
-        rows: Cells, as many in each row.
-        names_first: Whether the first column is of names, which stand to the left.
+        rows: The cells; every row has the same number.
+        names_first: Left-align the first column.
     """
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:
         cells = [cell.rjust(width) for cell, width in zip(row, widths)]

@@ -1,4 +1,4 @@
-"""What a split would be, before it is trained: stages, their cost, and the speed-up to hope for."""
+"""Plans a split before anything is trained: its stages, what they cost, and the speed-up to expect at most."""
 
 from lightning_sg.tools.plan.estimate import BoundaryPlan, Plan, StagePlan, plan
 

@@ -1,4 +1,4 @@
-"""``lightning-sg plan``: what the split of a configuration would be."""
+"""``lightning-sg plan``: shows how a configuration would be split."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from lightning_sg.strategy import SyntheticGradientStrategy
 from lightning_sg.tools.plan.estimate import Plan, plan
 from lightning_sg.tools.text import aligned
 
+_HEADINGS = ("stage", "process", "parameters", "MFLOP forward", "ends at", "MiB", "predictor / model")
+
 
 def show(module: pl.LightningModule, data: pl.LightningDataModule, trainer: pl.Trainer) -> None:
     """Plans the split that a configuration asks for, and prints it.
 
     Args:
         module: The model.
-        data: Its data, of which one training batch is taken.
-        trainer: With the strategy, the devices and the callback.
+        data: The data; one training batch is loaded.
+        trainer: The trainer, with the strategy, the devices and the callback.
 
     Raises:
-        SystemExit: If there is no such split, with the reason.
+        SystemExit: If the model cannot be split this way, with the reason.
     """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     callback = next((each for each in callbacks if isinstance(each, SyntheticGradients)), None)
@@ -37,38 +39,54 @@ def show(module: pl.LightningModule, data: pl.LightningDataModule, trainer: pl.T
 
 
 def _batch(data: pl.LightningDataModule) -> Any:
+    """The first training batch."""
     data.prepare_data()
     data.setup("fit")
     loader = data.train_dataloader()
     if not isinstance(loader, DataLoader):
-        raise SyntheticGradientsError(f"A plan needs one training data loader, not {type(loader).__name__}.")
+        raise SyntheticGradientsError(
+            f"A plan needs train_dataloader() to return one DataLoader; {type(data).__name__} returned a "
+            f"{type(loader).__name__}."
+        )
     return next(iter(loader))
 
 
 def table(planned: Plan) -> str:
-    """A plan in words and numbers, for a terminal."""
-    rows = [["stage", "process", "parameters", "MFLOP forward", "ends at", "MiB", "predictor / model"]]
-    whole = sum(stage.cost for stage in planned.stages)
+    """A plan as text for a terminal: a table of the stages, the predictors, and the load of each process."""
+    return "\n".join([*aligned(_stages(planned)), "", *_predictors(planned), *_loads(planned)])
+
+
+def _stages(planned: Plan) -> list[list[str]]:
+    """The headings, then a row for each stage with the boundary at its end; the last stage has none."""
+    rows = [list(_HEADINGS)]
     for number, stage in enumerate(planned.stages):
         row = [str(number), str(stage.process), f"{stage.parameters:,}", f"{stage.flops / 1e6:,.1f}"]
         if number < len(planned.boundaries):
             boundary = planned.boundaries[number]
-            row += [boundary.name, f"{boundary.bytes / 2**20:.2f}", f"{boundary.cost / whole:.1%}"]
-        rows.append(row + [""] * (len(rows[0]) - len(row)))
-    lines = [*aligned(rows), ""]
-    for words in dict.fromkeys(boundary.predictor for boundary in planned.boundaries):
-        names = ", ".join(each.name for each in planned.boundaries if each.predictor == words)
-        lines.append(f"Predictor at {names}: {words}")
+            row += [boundary.name, f"{boundary.bytes / 2**20:.2f}", f"{boundary.cost / planned.model_cost:.1%}"]
+        rows.append(row + [""] * (len(_HEADINGS) - len(row)))
+    return rows
+
+
+def _predictors(planned: Plan) -> list[str]:
+    """A line for each kind of predictor, with the boundaries that have it."""
+    names: dict[str, list[str]] = {}
+    for boundary in planned.boundaries:
+        names.setdefault(boundary.predictor, []).append(boundary.name)
+    return [f"Predictor at {', '.join(at)}: {predictor}" for predictor, at in names.items()]
+
+
+def _loads(planned: Plan) -> list[str]:
+    """What the predictors add in one process, or the load of each process and the speed-up."""
+    shares = [load / planned.model_cost for load in planned.loads]
     if planned.processes == 1:
-        lines.append(f"In one process predictors add {max(planned.loads) / whole - 1:.0%} to the model's operations.")
-    else:
-        shares = [f"process {place} {load / whole:.0%}" for place, load in enumerate(planned.loads)]
-        lines.append(f"Load, predictors included, as a share of the model's operations: {', '.join(shares)}.")
-        lines.append(
-            f"Speed-up over plain backpropagation in one process: at most {planned.speedup:.2f} of "
-            f"{planned.processes}; process {planned.bottleneck} is the bottleneck."
-        )
-    return "\n".join(lines)
+        return [f"In one process, predictors add {max(shares) - 1:.0%} to the model's operations."]
+    loads = ", ".join(f"process {process} {share:.0%}" for process, share in enumerate(shares))
+    return [
+        f"Load with predictors, as a share of the model's operations: {loads}.",
+        f"Speed-up over plain backpropagation in one process: at most {planned.speedup:.2f} of "
+        f"{planned.processes}; process {planned.bottleneck} is the bottleneck.",
+    ]
 
 
 __all__ = ["show", "table"]

@@ -1,4 +1,4 @@
-"""Stages, what they cost and what passes between them, from one step on tensors without data."""
+"""Estimates a split from one training step on fake tensors: the stages, their cost, and what crosses between them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from lightning_sg.automatic import choose_names
 from lightning_sg.batch.context import context_of
 from lightning_sg.boundary import Boundaries
 from lightning_sg.callback import SyntheticGradients
 from lightning_sg.partition.checks import check_cuts, check_trainable
 from lightning_sg.partition.placement import place, stage_costs
-from lightning_sg.partition.trace import call_training_step, trace_step
+from lightning_sg.partition.step import call_training_step, trace_step
+from lightning_sg.time_boundary import boundaries_in_time
+from lightning_sg.training.factory import TrainerFactory
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,10 @@ class StagePlan:
     """One stage.
 
     Attributes:
-        parameters: How many it uses.
+        parameters: The number of parameters that it uses.
         flops: Floating-point operations of its forward pass on the batch.
-        cost: Of a training step, in floating-point operations: forward, backward and the optimizer, estimated.
-        process: The place in the chain of the process that holds it.
+        cost: Estimated floating-point operations of a training step: forward, backward and optimizer.
+        process: The process that holds it; process 0 holds the first stage.
     """
 
     parameters: int
@@ -40,9 +43,10 @@ class BoundaryPlan:
 
     Attributes:
         name: Its name.
-        bytes: What crosses it for the batch. Targets of the same size come back where they are learned from.
-        predictor: What predicts there, in words.
-        cost: Floating-point operations of predicting and learning for the batch.
+        bytes: The size of the activations that cross it for the batch. Targets of the same size come back for each
+            batch that the predictor learns from.
+        predictor: A description of the predictor.
+        cost: Floating-point operations that the predictor spends on the batch, predicting and learning.
         between_processes: Whether the stages beside it are on different processes.
     """
 
@@ -58,9 +62,9 @@ class Plan:
     """A split of a model.
 
     Attributes:
-        stages: In the order of the data.
-        boundaries: Between them.
-        processes: How many processes.
+        stages: The stages, in the order in which data passes them.
+        boundaries: The boundaries between them: ``boundaries[i]`` ends ``stages[i]``.
+        processes: The number of processes.
     """
 
     stages: list[StagePlan]
@@ -68,8 +72,13 @@ class Plan:
     processes: int
 
     @property
+    def model_cost(self) -> float:
+        """The cost of all stages without predictors: plain backpropagation in one process."""
+        return sum(stage.cost for stage in self.stages)
+
+    @property
     def loads(self) -> list[float]:
-        """The cost of each process: of its stages, and of the predictors at their ends."""
+        """The cost of each process: its stages and the predictors at their ends."""
         loads = [0.0] * self.processes
         for stage in self.stages:
             loads[stage.process] += stage.cost
@@ -79,39 +88,40 @@ class Plan:
 
     @property
     def bottleneck(self) -> int:
-        """The process that the others will wait for."""
+        """The process with the largest load; the others wait for it."""
         return max(range(self.processes), key=self.loads.__getitem__)
 
     @property
     def speedup(self) -> float:
-        """At most how much faster than plain backpropagation in one process, if operations were all that takes time."""
-        return sum(stage.cost for stage in self.stages) / max(self.loads)
+        """The upper bound on the speed-up over plain backpropagation in one process: only operations are counted."""
+        return self.model_cost / max(self.loads)
 
 
 def plan(
     module: pl.LightningModule, batch: Any, callback: SyntheticGradients | None = None, processes: int = 1
 ) -> Plan:
-    """Plans a split, without training anything.
+    """Plans a split without training anything.
 
     Args:
-        module: The model; its ``training_step`` is followed once on tensors without data.
+        module: The model; its ``training_step`` runs once, on fake tensors.
         batch: A training batch.
-        callback: Names the boundaries and the predictors; by default every ``Boundary`` and the default predictor.
-        processes: How many processes the stages are to be spread over.
+        callback: Gives the boundaries and the predictors; by default every ``Boundary`` and the default predictor.
+        processes: The number of processes to spread the stages over.
 
     Returns:
         The plan.
 
     Raises:
-        BoundaryError: If a boundary is unknown, not reached, or gone around.
-        PartitionError: If the step cannot be followed, or there are more processes than stages.
-        SyntheticGradientsError: If a predictor does not fit, or predictors are given for other boundaries.
+        BoundaryError: If a boundary is unknown, never reached, or bypassed by data.
+        PartitionError: If the step cannot run on fake tensors, or there are more processes than stages.
+        SyntheticGradientsError: If a predictor does not fit its boundary, or is given for a boundary that does not
+            exist.
     """
-    callback = callback or SyntheticGradients()
+    settings = (callback or SyntheticGradients()).settings
     run, device = partial(call_training_step, module, batch, 0), torch.device("cpu")
-    names = callback.names
-    if callback.undecided:
-        names = callback.choose_boundaries(module, processes, run, device, batch)
+    names = settings.names
+    if settings.automatic:
+        names = choose_names(settings, module, processes, run, device, batch)
     boundaries = Boundaries(module, names)
     try:
         trace = trace_step(module, boundaries.sites, run, device)
@@ -119,8 +129,9 @@ def plan(
         boundaries.remove()
     check_cuts(trace, split=processes > 1)
     check_trainable(module, trace)
-    context = context_of(batch, callback.context)
-    costs = callback.costs_of_predictors(trace, context)
+    context = context_of(batch, settings.context)
+    in_time = list(boundaries_in_time(module))
+    costs = TrainerFactory(settings.template, settings.training, settings.exact, in_time).costs(trace, context)
     placement = place(module, trace, processes, {name: cost for name, (_words, cost) in costs.items()})
     sizes = dict(module.named_parameters())
     stages = [

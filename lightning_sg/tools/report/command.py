@@ -1,4 +1,4 @@
-"""``lightning-sg report``: arguments, and what is printed."""
+"""``lightning-sg report``: makes a report and prints its tables, with rich if it is installed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_sg.tools.text import aligned
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Makes a report and says what is in it and where.
+    """Makes a report, prints its numbers and the paths of its files.
 
     Args:
         args: The arguments after ``report``; by default those of the process.
@@ -40,8 +40,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "run",
         metavar="RUN",
-        help="folder of a CSVLogger (with metrics.csv), the file itself, a folder of version_* folders (the newest is "
-        "taken), or a folder of TensorBoard's event files",
+        help="the folder of a CSVLogger (with metrics.csv), the file itself, a folder of version_* folders (the newest "
+        "one that has logged something is taken), or a folder of TensorBoard's event files",
     )
     parser.add_argument(
         "--baseline",
@@ -56,13 +56,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _tables(made: Report) -> list[tuple[str, Table]]:
+    """The tables to print, with their titles."""
     tables = [("Final values", value_table(made.run, made.baselines, made.rows))] if made.rows else []
     if made.boundaries:
         tables.append(("Boundaries, at the end", boundary_table(made.boundaries, short=True)))
     return tables
 
 
-_FOOTNOTE = "* median of the last tenth of the logged values"
+def _footnotes(made: Report) -> list[str]:
+    return ["* median of the last tenth of the logged values"] if any(row.smoothed for row in made.rows) else []
 
 
 def _print_rich(made: Report) -> None:
@@ -72,13 +74,10 @@ def _print_rich(made: Report) -> None:
     from rich.text import Text
 
     console = Console(highlight=False)
-    # Text, not strings: brackets in names are no markup.
+    # Text instead of str: rich would take brackets in names for markup.
     for title, table in _tables(made):
         drawn = RichTable(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
-        # Headings and long names may be folded, numbers not: a part of a number is another number.
-        widths = [max(len(row[place]) for row in table.rows) for place in range(len(table.headings))]
-        widths = [max(width, min(10, len(heading))) for width, heading in zip(widths, table.headings)]
-        widths[0] = min(widths[0], 24)
+        widths = _least_widths(table)
         for place, (heading, width) in enumerate(zip(table.headings, widths)):
             drawn.add_column(Text(heading), justify="right" if place else "left", overflow="fold", min_width=width)
         for row in table.rows:
@@ -86,14 +85,21 @@ def _print_rich(made: Report) -> None:
         needed = sum(widths) + 3 * len(widths) + 2
         if needed <= console.width:
             console.print(drawn)
-        else:  # beyond the edge of a narrow terminal
+        else:  # wider than the terminal
             console.print(drawn, width=needed, crop=False, soft_wrap=True)
-    if any(row.smoothed for row in made.rows):
-        console.print(Text(_FOOTNOTE, style="dim"))
+    for line in _footnotes(made):
+        console.print(Text(line, style="dim"))
     for note in made.notes:
         console.print(Text(f"Note: {note}", style="yellow"), soft_wrap=True)
     for path in made.paths:
-        console.print(Text(f"Written: {path}"), soft_wrap=True)  # whole, to be copied
+        console.print(Text(f"Written: {path}"), soft_wrap=True)  # unbroken, so that it can be copied
+
+
+def _least_widths(table: Table) -> list[int]:
+    """The least width of each column: headings and long names may wrap, but a wrapped number would read as another."""
+    widths = [max(len(row[column]) for row in table.rows) for column in range(len(table.headings))]
+    widths = [max(width, min(10, len(heading))) for width, heading in zip(widths, table.headings)]
+    return [min(widths[0], 24), *widths[1:]]
 
 
 def _print_plain(made: Report) -> None:
@@ -102,8 +108,8 @@ def _print_plain(made: Report) -> None:
         for line in aligned([table.headings, *table.rows], names_first=True):
             print(line)
         print()
-    if any(row.smoothed for row in made.rows):
-        print(_FOOTNOTE)
+    for line in _footnotes(made):
+        print(line)
     for note in made.notes:
         print(f"Note: {note}")
     for path in made.paths:

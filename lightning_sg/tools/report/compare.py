@@ -1,4 +1,4 @@
-"""The numbers of a report: final values of run and baselines, and of each boundary."""
+"""The numbers of a report: final values of the run beside its baselines', and the metrics of each boundary."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightning_sg.tools.report.read import Run, Series, natural
+from lightning_sg.tools.report.run import Run, Series, natural
 
-# From so many values on, a metric that is logged several times an epoch is the noisy figure of single batches.
+# A metric with this many values, several of them in an epoch, is a noisy value of single batches.
 _MANY = 20
 
 
@@ -19,9 +19,9 @@ class Row:
 
     Attributes:
         metric: Its name.
-        smoothed: Whether the values are medians over the last tenth of what was logged, not the last ones.
-        values: The run's value, then each baseline's; ``None`` for one that has no such metric.
-        differences: The run's value less each baseline's, ``None`` where either has none.
+        smoothed: Whether the values are medians of the last tenth of what was logged, instead of the last values.
+        values: The run's value, then each baseline's; ``None`` where the metric is missing.
+        differences: The run's value minus each baseline's; ``None`` where either is missing.
     """
 
     metric: str
@@ -31,11 +31,11 @@ class Row:
 
 
 @dataclass
-class Figure:
-    """One quantity of one boundary.
+class BoundaryMetric:
+    """One metric of one boundary.
 
     Attributes:
-        final: The last value, or the median over the last tenth of many.
+        final: The last value, or the median of the last tenth if there are many.
         median: The median over the whole run.
     """
 
@@ -44,28 +44,29 @@ class Figure:
 
 
 def compare(run: Run, baselines: Sequence[Run]) -> list[Row]:
-    """Sets the final values of a run beside those of its baselines.
+    """Compares the final values of a run with those of its baselines.
 
     Args:
         run: The run.
-        baselines: Those to compare with.
+        baselines: The runs to compare it with.
 
     Returns:
         A row for each metric that any of them has.
     """
     runs = [run, *baselines]
-    rows = []
-    for metric in metric_names(runs):
-        smoothed = any(is_noisy(each.metrics[metric], each.epochs) for each in runs if metric in each.metrics)
-        values = [final(each.metrics[metric], smoothed) if metric in each.metrics else None for each in runs]
-        own, others = values[0], values[1:]
-        differences = [None if own is None or other is None else own - other for other in others]
-        rows.append(Row(metric, smoothed, values, differences))
-    return rows
+    return [_row(metric, runs) for metric in metric_names(runs)]
+
+
+def _row(metric: str, runs: Sequence[Run]) -> Row:
+    smoothed = any(is_noisy(each.metrics[metric], each.epochs) for each in runs if metric in each.metrics)
+    values = [final(each.metrics[metric], smoothed) if metric in each.metrics else None for each in runs]
+    own, others = values[0], values[1:]
+    differences = [None if own is None or other is None else own - other for other in others]
+    return Row(metric, smoothed, values, differences)
 
 
 def metric_names(runs: Sequence[Run]) -> list[str]:
-    """Every metric that any run has: training first, then validation, others, and test."""
+    """The metrics that any run has: training first, then validation, then others, then test."""
 
     def rank(name: str) -> tuple[int, list[tuple[int, int, str]]]:
         for place, beginnings in enumerate((("train", "loss"), ("val",))):
@@ -76,40 +77,42 @@ def metric_names(runs: Sequence[Run]) -> list[str]:
     return sorted({name for run in runs for name in run.metrics}, key=rank)
 
 
-def boundary_figures(run: Run) -> dict[str, dict[str, Figure]]:
-    """The final and the median value of every quantity at every boundary.
+def boundary_metrics(run: Run) -> dict[str, dict[str, BoundaryMetric]]:
+    """The final and the median value of every metric of every boundary.
 
     Args:
         run: The run.
 
     Returns:
-        For each boundary, figures by key. Of ``guarded`` the median is replaced by the share of logged steps.
+        For each boundary, its metrics by key. For ``guarded`` the median is replaced by the share of logged steps at
+        which the guard had taken over.
     """
-    table: dict[str, dict[str, Figure]] = {}
-    for name, by in run.boundaries.items():
-        table[name] = {}
-        for key, series in by.items():
-            values = series.finite()
-            if key == "guarded":
-                share = statistics.fmean(value >= 0.5 for value in values) if values else math.nan
-                table[name][key] = Figure(series.values[-1], share)
-            else:
-                middle = statistics.median(values) if values else math.nan
-                table[name][key] = Figure(final(series, is_noisy(series, run.epochs)), middle)
-    return table
+    return {
+        name: {key: _boundary_metric(key, series, run.epochs) for key, series in by.items()}
+        for name, by in run.boundaries.items()
+    }
+
+
+def _boundary_metric(key: str, series: Series, epochs: int) -> BoundaryMetric:
+    values = series.finite()
+    if key == "guarded":
+        share = statistics.fmean(value >= 0.5 for value in values) if values else math.nan
+        return BoundaryMetric(series.values[-1], share)
+    median = statistics.median(values) if values else math.nan
+    return BoundaryMetric(final(series, is_noisy(series, epochs)), median)
 
 
 def is_noisy(series: Series, epochs: int) -> bool:
-    """Whether a series has many values and several an epoch: then it shows single batches."""
+    """Whether a series has many values, several of them in an epoch, and so shows single batches."""
     return len(series.values) >= _MANY and len(series.values) > 2 * epochs
 
 
 def final(series: Series, smoothed: bool) -> float:
-    """The last value, or the median of the last tenth of a series (of five values at least).
+    """The last value, or the median of the last tenth of a series (at least five values).
 
     Args:
         series: The series.
-        smoothed: Take the median. A run that ends in NaN still ends in NaN.
+        smoothed: Take the median. A series that ends in NaN still gives NaN.
     """
     last = series.values[-1]
     if not smoothed or not math.isfinite(last):
@@ -119,19 +122,19 @@ def final(series: Series, smoothed: bool) -> float:
 
 
 def remarks(run: Run, baselines: Sequence[Run]) -> list[str]:
-    """What must be known to read the comparison.
+    """What a reader must know to read the comparison.
 
     Args:
         run: The run.
-        baselines: Those that it is compared with.
+        baselines: The runs that it is compared with.
 
     Returns:
-        Sentences.
+        Sentences, without duplicates.
     """
     notes = [note for each in (run, *baselines) for note in each.notes]
     if not run.boundaries:
         notes.append(
-            f"{run.label} has no sg/ columns: it had no boundaries, so there is nothing to say about alignment. "
+            f"{run.label} has no sg/ columns: it had no boundaries, so there is no alignment to report. "
             "Was the callback SyntheticGradients (or the strategy) on, and was log_every_n_steps reached?"
         )
     for baseline in baselines:
@@ -140,6 +143,18 @@ def remarks(run: Run, baselines: Sequence[Run]) -> list[str]:
         if baseline.last_step != run.last_step:
             notes.append(
                 f"{run.label} ends at step {run.last_step}, the baseline {baseline.label} at step "
-                f"{baseline.last_step}: their final values are not those of equally long runs."
+                f"{baseline.last_step}: their final values come from runs of different lengths."
             )
     return list(dict.fromkeys(notes))
+
+
+__all__ = [
+    "BoundaryMetric",
+    "Row",
+    "boundary_metrics",
+    "compare",
+    "final",
+    "is_noisy",
+    "metric_names",
+    "remarks",
+]

@@ -1,10 +1,10 @@
-"""Reads the scalars of TensorBoard's event files, if the tensorboard package is installed."""
+"""Reads the scalars in TensorBoard's event files, if the tensorboard package is installed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from lightning_sg.tools.report.read import ReportError
+from lightning_sg.tools.report.run import ReportError
 
 
 def read_events(folder: Path) -> dict[str, dict[int, float]]:
@@ -26,8 +26,11 @@ def read_events(folder: Path) -> dict[str, dict[int, float]]:
             f"{folder} has TensorBoard's event files and no metrics.csv. To read them: pip install tensorboard. "
             "Or train with Trainer(logger=CSVLogger(...))."
         ) from error
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})  # 0: all of them, not a sample
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})  # 0: every value, not a sample
     events.Reload()
-    # Lightning writes hp_metric, a placeholder, whether or not there is such a metric.
+    # Lightning always writes hp_metric, a placeholder unless the user logs it.
     tags = [tag for tag in events.Tags()["scalars"] if tag != "hp_metric"]
     return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in tags}
+
+
+__all__ = ["read_events"]

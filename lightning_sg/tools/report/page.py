@@ -1,14 +1,14 @@
-"""The report as one HTML page that needs no other file."""
+"""The report as one self-contained HTML page."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Protocol
 
-from lightning_sg.tools.report.compare import Figure, Row
-from lightning_sg.tools.report.read import Run
+from lightning_sg.tools.report.compare import BoundaryMetric, Row
+from lightning_sg.tools.report.picture import Picture
+from lightning_sg.tools.report.run import Run
 from lightning_sg.tools.report.tables import Table, boundary_table, value_table
 
 PAGE = "report.html"
@@ -31,34 +31,32 @@ figcaption, .small { color: #555; font-size: .9rem; max-width: 62rem; }
 """
 
 
-class _Picture(Protocol):
-    """What the page needs of a figure; here so that it does without matplotlib."""
-
-    name: str
-    title: str
-    caption: str
-    png: bytes
+_BOUNDARIES = (
+    "For each metric: its final value, which is the median of the last tenth of what was logged (the last value, if it "
+    "was logged rarely), and its median over the whole run. Cost: the predictor's FLOPs per step as a share of the "
+    "whole model's. Guarded: the share of logged steps at which the guard had taken over."
+)
 
 
 def page(
     run: Run,
     baselines: Sequence[Run],
     rows: Sequence[Row],
-    boundaries: Mapping[str, Mapping[str, Figure]],
+    boundaries: Mapping[str, Mapping[str, BoundaryMetric]],
     notes: Sequence[str],
-    pictures: Sequence[_Picture],
+    pictures: Sequence[Picture],
     title: str | None = None,
 ) -> str:
-    """Writes the page.
+    """Builds the page.
 
     Args:
         run: The run.
         baselines: Its baselines.
         rows: Their final values.
-        boundaries: The figures of each boundary.
+        boundaries: The metrics of each boundary.
         notes: What the reader must know.
-        pictures: The figures, embedded in the page.
-        title: The page's title; by default the run's name.
+        pictures: The pictures, which are embedded in the page.
+        title: The page's title; by default it names the run.
 
     Returns:
         HTML.
@@ -73,31 +71,26 @@ def page(
         _runs(run, baselines),
     ]
     if notes:
-        items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-        parts.append(f'<div class="notes"><ul>{items}</ul></div>')
+        parts.append(_notes(notes))
     if rows:
         parts += ["<h2>Final values</h2>", _table(value_table(run, baselines, rows)), _small(_explain(rows))]
-    for picture in pictures:
-        parts.append(_figure(picture))
+    parts += [_figure(picture) for picture in pictures]
     if boundaries:
-        parts += [
-            "<h2>Each boundary</h2>",
-            _table(boundary_table(boundaries)),
-            _small(
-                "Of each quantity the median of the last tenth of what was logged (the last value, if it was logged "
-                "rarely), and the median over the whole run. Cost: the predictor's FLOPs per step as a share of the "
-                "whole model's. Guarded: the share of logged steps at which the guard had taken over."
-            ),
-        ]
+        parts += ["<h2>Each boundary</h2>", _table(boundary_table(boundaries)), _small(_BOUNDARIES)]
     return "\n".join([*parts, "</body></html>", ""])
 
 
+def _notes(notes: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return f'<div class="notes"><ul>{items}</ul></div>'
+
+
 def _explain(rows: Sequence[Row]) -> str:
-    text = "The last value that was logged. "
+    text = "The last logged values. "
     if any(row.smoothed for row in rows):
-        text += "With *: the median of the last tenth of the values, for single batches are noisy. "
+        text += "With *: the median of the last tenth of the values, because single batches are noisy. "
     if any(row.differences for row in rows):
-        text += "Difference: the run less the baseline; a single pair of seeds says little about a small one."
+        text += "Difference: the run minus the baseline; one pair of seeds says little about a small difference."
     return text
 
 
@@ -116,7 +109,7 @@ def _table(table: Table) -> str:
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _figure(picture: _Picture) -> str:
+def _figure(picture: Picture) -> str:
     image = base64.b64encode(picture.png).decode("ascii")
     return (
         f"<h2>{escape(picture.title)}</h2>\n"
@@ -127,3 +120,6 @@ def _figure(picture: _Picture) -> str:
 
 def _small(text: str) -> str:
     return f'<p class="small">{escape(text)}</p>'
+
+
+__all__ = ["PAGE", "page"]

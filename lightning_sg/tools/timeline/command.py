@@ -1,11 +1,10 @@
-"""``lightning-sg timeline``: the stages of a run side by side."""
+"""``lightning-sg timeline``: merges the trace files of a run, draws them and prints where the time goes."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
 import itertools
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,17 +12,18 @@ from pathlib import Path
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.profiling import KINDS, LIGHTNING
 from lightning_sg.tools.text import aligned
-from lightning_sg.tools.timeline.spans import Span, batches_of, read_spans, shares_of
+from lightning_sg.tools.timeline.chrome import events_of, read_spans, trace_text
+from lightning_sg.tools.timeline.spans import Span, batches_of, shares_of
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Puts the trace files of all processes together, draws them, and prints where the time goes.
+    """Merges the trace files of all processes, draws them, and prints where the time goes.
 
     Args:
         args: The arguments after ``timeline``; by default those of the process.
 
     Raises:
-        SystemExit: If there is nothing to draw, with the reason.
+        SystemExit: If no trace has a training batch, with the reason.
     """
     arguments = parser().parse_args(args)
     try:
@@ -31,9 +31,9 @@ def main(args: Sequence[str] | None = None) -> None:
     except SyntheticGradientsError as error:
         raise SystemExit(str(error)) from None
     print(table(stages))
-    together = arguments.folder / "timeline.json"
-    together.write_text(json.dumps({"traceEvents": _events(stages)}))
-    print(f"\nWritten: {together}  (for chrome://tracing or ui.perfetto.dev)")
+    merged = arguments.folder / "timeline.json"
+    merged.write_text(_merged(stages))
+    print(f"\nWritten: {merged}  (for chrome://tracing or ui.perfetto.dev)")
     if importlib.util.find_spec("matplotlib") is None:
         print('No picture: matplotlib is missing (pip install "lightning-sg[report]").')
         return
@@ -48,8 +48,8 @@ def parser() -> argparse.ArgumentParser:
     """The arguments of ``timeline``."""
     parser = argparse.ArgumentParser(
         prog="lightning-sg timeline",
-        description="Draws what each process of a run with Trainer(profiler=lightning_sg.Timeline()) did when, and "
-        "says where its time went.",
+        description="Draws when each process did what in a run with Trainer(profiler=lightning_sg.Timeline()), and "
+        "prints where its time went.",
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder with the trace files")
     parser.add_argument("--batches", type=int, default=8, help="how many batches to draw (default: 8)")
@@ -57,13 +57,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def read(folder: Path) -> dict[str, list[Span]]:
-    """The spans of every process by its name, from the first stage to the last.
+    """Reads the trace files of a run.
 
     Args:
-        folder: With one trace file for each process, as :class:`~lightning_sg.Timeline` writes them.
+        folder: The folder with the files that :class:`~lightning_sg.Timeline` wrote, one for each process.
+
+    Returns:
+        The spans of every process by its name, from the first stage to the last.
 
     Raises:
-        SyntheticGradientsError: If there are none.
+        SyntheticGradientsError: If a file is not a trace, or none has a training batch.
     """
     by_rank: dict[int, list[Span]] = {}
     for path in sorted(folder.glob("fit-*.json")):
@@ -71,7 +74,7 @@ def read(folder: Path) -> dict[str, list[Span]]:
     if not any(batches_of(spans) for spans in by_rank.values()):
         raise SyntheticGradientsError(
             f"{folder} has no trace of a training batch. Train with Trainer(profiler=lightning_sg.Timeline()), for "
-            "more batches than it skips; the files fit-*.json then are in the logger's folder, or in the trainer's "
+            "more batches than it skips. The files fit-*.json are then in the logger's folder, or in the trainer's "
             "default_root_dir."
         )
     if len(by_rank) == 1:
@@ -81,24 +84,26 @@ def read(folder: Path) -> dict[str, list[Span]]:
 
 
 def table(stages: dict[str, list[Span]]) -> str:
-    """Where the time of each process goes: milliseconds a batch, and shares."""
+    """Formats where the time goes: for each process, milliseconds per batch and the share of each kind of work.
+
+    Args:
+        stages: The spans of each process by its name.
+    """
     shares = {name: shares_of(spans) for name, spans in stages.items()}
     kinds = [kind for kind in (*KINDS, LIGHTNING) if any(kind in each for each in shares.values())]
     rows = [["", "ms a batch", *kinds]]
     for name, each in shares.items():
         starts = [batch.start for batch in batches_of(stages[name])]
         gaps = [1000 * (after - before) for before, after in itertools.pairwise(starts)]
-        middle = f"{statistics.median(gaps):.1f}" if gaps else "-"
-        rows.append([name, middle, *(f"{each.get(kind, 0.0):.1%}" for kind in kinds)])
+        typical = f"{statistics.median(gaps):.1f}" if gaps else "-"
+        rows.append([name, typical, *(f"{each.get(kind, 0.0):.1%}" for kind in kinds)])
     return "\n".join(aligned(rows))
 
 
-def _events(stages: dict[str, list[Span]]) -> list[dict[str, object]]:
-    events: list[dict[str, object]] = []
-    for place, (name, spans) in enumerate(stages.items()):
-        events.append({"name": "process_name", "ph": "M", "pid": place, "args": {"name": name}})
-        events += [span.event(place) for span in spans]
-    return events
+def _merged(stages: dict[str, list[Span]]) -> str:
+    """One trace of all processes, numbered from the first stage to the last."""
+    events = [event for place, (name, spans) in enumerate(stages.items()) for event in events_of(spans, place, name)]
+    return trace_text(events)
 
 
 __all__ = ["main", "parser", "read", "table"]

@@ -1,8 +1,7 @@
-"""A Lightning profiler that keeps when everything happened, so that the stages can be seen side by side."""
+"""A Lightning profiler that records when each action happened, so that stages can be compared side by side."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -13,26 +12,27 @@ from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_sg.profiling import BATCH
+from lightning_sg.tools.timeline.chrome import events_of, trace_text
 from lightning_sg.tools.timeline.spans import Span, shares_of
 
 _log = logging.getLogger("lightning.pytorch")
 
 
 class Timeline(Profiler):
-    """Records a window of training batches as a timeline: ``Trainer(profiler=Timeline())``.
+    """Records what each process does during a window of training batches: ``Trainer(profiler=Timeline())``.
 
     Every process writes ``fit-<filename>-<rank>.json`` in the Chrome trace format, for ``chrome://tracing`` or
-    Perfetto; ``python -m lightning_sg timeline FOLDER`` puts those of all stages together, and draws them. Times are
-    those of the host: on a GPU, kernels run after the action that launches them.
+    Perfetto. ``python -m lightning_sg timeline FOLDER`` merges these files and draws them. Times are host times: on a
+    GPU, kernels run after the action that launches them.
 
     Args:
         dirpath: The folder to write to; by default the logger's, or the trainer's ``default_root_dir``.
-        filename: Part of the files' names.
-        skip: Training batches before the window; the first ones are slow.
-        batches: Training batches in the window.
+        filename: Part of the names of the files.
+        skip: The number of training batches before the window. The first ones are slow.
+        batches: The number of training batches in the window.
 
     Raises:
-        ValueError: If the window is empty or begins before the first batch.
+        ValueError: If ``skip`` is negative or ``batches`` is not positive.
     """
 
     def __init__(
@@ -46,17 +46,17 @@ class Timeline(Profiler):
         self.spans: list[Span] = []
         self._seen = 0
         self._open: list[tuple[str, float]] = []
-        # Processes agree about the time of day, and within a process a clock that never jumps is to be had.
+        # Processes share only the time of day, which may jump. So read it once, and go on with a clock that never does.
         self._epoch = time.time() - time.perf_counter()
 
     def start(self, action_name: str) -> None:
-        """An action begins."""
+        """Notes the start of an action."""
         if action_name == BATCH:
             self._seen += 1
         self._open.append((action_name, time.perf_counter()))
 
     def stop(self, action_name: str) -> None:
-        """An action ends; those within it that an exception has left open end with it."""
+        """Records an action that ends. Actions inside it that an exception left open end with it."""
         end = time.perf_counter()
         while self._open:
             name, begun = self._open.pop()
@@ -66,29 +66,29 @@ class Timeline(Profiler):
                 return
 
     def setup(self, stage: str, local_rank: int | None = None, log_dir: str | None = None) -> None:
-        """A run begins."""
+        """Forgets the last run."""
         super().setup(stage, local_rank, log_dir)
         self.spans, self._seen, self._open = [], 0, []
 
     def summary(self) -> str:
-        """How the time of the window divides into kinds of work, in this process."""
+        """The share of each kind of work in this process's time in the window."""
         shares = [f"{kind} {share:.1%}" for kind, share in shares_of(self.spans).items()]
         return f"Timeline of rank {_rank()}: {', '.join(shares)}." if shares else ""
 
     def describe(self) -> None:
-        """Writes the file of a training that was recorded, and logs the summary: each process its own."""
+        """Writes the trace file and logs the summary, on every process, if training was recorded."""
         if self._stage != "fit" or not self.spans:
             return
         path = os.path.join(str(self.dirpath or "."), f"fit-{self.filename}-{_rank()}.json")
         files = get_filesystem(path)
         files.makedirs(os.path.dirname(path), exist_ok=True)
         with files.open(path, "w") as file:
-            json.dump({"traceEvents": [span.event(_rank()) for span in self.spans]}, file)
+            file.write(trace_text(events_of(self.spans, _rank())))
         _log.info(self.summary())
 
 
 def _rank() -> int:
-    # Not Lightning's `local_rank`: it is told to profilers only where there are replicas.
+    # Lightning passes `local_rank` to profilers only if there are replicas.
     return int(getattr(rank_zero_only, "rank", None) or 0)
 
 

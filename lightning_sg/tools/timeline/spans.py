@@ -1,25 +1,21 @@
-"""Actions with their times: read from trace files, and divided into kinds of work."""
+"""Profiled actions and their times, and how a process's time divides into kinds of work."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.profiling import BATCH, EPOCH, KINDS, LIGHTNING, kind_of
 
 
 @dataclass(frozen=True)
 class Span:
-    """One action.
+    """One action that a profiler has seen.
 
     Attributes:
-        name: The name that Lightning's profilers see.
+        name: The action's name in Lightning's profilers.
         start: When it began, in seconds.
-        duration: In seconds.
+        duration: How long it took, in seconds.
     """
 
     name: str
@@ -31,15 +27,16 @@ class Span:
         """When it ended, in seconds."""
         return self.start + self.duration
 
-    def event(self, process: int) -> dict[str, Any]:
-        """The span in the Chrome trace format, in microseconds."""
-        times = {"ts": round(1e6 * self.start, 3), "dur": round(1e6 * self.duration, 3)}
-        return {"name": self.name, "cat": kind_of(self.name), "ph": "X", "pid": process, "tid": 0, **times}
-
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of time in which one kind of work was done, as :attr:`Span` counts time."""
+    """A stretch of time in which a process did one kind of work.
+
+    Attributes:
+        kind: The kind of work; see :func:`~lightning_sg.profiling.kind_of`.
+        start: When it began, in seconds.
+        end: When it ended, in seconds.
+    """
 
     kind: str
     start: float
@@ -47,46 +44,56 @@ class Piece:
 
 
 def pieces_of(spans: Iterable[Span]) -> list[Piece]:
-    """What a process did from moment to moment in its training batches, loading them included.
+    """Divides the time of a process's training batches, including loading them, into kinds of work.
+
+    Validation, and whatever else runs between batches, is left out.
 
     Args:
-        spans: Of one process, nested or one after the other, in any order. Of nested ones, the innermost counts;
-            validation and what else is between batches does not.
+        spans: Spans of one process, nested or one after another, in any order. The innermost of nested spans decides.
 
     Returns:
-        Pieces in the order of time, none of which overlap.
+        Pieces in the order of time, without overlaps.
     """
-    ordered = sorted((span for span in spans if span.name != EPOCH), key=lambda span: (span.start, -span.duration))
     pieces: list[Piece] = []
-    inside: list[Span] = []
-    at = 0.0
-
-    def until(time: float) -> None:
-        """The innermost span goes on until ``time``."""
-        nonlocal at
-        counts = inside and (inside[0].name == BATCH or kind_of(inside[0].name) == "data")
-        if counts and time > at:
-            kind = kind_of(inside[-1].name)
-            if pieces and pieces[-1].kind == kind and pieces[-1].end == at:
-                pieces[-1] = Piece(kind, pieces[-1].start, time)
-            else:
-                pieces.append(Piece(kind, at, time))
-        at = time
-
-    for span in ordered:
-        while inside and inside[-1].end <= span.start:
-            until(inside[-1].end)
-            inside.pop()
-        until(span.start)
-        inside.append(span)
-    while inside:
-        until(inside[-1].end)
-        inside.pop()
+    for outermost, innermost, start, end in _stretches(span for span in spans if span.name != EPOCH):
+        if outermost.name != BATCH and kind_of(outermost.name) != "data":
+            continue
+        kind = kind_of(innermost.name)
+        if pieces and pieces[-1].kind == kind and pieces[-1].end == start:
+            pieces[-1] = replace(pieces[-1], end=end)
+        else:
+            pieces.append(Piece(kind, start, end))
     return pieces
 
 
+def _stretches(spans: Iterable[Span]) -> Iterator[tuple[Span, Span, float, float]]:
+    """The stretches between starts and ends of spans: outermost open span, innermost open span, start and end."""
+    running: list[Span] = []
+    now = 0.0
+    for time, started in _changes(spans):
+        if running and time > now:
+            yield running[0], running[-1], now, time
+        now = time
+        if started is None:
+            running.pop()
+        else:
+            running.append(started)
+
+
+def _changes(spans: Iterable[Span]) -> Iterator[tuple[float, Span | None]]:
+    """Every start, with the span, and every end, with ``None``; an end closes the span that started last."""
+    ends: list[float] = []
+    for span in sorted(spans, key=lambda span: (span.start, -span.duration)):
+        while ends and ends[-1] <= span.start:
+            yield ends.pop(), None
+        yield span.start, span
+        ends.append(span.end)
+    while ends:
+        yield ends.pop(), None
+
+
 def shares_of(spans: Sequence[Span]) -> dict[str, float]:
-    """The share of each kind of work in a process's time, those without any left out; see :func:`pieces_of`."""
+    """The share of each kind of work in the time that :func:`pieces_of` divides; kinds without time are left out."""
     pieces = pieces_of(spans)
     whole = sum(piece.end - piece.start for piece in pieces)
     shares = {kind: sum(p.end - p.start for p in pieces if p.kind == kind) for kind in (*KINDS, LIGHTNING)}
@@ -98,22 +105,4 @@ def batches_of(spans: Iterable[Span]) -> list[Span]:
     return sorted((span for span in spans if span.name == BATCH), key=lambda span: span.start)
 
 
-def read_spans(path: Path) -> dict[int, list[Span]]:
-    """Reads the spans of a trace file, by process.
-
-    Raises:
-        SyntheticGradientsError: If it is no such file.
-    """
-    try:
-        events = json.loads(path.read_text())["traceEvents"]
-        found: dict[int, list[Span]] = {}
-        for event in events:
-            if event["ph"] == "X":
-                span = Span(event["name"], 1e-6 * event["ts"], 1e-6 * event["dur"])
-                found.setdefault(int(event["pid"]), []).append(span)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise SyntheticGradientsError(f"{path} is not a trace in the Chrome format ({error!r}).") from error
-    return found
-
-
-__all__ = ["Piece", "Span", "batches_of", "pieces_of", "read_spans", "shares_of"]
+__all__ = ["Piece", "Span", "batches_of", "pieces_of", "shares_of"]

@@ -1,4 +1,4 @@
-"""What the figures have in common: colours, smoothing, scales and the text in them."""
+"""Series as lines in a figure: colours, smoothing, scales and labels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,129 +15,114 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from lightning_sg.tools.report.read import Series
+from lightning_sg.tools.report.run import Series
+from lightning_sg.tools.style import PALETTE
 
-# Okabe and Ito's, told apart with any colour vision; without their yellow, too pale for a line on white.
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-GREY = "#8a8a8a"
-DPI = 130
-
-STYLE: Any = {  # newer releases of matplotlib type the keys, older ones do not
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.titlesize": 11,
-    "grid.color": "#e8e8e8",
-    "grid.linewidth": 0.8,
-    "legend.frameon": False,
-    # Names come from the user's model: a "$" in one is no formula.
-    "text.parse_math": False,
-}
-
-_FEW = 20  # values that are drawn as they are, each with its marker
-_MOST = 2000  # values that a smoothed line has at most
+_FEW = 20  # a series with fewer values is drawn as it is, with markers
+_MOST = 2000  # the most points in a smoothed line
 
 
 def is_many(count: int) -> bool:
-    """Whether there are more lines than colours that can be told apart."""
+    """Whether there are more lines than the palette has colours."""
     return count > len(PALETTE)
 
 
 def colours(count: int) -> list[str]:
-    """A colour for each of ``count`` lines: distinct ones for a few, a sequence from dark to light for many."""
+    """A colour for each of ``count`` lines: distinct colours for a few, shades from dark to light for many."""
     if not is_many(count):
         return list(PALETTE[:count])
     shades = matplotlib.colormaps["viridis"]
-    return [to_hex(shades(0.9 * place / (count - 1))) for place in range(count)]  # its yellow end is too pale
+    return [to_hex(shades(0.9 * place / (count - 1))) for place in range(count)]  # the yellow end is too pale
 
 
 def shown(name: str, most: int = 30) -> str:
-    """A name as a figure can show it: one line, short, and with nothing that cannot be drawn.
+    """A name that a figure can show: one short line without control characters.
 
     Args:
         name: Any string.
-        most: How many characters at most; of longer names the end is shown, where they differ.
+        most: The most characters. Longer names keep their end, because that is where names differ.
     """
     text = "".join("�" if unicodedata.category(each)[0] == "C" else each for each in " ".join(name.split()))
     if len(text) > most:
         text = "…" + text[-(most - 1) :]
-    # Matplotlib leaves labels that begin with "_" out of its legends.
+    # Matplotlib hides labels that begin with "_" from its legends; a hair space in front prevents that.
     return "\u200a" + text if text.startswith("_") else text or "(no name)"
 
 
 def smooth(series: Series) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The running median over about a twenty-fifth of a series; a short series as it is.
+    """The running median over about 4 % of a series; a short series stays as it is.
 
     Args:
-        series: The series; what is not finite in it is passed over.
+        series: The series. Medians ignore values that are not finite.
 
     Returns:
-        Steps and values.
+        Steps and values, two arrays of shape (points,).
     """
     steps, values = np.asarray(series.steps, np.float64), finite(series.values)
     if len(values) < _FEW:
         return steps, values
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice")
-        if len(values) > _MOST:
-            block = math.ceil(len(values) / _MOST)
-            pad = -len(values) % block
-            steps = np.nanmedian(np.pad(steps, (0, pad), constant_values=np.nan).reshape(-1, block), 1)
-            values = np.nanmedian(np.pad(values, (0, pad), constant_values=np.nan).reshape(-1, block), 1)
+        size = math.ceil(len(values) / _MOST)
+        if size > 1:
+            steps, values = _block_medians(steps, size), _block_medians(values, size)
         half = max(2, len(values) // 50)
         windows = np.lib.stride_tricks.sliding_window_view(np.pad(values, half, constant_values=np.nan), 2 * half + 1)
         return steps, np.nanmedian(windows, 1)
 
 
+def _block_medians(values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """The median of each block of ``size`` values; the last block may be shorter."""
+    padded = np.pad(values, (0, -len(values) % size), constant_values=np.nan)
+    return np.asarray(np.nanmedian(padded.reshape(-1, size), 1))
+
+
 def finite(values: Sequence[float]) -> NDArray[np.float64]:
-    """The values as an array, with NaN, which is not drawn, for infinity."""
+    """The values as an array, with NaN in place of infinities, so that matplotlib leaves them out."""
     array = np.asarray(values, np.float64)
     return np.where(np.isfinite(array), array, np.nan)
 
 
 def plot(axes: Axes, series: Series, colour: str, *, raw: bool = True, dashed: bool = False) -> None:
-    """Draws a series: a short one with markers; of a long one the running median, and thinly what it is of.
+    """Draws a series: a short one with markers, a long one as its running median over a thin line of raw values.
 
     Args:
-        axes: Where.
-        series: What.
-        colour: In which colour.
-        raw: Draw the values themselves too.
-        dashed: Draw the line dashed.
+        axes: The axes to draw in.
+        series: The series.
+        colour: The colour of both lines.
+        raw: Draw the thin line too.
+        dashed: Draw the main line dashed.
     """
     steps, values = smooth(series)
+    style = "--" if dashed else "-"
     if len(series.values) < _FEW:
-        axes.plot(steps, values, "--" if dashed else "-", marker="o", markersize=3.5, linewidth=1.6, color=colour)
+        axes.plot(steps, values, style, marker="o", markersize=3.5, linewidth=1.6, color=colour)
         return
     if raw:
         axes.plot(series.steps, finite(series.values), color=colour, alpha=0.25, linewidth=0.6, zorder=1.5)
-    axes.plot(steps, values, "--" if dashed else "-", color=colour, linewidth=1.8 if raw else 1.3, zorder=2.5)
+    axes.plot(steps, values, style, color=colour, linewidth=1.8 if raw else 1.3, zorder=2.5)
 
 
 def handle(colour: str, *, dashed: bool = False) -> Line2D:
-    """A line for a legend."""
+    """A legend entry: a line without points."""
     return Line2D([], [], color=colour, linewidth=1.8, linestyle="--" if dashed else "-")
 
 
 def scale(axes: Axes, series: Iterable[Series], direction: str = "y", factor: float = 10.0) -> bool:
-    """Makes an axis logarithmic if the values on it ask for it.
+    """Makes an axis logarithmic if its values span a large enough factor.
 
     Args:
-        axes: The axes, drawn.
-        series: What is drawn in them.
+        axes: The axes, already drawn in.
+        series: Everything that is drawn in them.
         direction: ``"y"`` or ``"x"``.
-        factor: The ratio of largest to smallest value from which on it is.
+        factor: The smallest ratio of largest to smallest value that calls for a logarithmic axis.
 
     Returns:
-        Whether it is logarithmic now.
+        Whether the axis is logarithmic now.
     """
     values = [value for each in series for value in each.finite()]
     positive = [value for value in values if value > 0]
-    # A few zeros are no reason to squeeze the rest: an untrained predictor predicts exactly zero.
+    # A few zeros must not force a linear axis on the rest: an untrained predictor predicts exactly zero.
     if not positive or max(positive) / min(positive) < factor or len(positive) < 0.95 * len(values):
         return False
     axis = axes.yaxis if direction == "y" else axes.xaxis
@@ -152,6 +136,9 @@ def scale(axes: Axes, series: Iterable[Series], direction: str = "y", factor: fl
 
 
 def not_shown(series: Iterable[Series]) -> str:
-    """What must be said of series on a logarithmic axis: how many values are not there, or nothing."""
+    """A remark on how many values a logarithmic axis cannot show; empty if it shows all."""
     count = sum(value <= 0 for each in series for value in each.finite())
     return f"{count} value(s) ≤ 0 not shown" if count else ""
+
+
+__all__ = ["colours", "finite", "handle", "is_many", "not_shown", "plot", "scale", "shown", "smooth"]
