@@ -113,11 +113,12 @@ class SavedTensors(AbstractContextManager["SavedTensors"]):
 
     Attributes:
         peak: The most at a time, in bytes.
+        kept: The bytes that are kept now.
     """
 
     def __init__(self) -> None:
         self.peak = 0
-        self._bytes = 0
+        self.kept = 0
         self._users: dict[int, int] = {}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(
             lambda tensor: _Kept(self, tensor), lambda kept: kept.tensor
@@ -142,8 +143,8 @@ class SavedTensors(AbstractContextManager["SavedTensors"]):
         key = storage.data_ptr()
         self._users[key] = self._users.get(key, 0) + 1
         if self._users[key] == 1:
-            self._bytes += storage.nbytes()
-            self.peak = max(self.peak, self._bytes)
+            self.kept += storage.nbytes()
+            self.peak = max(self.peak, self.kept)
         return key
 
     def give(self, key: int, size: int) -> None:
@@ -151,7 +152,7 @@ class SavedTensors(AbstractContextManager["SavedTensors"]):
         self._users[key] -= 1
         if not self._users[key]:
             del self._users[key]
-            self._bytes -= size
+            self.kept -= size
 
 
 class _Kept:

@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.quiet import QUIET
 from benchmarks.workloads import Workload, loss_of
 from lightning_sg import Boundary, DelayedGradient, SyntheticGradients, SyntheticGradientStrategy
-from lightning_sg.transport import Coding
+from lightning_sg.transport import Compression
 
 RATE = 0.01
 
@@ -276,7 +276,7 @@ def lightning(
     boundaries: bool = True,
     processes: int = 1,
     callback: SyntheticGradients | None = None,
-    wire: Coding = "full",
+    wire: Compression = "full",
 ) -> None:
     """Lightning's own Trainer, with a callback of this package's, its strategy, or neither."""
     with _alone() if processes == 1 else nullcontext():

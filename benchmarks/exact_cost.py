@@ -28,15 +28,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.quiet import QUIET
 from benchmarks.workers import run_workers
-from lightning_sg import Boundary, DelayedGradient, LossModelPredictor, SyntheticGradients
+from lightning_sg import Boundary, DelayedGradient, ExactGradients, LossModelPredictor, SyntheticGradients
 
 WIDTH, BATCH, LAYERS, STAGES = 512, 256, 4, 4
 WAYS: dict[str, dict[str, Any]] = {
-    "no exact gradients": {"exact_every": 0, "bootstrap": True},
-    "exact targets on every 8th batch": {"exact_every": 8, "bootstrap": True},
-    "exact targets on every 4th batch": {"exact_every": 4, "bootstrap": True},
-    "exact targets on every batch": {"exact_every": 1},
-    "exact targets and corrections on every batch": {"exact_every": 1, "correction": 1.0},
+    "no exact gradients": {"exact": ExactGradients(every=0, bootstrap=True)},
+    "exact targets on every 8th batch": {"exact": ExactGradients(every=8, bootstrap=True)},
+    "exact targets on every 4th batch": {"exact": ExactGradients(every=4, bootstrap=True)},
+    "exact targets on every batch": {"exact": ExactGradients(every=1)},
+    "exact targets and corrections on every batch": {"exact": ExactGradients(every=1, correction=1.0)},
     "delayed gradient": {"predictor": DelayedGradient()},
 }
 

@@ -14,6 +14,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -28,6 +29,7 @@ from lightning_sg import (
     LocalLoss,
     LossModelPredictor,
     MLPPredictor,
+    PredictorTraining,
     SyntheticGradients,
     ThroughTime,
     ZeroPredictor,
@@ -53,7 +55,7 @@ CALLBACKS: dict[str, dict[str, Any] | None] = {
     "synthetic gradients": {"predictor": MLPPredictor(64, conditional=False)},
     "synthetic gradients, bound 3, no guard": {
         "predictor": MLPPredictor(64, conditional=False),
-        "bound": 3.0,
+        "training": PredictorTraining(bound=3.0),
         "guard": None,
     },
     LABELS: {"predictor": MLPPredictor(64)},
@@ -112,7 +114,9 @@ def train(method: str, seed: int, digits: int, mnist: str) -> Record:
     callbacks: list[pl.Callback] = [curve]
     arguments = CALLBACKS[method]
     if arguments is not None:
-        callbacks.insert(0, SyntheticGradients(seed=seed, through_time=ThroughTime(scale=1.0), **arguments))
+        training = replace(arguments.get("training", PredictorTraining()), seed=seed)
+        options = {**arguments, "training": training}
+        callbacks.insert(0, SyntheticGradients(through_time=ThroughTime(scale=1.0), **options))
     trainer = pl.Trainer(
         max_epochs=1,
         accelerator="cpu",

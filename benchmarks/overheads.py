@@ -104,7 +104,7 @@ def measure(name: str, steps: int) -> dict[str, float]:
         "modules": float(len(list(module.modules()))),
         "start-up": 1000 * start_up,
         "step": 1000 * statistics.median(span.duration for span in counted),
-        "ghosts": median(profiling.GHOSTS),
+        "fake tensors": median(profiling.FAKE_TENSORS),
     }
 
 
@@ -113,10 +113,10 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
     rows = ["| model | rank | modules | start-up, s | step, ms | without data, ms | of the step |", "|---" * 7 + "|"]
     for name, ranks in found.items():
         for rank, seen in enumerate(ranks):
-            share = seen["ghosts"] / seen["step"]
+            share = seen["fake tensors"] / seen["step"]
             rows.append(
                 f"| {name} | {rank} | {seen['modules']:.0f} | {seen['start-up'] / 1000:.2f} | {seen['step']:.0f} | "
-                f"{seen['ghosts']:.2f} | {share:.2%} |"
+                f"{seen['fake tensors']:.2f} | {share:.2%} |"
             )
     return "\n".join(rows)
 

@@ -31,7 +31,7 @@ from benchmarks.quiet import QUIET
 from benchmarks.runs import Record, add_records, append, lines_of
 from examples.copying import Copier
 from examples.shakespeare_lstm import CharLSTM, ShakespeareStreams
-from lightning_sg import LinearPredictor, SyntheticGradients, ThroughTime
+from lightning_sg import LinearPredictor, PredictorTraining, SyntheticGradients, ThroughTime
 
 TRUNCATED, SYNTHETIC, AUXILIARY, WEAK, UNBIASED = (
     "truncated",
@@ -97,9 +97,11 @@ def train(run: Run, shakespeare: str | None) -> Record:
         callbacks.append(
             SyntheticGradients(
                 predictor=LinearPredictor(conditional=False, normalize="none"),
-                optimizer=lambda parameters: torch.optim.Adam(parameters, lr=3e-3, fused=True),
+                training=PredictorTraining(
+                    optimizer=lambda parameters: torch.optim.Adam(parameters, lr=3e-3, fused=True),
+                    updates=PREDICTOR_UPDATES,
+                ),
                 through_time=settings,
-                updates=PREDICTOR_UPDATES,
                 guard=None,
             )
         )

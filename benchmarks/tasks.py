@@ -18,6 +18,7 @@ from examples.mnist import Mnist, MnistMLP
 from examples.mnist_cnn import MnistCNN
 from examples.regression import Housing, RegressionMLP
 from examples.shakespeare import CharTransformer, Shakespeare
+from lightning_sg import ExactGradients, PredictorTraining
 
 # Of 1e-3 and 3e-3 the one at which plain backpropagation has the better validation metric, on most of these tasks.
 RATE = 3e-3
@@ -118,12 +119,12 @@ class Method:
         return lightning_sg.SyntheticGradients(predictor=predictor, **self.callback_arguments)
 
 
-_BOOTSTRAPPED = {"exact_every": 0, "bootstrap": True}
+_BOOTSTRAPPED = {"exact": ExactGradients(every=0, bootstrap=True)}
 
 METHODS: dict[str, Method | None] = {
     BACKPROPAGATION: None,
     "synthetic gradients": Method(),
-    "synthetic gradients, corrected": Method(callback_arguments={"exact_every": 1, "correction": 1.0}),
+    "synthetic gradients, corrected": Method(callback_arguments={"exact": ExactGradients(every=1, correction=1.0)}),
     # As in Jaderberg et al. 2017: from bootstrapped targets.
     "DNI linear": Method("LinearPredictor", {"conditional": False}, _BOOTSTRAPPED),
     "DNI MLP": Method("MLPPredictor", {"conditional": False}, _BOOTSTRAPPED),
@@ -142,23 +143,30 @@ def _changed(**options: Any) -> Method:
     return Method("AutoPredictor", {"options": options})
 
 
-def _adamw(**settings: float) -> Callable[[Iterable[Tensor]], Optimizer]:
-    return lambda parameters: torch.optim.AdamW(parameters, fused=True, **settings)
+def _adamw(**settings: float) -> Method:
+    """The default with other settings of the predictors' optimizer."""
+
+    def optimizer(parameters: Iterable[Tensor]) -> Optimizer:
+        return torch.optim.AdamW(parameters, fused=True, **settings)
+
+    return Method(callback_arguments={"training": PredictorTraining(optimizer=optimizer)})
 
 
 #: The default with one thing changed: what each part of it is worth. Not trained unless asked for.
 ABLATIONS: dict[str, Method] = {
-    "head with LayerNorm": _changed(hidden_norm="layer"),
-    "head without normalisation": _changed(hidden_norm="none"),
+    "head with LayerNorm": _changed(head=lightning_sg.HeadOptions(hidden_norm="layer")),
+    "head without normalisation": _changed(head=lightning_sg.HeadOptions(hidden_norm="none")),
     "linear head": _changed(layers=0),
     "head of two layers": _changed(layers=2),
     "head of 256": _changed(hidden=256),
     "own loss only": _changed(objective="loss"),
     "gradient only": _changed(objective="gradient"),
-    "own loss and 5 × gradient matching": _changed(objective="both", gradient_weight=5.0, between=False),
-    "no weight decay": Method(callback_arguments={"optimizer": _adamw(lr=3e-3, weight_decay=0.0)}),
-    "learning rate 1e-3": Method(callback_arguments={"optimizer": _adamw(lr=1e-3, weight_decay=0.3)}),
-    "exact targets on every batch": Method(callback_arguments={"exact_every": 1}),
+    "own loss and 5 × gradient matching": _changed(
+        objective="both", matching=lightning_sg.Matching(weight=5.0, between=False)
+    ),
+    "no weight decay": _adamw(lr=3e-3, weight_decay=0.0),
+    "learning rate 1e-3": _adamw(lr=1e-3, weight_decay=0.3),
+    "exact targets on every batch": Method(callback_arguments={"exact": ExactGradients(every=1)}),
     "bootstrapped targets on every batch": Method(callback_arguments=_BOOTSTRAPPED),
     "delay 0": Method(callback_arguments={"delay": 0}),
     "delay 4": Method(callback_arguments={"delay": 4}),
@@ -168,7 +176,7 @@ ABLATIONS: dict[str, Method] = {
 def _unlocked(probability: float) -> Method:
     """Nothing waits for anything: gradients and inputs are predicted, and stages updated at random times."""
     inputs = lightning_sg.SyntheticInputs()
-    return Method(callback_arguments={"inputs": inputs, "update_probability": probability})
+    return Method(callback_arguments={"inputs": inputs, "training": PredictorTraining(update_probability=probability)})
 
 
 #: Without a backward or a forward lock, by the probability of an update. Trained by ``benchmarks.unlocked``.

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 
 from benchmarks.contestants import COPIES, DELAYED, ONE, OURS, SINGLE
 from benchmarks.throughput_tables import link_of, ratio, speeds_of
-from lightning_sg.tools.report.style import DPI, GREY, PALETTE, STYLE
+from lightning_sg.tools.style import DPI, GREY, PALETTE, STYLE
 
 Record = dict[str, Any]
 

@@ -98,10 +98,8 @@ def _links(records: list[Record], row: str) -> str:
             cells.append("" if over is None else f"{over:.2f} ({own:.2f})")
         lines.append([name, *cells])
     what = "limited bandwidth" if row == "f-rate" else "added latency, each way"
-    title = (
-        f"### (f) {records[0]['title']}, {what}\n\nOver one process; in brackets, over the same on the first link.\n\n"
-    )
-    return title + _markdown(lines)
+    explained = "Speed-up over one process; in brackets, relative to the same contestant on the first link."
+    return f"### (f) {records[0]['title']}, {what}\n\n{explained}\n\n" + _markdown(lines)
 
 
 def _markdown(rows: list[list[str]]) -> str:

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from benchmarks.accuracy import spread
 from benchmarks.runs import Record, Run, add_folders, add_records, execute, folder_arguments, read
 from benchmarks.tasks import ALL_METHODS, BACKPROPAGATION, TASKS, UNLOCKED, WHOLE
+from lightning_sg import PredictorTraining
 
 TASK, SPLIT = "mnist-mlp-4", "every"
 COMPARED = [BACKPROPAGATION, "synthetic gradients", *UNLOCKED]
@@ -33,7 +34,10 @@ BAR = 1.0
 def probability(method: str) -> float:
     """With which probability a stage is updated at a step."""
     chosen = ALL_METHODS[method]
-    return 1.0 if chosen is None else float(chosen.callback_arguments.get("update_probability", 1.0))
+    if chosen is None:
+        return 1.0
+    training: PredictorTraining = chosen.callback_arguments.get("training", PredictorTraining())
+    return training.update_probability
 
 
 def plan(methods: Iterable[str], seeds: Iterable[int]) -> list[Run]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from benchmarks.accuracy import spread
 from benchmarks.runs import Record, Run, add_folders, add_records, execute, folder_arguments, read
 from benchmarks.tasks import TASKS
-from lightning_sg.transport import CODINGS
+from lightning_sg.transport import COMPRESSIONS
 
 METHOD = "synthetic gradients"
 
@@ -25,7 +25,7 @@ def plan(tasks: Iterable[str], seeds: Iterable[int]) -> list[Run]:
         Run(name, TASKS[name].halves, METHOD, seed, TASKS[name].learning_rate, devices=2, points=4, wire=wire)
         for name in tasks
         for seed in seeds
-        for wire in CODINGS
+        for wire in COMPRESSIONS
     ]
 
 
@@ -37,7 +37,7 @@ def table(records: Iterable[Record]) -> str:
         metric = TASKS[name].metric
         found = {
             wire: {r["seed"]: r["metrics"][metric.key] for r in records if (r["task"], r["wire"]) == (name, wire)}
-            for wire in CODINGS
+            for wire in COMPRESSIONS
         }
         for wire, values in found.items():
             behind = [

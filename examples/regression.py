@@ -172,21 +172,22 @@ class RegressionMLP(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The squared error of one batch."""
-        loss = self._squared_error(batch)
+        loss = self.squared_error(batch)
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The squared error on the validation set: 1 is what the mean of all prices would give."""
-        self.log("val_loss", self._squared_error(batch), prog_bar=True)
+        self.log("val_loss", self.squared_error(batch), prog_bar=True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """The squared error on the test set."""
-        self.log("test_loss", self._squared_error(batch))
+        self.log("test_loss", self.squared_error(batch))
 
-    def _squared_error(self, batch: Batch) -> Tensor:
+    def squared_error(self, batch: Batch) -> Tensor:
+        """The mean squared error: of targets ``(N,)`` or ``(N, 1)``."""
         x, y = batch
-        return F.mse_loss(self(x), y.flatten())  # targets (N,) or (N, 1)
+        return F.mse_loss(self(x), y.flatten())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam on everything, its rate falling to zero."""
