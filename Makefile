@@ -6,20 +6,32 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 # What the stages compute, and how; the rest of the tests has nothing to do with the device.
-ON_GPU := gpu transport split_equals_one_process strategy tied replicas recurrent_stages features message_boundary \
-	errors paging sharded exact synthetic_inputs random_updates guard one_process recurrent
+ON_GPU := gpu link split_equals_one_process compression decoupling evaluation saving stopping logs startup support \
+	scaler lightning_features tied data_parallel lost_stages strategy randomness errors batch_mismatch sharded merge paging \
+	exact guard one_process updates time_boundary
+FOLDERS_ON_GPU := tests/inputs tests/recurrent
+# The file of such a test, in tests/ or in a folder of it.
+test_of = $(or $(wildcard tests/test_$(1).py tests/*/test_$(1).py),$(error tests/ has no test_$(1).py))
 
-.PHONY: demo test test-gpu lint clean
+# Two workers; the tests of one file stay together, because they share fixtures.
+PARALLEL := -n 2 --dist loadfile
+
+.PHONY: demo check test test-gpu lint clean
 
 demo: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m examples.demo
 
+# For the loop at the desk: what one process can test, a few tests of several, and the lines that these do not reach.
+check: $(INSTALLED) lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PARALLEL) -m "smoke or not (processes or slow)" --cov
+
 test: $(INSTALLED) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 
 # One GPU is enough. Not for CI, which has none.
 test-gpu: $(INSTALLED)
-	LIGHTNING_SG_TEST_DEVICE=cuda OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ON_GPU:%=tests/test_%.py)
+	LIGHTNING_SG_TEST_DEVICE=cuda OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+		$(foreach name,$(ON_GPU),$(call test_of,$(name))) $(FOLDERS_ON_GPU)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,12 +1,60 @@
-"""One thread a process, and no output from Lightning that hides the tests' own."""
+"""One thread a process, no output from Lightning that hides the tests' own, a mark on tests that start processes."""
 
 import logging
 import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
+import pytest
 import torch
+
+from tests.ranks import run_ranks
+
+ROOT = Path(__file__).parents[1]
 
 torch.set_num_threads(1)
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests that start processes, which take most of the time: ``make check`` does without them."""
+    for item in items:
+        if isinstance(item, pytest.Function) and any(starts_processes(each) for each in functions_of(item)):
+            item.add_marker(pytest.mark.processes)
+
+
+def functions_of(item: pytest.Function) -> Iterator[Callable[..., Any]]:
+    """The test itself and its fixtures."""
+    yield item.function
+    for definitions in item._fixtureinfo.name2fixturedefs.values():
+        yield from (definition.func for definition in definitions)
+
+
+def starts_processes(function: Callable[..., Any]) -> bool:
+    """Whether ``run_ranks`` or ``subprocess`` is used by ``function``, or by what it calls in this repository."""
+    seen: set[Any] = set()
+    pending: list[Any] = [function]
+    while pending:
+        each = pending.pop()
+        if not isinstance(each, FunctionType) or each in seen or ROOT not in Path(each.__code__.co_filename).parents:
+            continue
+        seen.add(each)
+        used = [each.__globals__.get(name) for name in names_in(each.__code__)]
+        if any(value is run_ranks or value is subprocess for value in used):
+            return True
+        pending += used
+    return False
+
+
+def names_in(code: CodeType) -> Iterator[str]:
+    """The globals and attributes that a function names, those of functions within it included."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from names_in(constant)

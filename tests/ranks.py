@@ -9,10 +9,12 @@ from __future__ import annotations
 import ctypes
 import os
 import pickle
+import random
 import signal
 import socket
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -38,11 +40,31 @@ class Failure:
     trace: str
 
 
+#: Below the range that the kernel takes ports of connections from, so that none of these can be in the way.
+_PORTS = range(10_000, 32_000)
+#: The newest reservations: by the time that one is dropped, its port has long been bound or done with.
+_reservations: deque[socket.socket] = deque(maxlen=64)
+
+
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that is free, and that no other test process on this machine is given at the same time.
+
+    A socket with the port in its name stands for the reservation: the kernel lets one process have it, and takes it
+    back when that process ends.
+    """
+    start = random.SystemRandom().randrange(len(_PORTS))  # tests seed the shared generator
+    for port in (*_PORTS[start:], *_PORTS[:start]):
+        reservation = socket.socket(socket.AF_UNIX)
+        try:
+            reservation.bind(f"\0lightning-sg-tests-port-{port}")
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            reservation.close()
+            continue
+        _reservations.append(reservation)
+        return port
+    raise RuntimeError(f"No free port from {_PORTS.start} to {_PORTS.stop - 1}: end what occupies them.")
 
 
 def run_ranks(count: int, work: Callable[[], Any], *, may_fail: bool = False) -> list[Any]:
