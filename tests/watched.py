@@ -11,14 +11,16 @@ from lightning.pytorch.callbacks import Callback
 from lightning_sg import (
     AlignmentGuard,
     Chunks,
+    ExactGradients,
     LinearPredictor,
     LocalLoss,
+    PredictorTraining,
     SyntheticGradients,
     SyntheticInputs,
     ThroughTime,
 )
 from tests.models import make_trainer
-from tests.test_recurrent import CHUNK, LENGTH, sequences
+from tests.recurrent_models import CHUNK, LENGTH, sequences
 
 Make = Callable[[], SyntheticGradients]
 COUPLES = "a guard that couples"
@@ -26,12 +28,11 @@ CALLBACKS: dict[str, Make] = {
     "by default": SyntheticGradients,
     "linear": lambda: SyntheticGradients(predictor=LinearPredictor()),
     "local loss": lambda: SyntheticGradients(predictor=LocalLoss()),
-    "exact gradients": lambda: SyntheticGradients(exact_every=2, correction=0.5),
-    "a share of the true gradient": lambda: SyntheticGradients(mix=0.5),
+    "exact gradients": lambda: SyntheticGradients(exact=ExactGradients(every=2, correction=0.5)),
     "two steps of delay": lambda: SyntheticGradients(delay=2),
     COUPLES: lambda: SyntheticGradients(guard=AlignmentGuard(fallback="couple", patience=1)),
     "synthetic inputs": lambda: SyntheticGradients(inputs=SyntheticInputs()),
-    "random updates": lambda: SyntheticGradients(update_probability=0.5),
+    "random updates": lambda: SyntheticGradients(training=PredictorTraining(update_probability=0.5)),
 }
 
 

@@ -1,4 +1,4 @@
-"""Synthetic inputs: the activation at a boundary predicted from the batch, so that no stage waits for those before."""
+"""Synthetic inputs: activations predicted from the batch, so that no stage waits for the stages before it."""
 
 from lightning_sg.inputs.base import Activations, InputPredictor
 from lightning_sg.inputs.boundaries import InputBoundaries

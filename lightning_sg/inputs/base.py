@@ -1,4 +1,4 @@
-"""The contract of an input predictor."""
+"""The interface of an input predictor."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_sg.predictors.base import Predictor, relative_error
+from lightning_sg.predictors.base import Predictor
+from lightning_sg.predictors.norms import relative_error
 
 Activations = tuple[Tensor, ...]
 
 
 class InputPredictor(Predictor):
-    """Predicts, from the batch, the activations that cross one boundary.
+    """Predicts the activations that cross one boundary from the batch.
 
-    It is given to :class:`~lightning_sg.SyntheticInputs` as a template without parameters; each boundary gets a deep
-    copy, and :meth:`build` makes its parameters once sizes are known. Source: Jaderberg et al. 2017, arXiv 1608.05343
-    (*synthetic inputs*).
+    Pass an unbuilt one to :class:`~lightning_sg.SyntheticInputs`: each boundary gets a deep copy, and :meth:`build`
+    makes its parameters once the sizes are known. Source: Jaderberg et al. 2017, arXiv 1608.05343 (*synthetic inputs*).
 
-    Before its first optimizer step it should predict the mean of the activations, or something as sensible: the next
-    stage trains on what it says from the second batch that it has learned from.
+    It should soon predict the mean of the activations, or something as sensible: the next stage trains on its
+    predictions as soon as it has learned from one batch.
     """
 
     @abstractmethod
@@ -30,8 +30,8 @@ class InputPredictor(Predictor):
         """Makes the parameters; called once, with the random seed set per boundary.
 
         Args:
-            features: What the boundary is told of the batch, float32, ``(N, ...)``.
-            shapes: For each activation its shape without the samples: ``(256,)`` for one of ``(N, 256)``.
+            features: What the predictor sees of the batch, float32, ``(N, ...)``.
+            shapes: The shape of each activation without the samples: ``(256,)`` for ``(N, 256)``.
 
         Raises:
             ValueError: If the predictor cannot work with these shapes.
@@ -49,11 +49,11 @@ class InputPredictor(Predictor):
         """
 
     def loss(self, features: Tensor, activations: Activations) -> Tensor:
-        r"""The loss that it is trained on: by default :math:`\lVert ĥ - h \rVert^2 / \lVert h \rVert^2`.
+        r"""The training loss; by default :math:`\lVert ĥ - h \rVert^2 / \lVert h \rVert^2`.
 
         Args:
             features: As in :meth:`build`.
-            activations: The true ones, float32, each ``(N, *shape)``.
+            activations: The true activations, float32, each ``(N, *shape)``.
 
         Returns:
             A scalar.
@@ -61,12 +61,12 @@ class InputPredictor(Predictor):
         return relative_error(self(features), activations)
 
     def default_optimizer(self, parameters: Iterable[Tensor]) -> Optimizer:
-        """Makes the optimizer where ``SyntheticInputs(optimizer=...)`` names none: Adam, learning rate 3e-3.
+        """Makes the optimizer unless ``SyntheticInputs(optimizer=...)`` does: Adam with learning rate 3e-3.
 
-        As quick as stages usually learn, or quicker: what it is to predict moves with them.
+        The rate is no lower than stages usually have, because the activations move as the stages learn.
 
         Args:
-            parameters: The predictor's, all of them, after :meth:`build`.
+            parameters: All parameters of the predictor, after :meth:`build`.
         """
         return torch.optim.Adam(parameters, lr=3e-3, fused=True)
 

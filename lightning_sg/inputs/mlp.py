@@ -1,4 +1,4 @@
-"""The input predictor that is used where none is named."""
+"""The default input predictor."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _MEMORY = 0.99
 
 
 class MLPInputPredictor(InputPredictor):
-    """Predicts the activations with a small network on the flattened input of the batch.
+    """Predicts the activations from the flattened input of the batch with a small network.
 
-    The output is the running mean of each number plus the network's output, in units of that number's running
-    deviation. The network's last layer starts at zero, so that an untrained one predicts the mean.
+    Each activation is predicted as its running mean plus the network's output times its running standard deviation.
+    The network's last layer starts at zero, so that an untrained network predicts the mean.
 
     Args:
         hidden: Width of the hidden layers.
@@ -41,7 +41,7 @@ class MLPInputPredictor(InputPredictor):
         self.scale = InputScale("scale")
 
     def build(self, features: Tensor, shapes: list[tuple[int, ...]]) -> None:
-        """Makes the layers: as many outputs as the activations of one sample have numbers."""
+        """Makes the layers, with one output per number in a sample's activations."""
         self.shapes = shapes
         self.sizes = [math.prod(shape) for shape in shapes]
         outputs = sum(self.sizes)
@@ -62,7 +62,7 @@ class MLPInputPredictor(InputPredictor):
         return tuple(part.unflatten(1, shape) if shape else part[:, 0] for part, shape in zip(parts, self.shapes))
 
     def loss(self, features: Tensor, activations: Activations) -> Tensor:
-        """See :meth:`InputPredictor.loss`; takes the activations into the running mean and deviation first."""
+        """See :meth:`InputPredictor.loss`; first updates the running mean and deviation."""
         self.scale.update(features.flatten(1))
         self._take(
             torch.cat(

@@ -1,10 +1,10 @@
-"""One training batch at one boundary, from the prediction of its activations until it is learned from."""
+"""One training batch at one boundary, from its prediction to its true activations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -17,11 +17,10 @@ class InputRecord:
 
     Attributes:
         step: How many training batches crossed the boundary before this one.
-        features: What the boundary was told of the batch, float32, ``(N, ...)``.
-        learns: Whether this batch is one to learn from.
-        prediction: The predicted activations, used or not; ``None`` for none.
-        activations: The true ones, float32, each ``(N, ...)``, once they are here.
-        fetch: Brings them from another process, or ``None`` if they are here; blocks until then.
+        features: What the predictor sees of the batch, float32, ``(N, ...)``.
+        learns: Whether the predictor learns from this batch.
+        prediction: The predicted activations, whether used or not; ``None`` if there are none.
+        activations: The true activations, float32, each ``(N, ...)``, once they have arrived.
     """
 
     step: int
@@ -29,17 +28,28 @@ class InputRecord:
     learns: bool
     prediction: Activations | None = None
     activations: Activations | None = None
-    fetch: Callable[[], Activations] | None = None
 
-    def collect(self) -> None:
-        """Waits for the true activations if they come from another process."""
-        if self.fetch is not None:
-            fetch, self.fetch = self.fetch, None
-            self.activations = tuple(activation.detach().float() for activation in fetch())
+    def take(self, activations: Iterable[Tensor]) -> None:
+        """Stores the true activations."""
+        self.activations = tuple(activation.detach().float() for activation in activations)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs of this batch."""
-        return {name: value for name, value in self.__dict__.items() if name != "fetch"}
+        return dict(self.__dict__)
 
 
-__all__ = ["InputRecord"]
+class ActivationSource(Protocol):
+    """Supplies the true activations of one boundary, waiting for them if necessary."""
+
+    def activations(self, record: InputRecord) -> None:
+        """Stores the true activations in ``record``, unless it has them."""
+
+
+class ActivationsAtHand:
+    """The source for records that get their activations when they are made."""
+
+    def activations(self, record: InputRecord) -> None:
+        """Does nothing."""
+
+
+__all__ = ["ActivationSource", "ActivationsAtHand", "InputRecord"]

@@ -1,4 +1,4 @@
-"""What users say about synthetic inputs."""
+"""The user's options for synthetic inputs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from lightning_sg.inputs.mlp import MLPInputPredictor
 
 
 class SyntheticInputs:
-    """Has the activation at each boundary predicted from the batch, and the next stage go on with the prediction.
+    """Predicts the activation at each boundary from the batch, and gives the next stage the prediction.
 
-    Given to :class:`~lightning_sg.SyntheticGradients` as ``inputs``. A stage then waits neither for the stages after
+    Pass it to :class:`~lightning_sg.SyntheticGradients` as ``inputs``. A stage then waits neither for the stages after
     it (backward locking) nor for those before it (forward locking). The input predictor learns from the true
     activation ``1 + delay`` batches later. Validation, test and prediction use the network as it is. Source: Jaderberg
     et al. 2017, arXiv 1608.05343 (*complete unlock*).
@@ -20,14 +20,14 @@ class SyntheticInputs:
     Args:
         predictor: The input predictor at each boundary (each gets its own copy); by default
             :class:`~lightning_sg.MLPInputPredictor`.
-        optimizer: Makes an input predictor's optimizer from its parameters; by default the predictor's own choice.
-        source: What input predictors are told of a batch: ``"auto"``, its first tensor that is no label under a usual
-            name; a key, an index, or a function of the batch. Labels are seen only if this names them.
-        warm_up: For how many batches the next stage goes on with the true activation, which it waits for, while the
-            input predictors learn. It does so in any case until they have learned from a batch.
+        optimizer: Makes an input predictor's optimizer from its parameters; by default the predictor chooses.
+        source: What input predictors see of a batch: a key, an index, or a function of the batch; ``"auto"`` is the
+            first tensor whose key is not a usual name for labels. Predictors see labels only if this names them.
+        warm_up: For how many batches the next stage waits for the true activation while the input predictors learn.
+            It always waits until they have learned from one batch.
 
     Raises:
-        ValueError: If ``warm_up`` is negative.
+        ValueError: If ``warm_up`` is negative or ``source`` is ``None``.
     """
 
     def __init__(

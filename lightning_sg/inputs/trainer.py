@@ -1,12 +1,11 @@
-"""Trains one boundary's input predictor: predicts at once, and learns when the true activations are due."""
+"""Trains one boundary's input predictor: it predicts at once and learns when the true activations are due."""
 
 from __future__ import annotations
 
 import copy
 import zlib
-from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,79 +15,101 @@ from lightning_sg import profiling
 from lightning_sg._compat import tree_map_only
 from lightning_sg.errors import NonFinitePredictionError, SyntheticGradientsError
 from lightning_sg.inputs.base import Activations, InputPredictor
-from lightning_sg.inputs.record import InputRecord
+from lightning_sg.inputs.record import ActivationsAtHand, ActivationSource, InputRecord
 from lightning_sg.inputs.settings import SyntheticInputs
-from lightning_sg.predictors.base import squared_error, squared_norm
+from lightning_sg.predictors.norms import squared_error, squared_norm
 from lightning_sg.replicas import Replicas
+from lightning_sg.training.base import Profile
 from lightning_sg.training.learner import Learner
+from lightning_sg.training.ledger import Ledger
 from lightning_sg.training.metrics import all_finite
-from lightning_sg.training.teacher import Teacher
 
-# The weights of gradient and input predictors at one boundary begin from different numbers.
+# Gives the gradient predictor and the input predictor of a boundary different initial weights.
 _OF_INPUTS = 0x1A9B7
 
 
-class InputTrainer(Teacher[InputPredictor]):
-    """The input predictor of one boundary with its optimizer, its pending activations and its figures.
+class InputTrainer:
+    """The input predictor of one boundary with its optimizer, and the batches under way there.
 
-    The order is fixed, so that it does not depend on where the stages run: the true activations of batch ``t`` are
-    learned from before the prediction for batch ``t + 1 + delay``.
+    It learns from the true activations of batch ``t`` before it predicts for batch ``t + 1 + delay``, so that the order
+    does not depend on where the stages run.
+
+    Attributes:
+        name: The boundary's name.
+        step: How many batches have crossed the boundary.
+        learned: How many batches the predictor has learned from.
+        source: Where true activations come from.
+        ledger: The batches under way.
+        profile: Shows actions to the trainer's profiler.
 
     Args:
         name: The boundary's name, for messages and for the random seed.
-        settings: The unbuilt predictor, which is copied, and what else the user said.
-        delay: How many steps later than at once it learns.
+        settings: The user's options, with the unbuilt predictor, which is copied.
+        delay: Extra steps before the true activations are learned from; 0 means the next step.
         seed: Seeds the predictor's initial weights, together with ``name``.
-        replicas: Those whose predictors at this boundary learn from all their batches together.
+        replicas: The replicas whose predictors learn together, from the batches of all.
     """
 
     def __init__(
         self, name: str, settings: SyntheticInputs, *, delay: int, seed: int, replicas: Replicas | None = None
     ) -> None:
-        replicas = replicas or Replicas()
-        seed = (seed ^ zlib.crc32(name.encode())) + _OF_INPUTS
-        learner = Learner(settings.predictor, settings.optimizer, seed=seed, replicas=replicas)
-        super().__init__(name, learner, delay=delay, replicas=replicas)
-        #: How many batches it has learned from.
+        self.name = name
+        self.step = 0
         self.learned = 0
+        self.source: ActivationSource = ActivationsAtHand()
+        self.profile: Profile = nullcontext
+        self._delay = delay
+        self._replicas = replicas or Replicas()
+        self._learner = Learner(
+            settings.predictor,
+            settings.optimizer,
+            seed=(seed ^ zlib.crc32(name.encode())) + _OF_INPUTS,
+            replicas=self._replicas,
+        )
         self._warm_up = settings.warm_up
-        self._pending: deque[InputRecord] = deque()
+        self.ledger: Ledger[InputRecord] = Ledger()
+        self._metrics: dict[str, Tensor] = {}
         self._restored: dict[str, Any] | None = None
         self._finite: Tensor | None = None
 
     # ------------------------------------------------------------------ one batch
 
     @property
+    def predictor(self) -> InputPredictor:
+        """The predictor, which the first batch builds."""
+        return self._learner.predictor
+
+    @property
+    def ready(self) -> bool:
+        """Whether the predictor has its parameters."""
+        return self._learner.built
+
+    @property
     def waits(self) -> bool:
-        """Whether the next stage goes on with the true activations of the batch that comes."""
+        """Whether the next stage waits for the true activations of the next batch."""
         return self.learned == 0 or self.step < self._warm_up
 
-    def settle(self) -> None:
-        """Learns from the activations that are due before the batch that comes, waiting for them if need be."""
-        while self._pending and self._pending[0].step + 1 + self.delay <= self.step:
-            record = self._pending.popleft()
-            record.collect()
+    def learn_due(self) -> None:
+        """Learns from the activations that are due before the next batch, waiting for them if necessary."""
+        for record in self.ledger.due(self.step):
+            self.source.activations(record)
             self._learn(record)
 
     def cross(
-        self,
-        features: Tensor,
-        activations: Sequence[Tensor],
-        *,
-        learns: bool = True,
-        fetch: Callable[[], Activations] | None = None,
+        self, features: Tensor, activations: Sequence[Tensor], *, learns: bool = True, at_hand: bool = True
     ) -> list[Tensor] | None:
         """Takes in the next batch.
 
         Args:
-            features: What the boundary is told of it, float32, ``(N, ...)``.
-            activations: What crosses the boundary and can carry a gradient, each ``(N, ...)``; with ``fetch``, tensors
-                of these shapes and dtypes, with or without data.
-            learns: Whether this batch is one to learn from.
-            fetch: Brings the true activations later.
+            features: What the predictor sees of the batch, float32, ``(N, ...)``.
+            activations: What crosses the boundary and can carry a gradient, each ``(N, ...)``. If they are not at hand,
+                tensors of these shapes and dtypes, with or without data.
+            learns: Whether the predictor learns from this batch.
+            at_hand: Whether these are the true activations; otherwise the source supplies them later.
 
         Returns:
-            What the next stage goes on with, of the shapes and dtypes of ``activations``; ``None`` for those.
+            What the next stage is given, of the shapes and dtypes of ``activations``; ``None`` for the true
+            activations.
 
         Raises:
             SyntheticGradientsError: If the predictor cannot work with these shapes.
@@ -97,30 +118,37 @@ class InputTrainer(Teacher[InputPredictor]):
         shapes = [tuple(activation.shape) for activation in activations]
         if any(not shape or shape[0] != features.shape[0] for shape in shapes):
             raise SyntheticGradientsError(
-                f"Boundary '{self.name}' is crossed by activations of shapes {shapes}, but what they are predicted "
-                f"from has the shape {tuple(features.shape)}: both must have the samples first. Choose the input by "
-                "SyntheticInputs(source=...), or move the boundary to where the samples are first."
+                f"Boundary '{self.name}' is crossed by activations of shapes {shapes}, but they are predicted from an "
+                f"input of shape {tuple(features.shape)}: both must have the samples first. Choose the input with "
+                "SyntheticInputs(source=...), or move the boundary to a place where the samples are first."
             )
         if not self._learner.built:
             self._build(features, [shape[1:] for shape in shapes])
-        self.settle()
-        waits, number = self.waits, self.step
+        self.learn_due()
+        waits, step = self.waits, self.step
         self.step += 1
         prediction = None if self.learned == 0 else self._predict(features, shapes)
-        true = None if fetch is not None else tuple(activation.detach().float() for activation in activations)
-        self._pending.append(InputRecord(number, features, learns, prediction, true, fetch))
+        record = InputRecord(step, features, learns, prediction)
+        if at_hand:
+            record.take(activations)
+        self.ledger.add(step, record, due=step + 1 + self._delay)
         if waits or prediction is None:
             return None
-        # Copies: the next stage may change its own in place.
+        # Copies, because the next stage may change its inputs in place.
         return [part.to(like.dtype, copy=True) for part, like in zip(prediction, activations)]
 
     def collect(self) -> None:
         """Waits for all activations under way, without learning from those that are not due."""
-        for record in self._pending:
-            record.collect()
+        for record in self.ledger:
+            self.source.activations(record)
+
+    def take_metrics(self) -> dict[str, Tensor]:
+        """The metrics of the last batch learned from, once: scalars by name."""
+        metrics, self._metrics = self._metrics, {}
+        return metrics
 
     def check_finite(self) -> None:
-        """Asks the device whether a prediction since the last time was not finite, which stops it for a moment.
+        """Checks that all predictions since the last check were finite, which synchronizes with the device.
 
         Raises:
             NonFinitePredictionError: If so.
@@ -137,7 +165,7 @@ class InputTrainer(Teacher[InputPredictor]):
     # ------------------------------------------------------------------ checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs to go on exactly: tensors, numbers and strings only."""
+        """All that a resumed run needs to continue exactly: tensors, numbers and strings only."""
         if not self._learner.built:
             return self._restored or {"step": self.step, "learned": self.learned, "pending": []}
         self.collect()
@@ -145,22 +173,22 @@ class InputTrainer(Teacher[InputPredictor]):
             "step": self.step,
             "learned": self.learned,
             **self._learner.state_dict(),
-            "pending": [record.state_dict() for record in self._pending],
+            "pending": [record.state_dict() for record in self.ledger],
         }
-        # A copy: the saved state must not change when the training goes on.
+        # A copy: the saved state must not change as training continues.
         saved: dict[str, Any] = tree_map_only(Tensor, lambda tensor: tensor.detach().cpu().clone(), state)
         saved["pending"] = self._replicas.join(saved["pending"], _samples_of)
         return saved
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`, the predictor as soon as its sizes are known."""
+        """Restores :meth:`state_dict`; the predictor follows with the next batch, which shows its sizes."""
         self.step, self.learned = state["step"], state["learned"]
         self._restored = state
-        self._pending.clear()
+        self.ledger.clear()
         self._learner.built = False
 
     def _restore(self, device: torch.device) -> None:
-        # A copy: optimizers go on in the very tensors that they are given.
+        # A copy, because optimizers update the tensors that they are given in place.
         state, self._restored = copy.deepcopy(self._restored), None
         if state is None or "predictor" not in state:
             return
@@ -173,7 +201,8 @@ class InputTrainer(Teacher[InputPredictor]):
             ) from error
         pending = self._replicas.share(state["pending"], _samples_of)
         for entry in tree_map_only(Tensor, lambda tensor: tensor.to(device), pending):
-            self._pending.append(InputRecord(**entry))
+            record = InputRecord(**entry)
+            self.ledger.add(record.step, record, record.step + 1 + self._delay)
 
     # ------------------------------------------------------------------ the work
 
@@ -193,13 +222,13 @@ class InputTrainer(Teacher[InputPredictor]):
         found = [tuple(part.shape) for part in prediction]
         if found != shapes:
             raise SyntheticGradientsError(
-                f"{type(self.predictor).__name__} at boundary '{self.name}' predicts activations of shapes {found} "
-                f"where {shapes} cross. Its sizes are those of the first batch: shapes may differ in the number of "
-                "samples only."
+                f"{type(self.predictor).__name__} at boundary '{self.name}' predicts activations of shapes {found}, "
+                f"but {shapes} cross the boundary. The first batch fixed its sizes: only the number of samples may "
+                "change."
             )
         finite = all_finite(prediction)
         self._finite = finite if self._finite is None else finite & self._finite
-        if finite.device.type == "cpu":  # asking another device would stop it: check_finite does, now and then
+        if finite.device.type == "cpu":  # on any other device this would stall; check_finite asks now and then
             self.check_finite()
         return prediction
 
@@ -215,7 +244,7 @@ class InputTrainer(Teacher[InputPredictor]):
         ):
             if record.prediction is not None:
                 size = squared_norm(true).clamp_min(1e-24)
-                self._figures["input_error"] = squared_error(record.prediction, true) / size
+                self._metrics["input_error"] = squared_error(record.prediction, true) / size
             self.learned += 1
             self._learner.learn(features, true)
 
@@ -227,7 +256,7 @@ class InputTrainer(Teacher[InputPredictor]):
 
 
 class _Explaining(AbstractContextManager[None]):
-    """Says which input predictor cannot work with what."""
+    """Re-raises an error with the input predictor, the boundary and the shapes."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -235,8 +264,8 @@ class _Explaining(AbstractContextManager[None]):
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, (IndexError, RuntimeError, ValueError)) and not isinstance(error, SyntheticGradientsError):
             raise SyntheticGradientsError(
-                f"{self._what}: {error} (SyntheticInputs(source=...) chooses what it is told, "
-                "SyntheticInputs(predictor=...) another.)"
+                f"{self._what}: {error} (SyntheticInputs(source=...) chooses its input, "
+                "SyntheticInputs(predictor=...) another predictor.)"
             ) from error
 
 

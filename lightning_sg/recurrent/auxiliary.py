@@ -1,4 +1,4 @@
-"""The auxiliary task: foretell, from the state at the start of a chunk, the synthetic gradient at its end."""
+"""The auxiliary task: predict the synthetic gradient at the end of a chunk from the state at its start."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from lightning_sg.training.learner import Learner
 
 
 class Auxiliary:
-    """A second predictor at a boundary in time, whose own loss the network helps to lower.
+    """A second predictor at a boundary in time, whose loss also trains the network.
 
-    Its loss reaches the network as a part of the target of the synthetic gradient. So it adds, to what the state must
-    be good for, that of the chunk after, and the horizon grows by a chunk. Source: Jaderberg et al. 2017
-    (arXiv 1608.05343), section 3.2.
+    The gradient of its loss is added to the target of the synthetic gradient. The state then also learns to serve the
+    chunk after the next, which extends the horizon by a chunk. Source: Jaderberg et al. 2017 (arXiv 1608.05343),
+    section 3.2.
 
     Args:
         learner: The second predictor.
-        weight: Of its loss, the relative squared error.
+        weight: The weight of its loss, a relative squared error.
     """
 
     def __init__(self, learner: Learner[GradientPredictor], weight: float) -> None:
@@ -29,15 +29,15 @@ class Auxiliary:
         self._restored: dict[str, Any] | None = None
 
     def gradient(self, state: Gradients, goal: Gradients, rms: Tensor | None) -> Gradients:
-        """Takes a step of learning; returns what would have made it easier.
+        """Trains the predictor on one chunk; returns the gradient of its loss with respect to the state.
 
         Args:
-            state: At the start of the chunk, each ``(N, ...)``.
-            goal: The per-sample synthetic gradients at its end, of the same shapes.
-            rms: The root mean square that gradients here usually have, one for each.
+            state: The state at the start of the chunk, each ``(N, ...)``.
+            goal: The per-sample synthetic gradients at the end of the chunk, of the same shapes.
+            rms: The usual root mean square of the gradients, one for each tensor; ``None`` if not known yet.
 
         Returns:
-            The per-sample gradient of the weighted loss by ``state``.
+            The per-sample gradient of the weighted loss with respect to ``state``.
         """
         inputs = tuple(part.detach().float().requires_grad_() for part in state)
         detached = tuple(part.detach() for part in inputs)
@@ -58,7 +58,7 @@ class Auxiliary:
         return self._learner.state_dict() if self._learner.built else self._restored
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Restores :meth:`state_dict`, at once or as soon as the sizes are known."""
+        """Restores :meth:`state_dict` with the next chunk, which shows the sizes."""
         self._learner.built, self._restored = False, state
 
 

@@ -1,7 +1,8 @@
-"""What happens at a boundary in time while the callback is there: predict at its end, learn at the next start."""
+"""A boundary in time during training: predicts at the end of a chunk, learns at the start of the next."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -9,150 +10,170 @@ import torch
 from torch import Tensor
 
 from lightning_sg._compat import value_unchanged
-from lightning_sg.crossings.step import Step
+from lightning_sg.crossings.base import BatchContext
+from lightning_sg.crossings.inject import inject
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.recurrent.auxiliary import Auxiliary
-from lightning_sg.recurrent.boundary import Written
 from lightning_sg.recurrent.eligibility import EligibilityTrace
 from lightning_sg.recurrent.rows import choose, from_rows, spread, to_rows
 from lightning_sg.recurrent.settings import ThroughTime
-from lightning_sg.training import PredictorTrainer
+from lightning_sg.time_boundary import Written
+from lightning_sg.training.base import BoundaryTrainer
+from lightning_sg.training.ledger import NEVER
+
+
+@dataclass
+class _Open:
+    """The boundary during one training step.
+
+    Attributes:
+        new: What the step has written so far.
+        read: What the step has read so far.
+        extra: The auxiliary task's part of each target, by the step that wrote.
+    """
+
+    new: list[Written] = field(default_factory=list)
+    read: list[Written] = field(default_factory=list)
+    extra: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
 
 
 class TimeCrossing:
     """One boundary in time of a module in training.
 
-    A prediction cannot be waited for: its target comes from the future. So what the callback says about true gradients
-    at other boundaries (``delay``, ``exact_every``, ``mix``) means nothing here, and during ``warm_up`` nothing is
-    injected.
+    Nothing here can wait for a target, which comes from the future. So the options on true gradients (``delay``,
+    ``exact``) do not apply, and during the warm-up nothing is injected.
 
     Args:
         name: The boundary's name.
-        trainer: Its gradient predictor.
-        step: What is going on in the current step.
+        trainer: Supplies its gradient.
         settings: See :class:`ThroughTime`.
-        auxiliary: The auxiliary task, if there is one.
-        state: Whether it is a state that is carried, from chunk to chunk; else messages, which do not depend on each
-            other.
+        auxiliary: The auxiliary task, or ``None``.
+        state: Whether the boundary carries a state from chunk to chunk; otherwise it carries messages, which do not
+            depend on each other.
     """
 
     def __init__(
-        self,
-        name: str,
-        trainer: PredictorTrainer,
-        step: Step,
-        settings: ThroughTime,
-        auxiliary: Auxiliary | None,
-        *,
-        state: bool,
+        self, name: str, trainer: BoundaryTrainer, settings: ThroughTime, auxiliary: Auxiliary | None, *, state: bool
     ) -> None:
         self.name = name
         self.trainer = trainer
-        self._step = step
         self._auxiliary = auxiliary
         decays = settings.trace_decay > 0 and settings.chunks > 1 and state
         self.trace = EligibilityTrace(settings.scale * settings.trace_decay, settings.chunks) if decays else None
-        self._new: list[Written] = []
-        self._read: list[Written] = []
-        self._extra: dict[int, tuple[Tensor, ...]] = {}
+        self._discount = settings.scale if state else 1.0
+        self._batch: BatchContext | None = None
+        self._open = _Open()
 
-    # ------------------------------------------------------------------ what the boundary tells
+    def begin(self, batch: BatchContext) -> None:
+        """Starts a training step."""
+        self._batch = batch
+        batch.crossings.append(self)
+
+    # ------------------------------------------------------------------ called by the boundary
 
     def wrote(self, written: Written) -> None:
-        """Keeps what this step hands on, until its loss is known."""
-        self._new.append(written)
+        """Keeps what this step wrote until its loss is known."""
+        self._open.new.append(written)
 
     def reads(self, written: Written) -> None:
-        """Gives what an earlier step, or this one, has written: leaves that gather the gradient."""
-        if any(written is known for known in self._read):
+        """Hands out what was written as leaves, which collect the gradient."""
+        if any(written is known for known in self._open.read):
             return
         written.read = [written.leaves[place].detach().requires_grad_() for place in written.places]
-        self._read.append(written)
+        self._open.read.append(written)
 
     def forget(self, written: Written) -> None:
-        """What nobody will read has no target."""
-        # Written in this very step, it has no number yet, and must be given none: its target would be awaited for ever.
-        self._new = [new for new in self._new if new is not written]
+        """Drops the prediction for what nobody will read: it will get no target."""
+        # If this very step wrote it, it has no number yet. It must not get one: its target would never come.
+        self._open.new = [new for new in self._open.new if new is not written]
         if written.step is not None:
-            self.trainer.drop(written.step)
+            self.trainer.ledger.drop(written.step)
             written.step = None
             if self.trace is not None:
                 self.trace.clear()
 
     # ------------------------------------------------------------------ the step
 
-    def inject(self, loss: Tensor) -> None:
-        """Predicts for what this step has written, and makes the backward pass from ``loss`` begin there too.
+    def forward(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Returns the tensors unchanged: nothing crosses within a step."""
+        return tensors
 
-        The value of ``loss`` stays as it is.
+    def before_backward(self, loss: Tensor) -> None:
+        """Predicts for what this step wrote, and injects the predictions into the backward pass from ``loss``.
+
+        The value of ``loss`` does not change.
         """
-        scale = self._step.gradient_scale()
-        read = self._read[-1] if self._read else None
-        for earlier in self._read:
-            if earlier.step is not None:  # a resumed run may have no other occasion to restore its predictor
+        read = self._open.read[-1] if self._open.read else None
+        for earlier in self._open.read:
+            if earlier.step is not None:  # a resumed run may have no other chance to restore its predictor
                 rows = to_rows([leaf.detach().float() for leaf in earlier.read], earlier.dims)
-                self.trainer.ready(choose(rows, earlier.going_on), earlier.context, None)
+                self.trainer.prepare(choose(rows, earlier.going_on), earlier.context, None)
                 break
-        for written in self._new:
-            self._predict(written, loss, scale)
+        for written in self._open.new:
+            self._predict(written, loss)
             if self.trace is not None:
                 self.trace.advance(read, written)
-            self._foretell(read, written)
+            self._train_auxiliary(read, written)
 
-    def _predict(self, written: Written, loss: Tensor, scale: Tensor | float) -> None:
+    def _predict(self, written: Written, loss: Tensor) -> None:
+        assert self._batch is not None
         numbers = written.going_on
         if not written.carriers or (numbers is not None and not len(numbers)):
             return
         samples = written.carriers[0].shape[written.dims[0]]
         rows = to_rows(written.carriers, written.dims)
-        record = self.trainer.prepare(choose(rows, numbers), written.context, None)
-        if self.trainer.exact or self.trainer.correction:
+        if self.trainer.needs_true_gradient:
             raise SyntheticGradientsError(
-                f"{type(self.trainer.predictor).__name__} at boundary in time '{self.name}' needs the true gradient, "
-                "which comes from chunks that are still to come. Give it a predictor: "
+                f"{self.trainer.described} at boundary in time '{self.name}' needs the true gradient, which comes from "
+                "later chunks. Give it a predictor: "
                 f"SyntheticGradients(predictor={{'{self.name}': MLPPredictor()}})."
             )
-        self.trainer.await_target(record)
+        record = self.trainer.open(choose(rows, numbers), written.context, None)
+        record.due = NEVER  # not fixed in advance: after_backward learns once the target is there
         self.trainer.predict(record)
+        if record.prediction is not None and self._discount != 1.0:
+            record.prediction = tuple(part * self._discount for part in record.prediction)
         written.step = record.step
-        if record.prediction is None or self._step.true_share == 1:
+        if record.prediction is None or self._batch.plan.coupled:
             return
         parts = spread(record.prediction, numbers, samples)
-        factor = scale / samples
+        factor = self._batch.scale.factor / samples
         gradients = from_rows([part * factor for part in parts], written.carriers, written.dims)
-        # In place: the loss object is what Lightning goes backward from.
+        # In place, because Lightning goes backward from this very tensor.
         with value_unchanged(loss):
-            loss.add_(_BeginHere.apply(loss.dtype, gradients, *written.carriers))
+            loss.add_(inject(gradients, written.carriers, dtype=loss.dtype))
 
-    def _foretell(self, read: Written | None, written: Written) -> None:
-        """The auxiliary task, for what was read at the start of this step and the prediction at its end."""
+    def _train_auxiliary(self, read: Written | None, written: Written) -> None:
+        """Trains the auxiliary task to predict, from what the step read, the prediction for what it wrote."""
         if self._auxiliary is None or read is None or read.step is None or written.step is None:
             return
-        prediction = self.trainer.pending(written.step).prediction
+        prediction = self.trainer.ledger[written.step].prediction
         if prediction is None:
             return
         samples = read.read[0].shape[read.dims[0]]
         goal = spread(prediction, written.going_on, samples)
-        self._extra[read.step] = self._auxiliary.gradient(to_rows(read.read, read.dims), goal, self.trainer.scale.rms)
+        rows = to_rows(read.read, read.dims)
+        self._open.extra[read.step] = self._auxiliary.gradient(rows, goal, self.trainer.target_rms)
 
-    def learn(self) -> None:
-        """After the backward pass: what was read has its target."""
-        scale = self._step.gradient_scale()
-        for written in self._read:
+    def after_backward(self) -> None:
+        """Learns from what the step read, which now has its target."""
+        assert self._batch is not None
+        for written in self._open.read:
             if written.step is None:
                 continue
             step, written.step = written.step, None
-            extra = self._extra.pop(step, None)
+            extra = self._open.extra.pop(step, None)
             if all(leaf.grad is None for leaf in written.read):  # as at other boundaries: no gradient, no target
-                self.trainer.drop(step)
+                self.trainer.ledger.drop(step)
                 continue
-            record = self.trainer.pending(step)
+            record = self.trainer.ledger[step]
             numbers = written.going_on
             samples = written.read[0].shape[written.dims[0]]
             gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in written.read]
             rows = tuple(row.float() for row in to_rows(gradients, written.dims))
             # Of the mean over the samples that go on, as the trainer takes it.
-            rows = tuple(row * (samples / record.samples) / scale for row in choose(rows, numbers))
+            share = samples / record.samples
+            rows = tuple(row * share / self._batch.scale.factor for row in choose(rows, numbers))
             if extra is not None:
                 rows = tuple(row + more / record.samples for row, more in zip(rows, choose(extra, numbers)))
             record.add_target(rows)
@@ -163,15 +184,15 @@ class TimeCrossing:
                 self.trace.shift(written)
 
     def end(self) -> None:
-        """The step is over: lets go of its graph."""
-        for written in [*self._new, *self._read]:
+        """Releases the step's graph."""
+        for written in [*self._open.new, *self._open.read]:
             written.carriers, written.read = [], []
-        self._new, self._read, self._extra = [], [], {}
+        self._open, self._batch = _Open(), None
 
     # ------------------------------------------------------------------ checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """The state to save, besides that of the predictor."""
+        """The state to save, without the predictor's."""
         return {
             "trace": None if self.trace is None else self.trace.state_dict(),
             "auxiliary": None if self._auxiliary is None else self._auxiliary.state_dict(),
@@ -183,20 +204,6 @@ class TimeCrossing:
             self.trace.load_state_dict(state["trace"])
         if self._auxiliary is not None:
             self._auxiliary.load_state_dict(state["auxiliary"])
-
-
-class _BeginHere(torch.autograd.Function):
-    """Zero forwards; backwards, the given gradients for the given tensors."""
-
-    @staticmethod
-    def forward(ctx: Any, dtype: torch.dtype, gradients: tuple[Tensor, ...], *tensors: Tensor) -> Tensor:
-        ctx.sg_gradients = gradients
-        return torch.zeros((), dtype=dtype, device=tensors[0].device)
-
-    @staticmethod
-    def backward(ctx: Any, *_gradient: Tensor) -> tuple[Any, ...]:
-        # The factor on the loss is in the gradients already.
-        return (None, None, *ctx.sg_gradients)
 
 
 __all__ = ["TimeCrossing"]

@@ -1,4 +1,4 @@
-"""BP(λ): lets earlier chunks learn from the error that a later one finds, with nothing kept of their graphs."""
+"""BP(λ): earlier chunks learn from the error of a later one, without keeping their graphs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from lightning_sg.predictors.base import Gradients
-from lightning_sg.recurrent.boundary import Written
 from lightning_sg.recurrent.rows import choose, from_rows, to_rows
+from lightning_sg.time_boundary import Written
 
 Predict = Callable[[Gradients, Any], Gradients | None]
 
 
 @dataclass
 class _Snapshot:
-    """An earlier state, ``(N, ...)`` each, and how the newest depends on it, ``(N, D, D)``."""
+    """An earlier state, ``(N, ...)`` each, and the Jacobian of the newest with respect to it, ``(N, D, D)``."""
 
     state: Gradients
     jacobian: Tensor
@@ -27,17 +27,17 @@ class _Snapshot:
 class EligibilityTrace:
     r"""The accumulating trace of one boundary in time.
 
-    Pemberton & Costa 2024 (arXiv 2401.07044) carry :math:`e_t = γλ J_t e_{t-1} + ∂ĝ_t / ∂θ` along, which is as large
-    as the state times the parameters. Kept here are the states and the products of Jacobians that it is made of: with
-    them the same update is one step of learning, for any predictor, from
-    :math:`ĝ_{t-k} + (γλ)^k δ_t \, ∂h_t / ∂h_{t-k}` at each of the last chunks. Only the newest parameters are used.
+    Pemberton & Costa 2024 (arXiv 2401.07044) carry :math:`e_t = γλ J_t e_{t-1} + ∂ĝ_t / ∂θ`, whose size is that of the
+    state times that of the parameters. This class keeps the states and the products of Jacobians instead. They give
+    the same update, for any predictor, as one learning step with the target
+    :math:`ĝ_{t-k} + (γλ)^k δ_t \, ∂h_t / ∂h_{t-k}` at each of the last chunks, all with the newest parameters.
 
-    A chunk costs as many backward passes as its state has numbers for each sample, done together, and memory for
-    ``chunks`` square matrices of that size for each sample. Samples must not depend on each other.
+    With D numbers per sample in the state, a chunk costs D backward passes, done as one batch, and the trace holds up
+    to ``chunks`` matrices of size D × D per sample. Samples must not depend on each other.
 
     Args:
         decay: γλ.
-        chunks: How many chunks, the newest included, learn from an error.
+        chunks: How many chunks learn from an error, including the newest.
     """
 
     def __init__(self, decay: float, chunks: int) -> None:
@@ -47,15 +47,15 @@ class EligibilityTrace:
         self._step: Tensor | None = None
 
     def clear(self) -> None:
-        """The sequence is over."""
+        """Forgets all chunks: the sequence is over."""
         self._snapshots, self._step = [], None
 
     def advance(self, read: Written | None, written: Written) -> None:
-        """While the graph of a chunk is there: how the state at its end depends on the one at its start.
+        """Computes the Jacobian of a chunk, from its start to its end, while its graph exists.
 
         Args:
-            read: What the chunk began with; ``None`` at the start of a sequence.
-            written: What it ends with; at the end of a sequence, without a prediction.
+            read: What the chunk started from; ``None`` at the start of a sequence.
+            written: What the chunk ended with; it has no prediction at the end of a sequence.
         """
         if read is None:
             self.clear()
@@ -63,7 +63,7 @@ class EligibilityTrace:
             self._step = _jacobian(written, read.read, read.dims)
 
     def shift(self, read: Written) -> None:
-        """The error at the start of the chunk was learned from: its end is the newest state now."""
+        """Adds the state at the start of the chunk, once its error has been learned from: its end is now the newest."""
         jacobian, self._step = self._step, None
         if jacobian is None:
             self._snapshots = []
@@ -75,13 +75,13 @@ class EligibilityTrace:
     def echo(
         self, predict: Predict, state: Gradients, targets: Gradients, numbers: Tensor | None
     ) -> tuple[Gradients, Gradients]:
-        """What the newest chunk and those before it are to learn, together.
+        """States and targets for one learning step of the newest chunk together with those before it.
 
         Args:
             predict: The predictor.
             state: The newest state of the samples in ``numbers``.
             targets: Its target.
-            numbers: Which samples they are, ``None`` for all.
+            numbers: The indices of these samples; ``None`` for all.
 
         Returns:
             States and targets, ``(K * N, ...)`` each.
@@ -124,10 +124,10 @@ def _joined(batches: Sequence[Gradients]) -> Gradients:
 
 
 def _jacobian(end: Written, start: Sequence[Tensor], dims: Sequence[int]) -> Tensor:
-    """``(N, D_end, D_start)``, float32: the derivative of each sample's state at the end by that at the start."""
+    """The derivative of each sample's state at the end with respect to that at the start, ``(N, D_end, D_start)``."""
     rows = to_rows(end.carriers, end.dims)
     sizes = [row[0].numel() for row in rows]
-    # Unit vectors, the same for all samples: these do not depend on each other.
+    # All samples share the unit vectors, because they do not depend on each other.
     units = torch.eye(sum(sizes), device=rows[0].device, dtype=rows[0].dtype).split(sizes, dim=1)
 
     def seeds(number: int) -> list[Tensor]:
@@ -140,7 +140,7 @@ def _jacobian(end: Written, start: Sequence[Tensor], dims: Sequence[int]) -> Ten
     found: Sequence[Tensor | None]
     try:
         found = torch.autograd.grad(end.carriers, start, batched, is_grads_batched=True, **arguments)
-    except RuntimeError:  # an operation that cannot be done for several gradients together, such as cuDNN's LSTM
+    except RuntimeError:  # an operation without batched gradients, such as cuDNN's LSTM
         single = [torch.autograd.grad(end.carriers, start, parts, **arguments) for parts in every]
         found = [None if parts[0] is None else torch.stack(parts) for parts in zip(*single)]
     columns = []

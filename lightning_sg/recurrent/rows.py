@@ -1,4 +1,4 @@
-"""States of any shape as rows, one for each sample, and back."""
+"""Turns states of any shape into rows, one per sample, and back."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from lightning_sg.predictors.base import Gradients
 
 
 def to_rows(tensors: Sequence[Tensor], dims: Sequence[int]) -> Gradients:
-    """The samples first, and where they were not, one row each: an LSTM's ``(layers, N, D)`` as ``(N, layers * D)``.
+    """Moves the samples first, and flattens where they were not: ``(layers, N, D)`` becomes ``(N, layers * D)``.
 
     Args:
-        tensors: Of any shapes.
-        dims: For each, the dimension of its samples.
+        tensors: The tensors, of any shape.
+        dims: The sample dimension of each tensor.
     """
     return tuple(tensor.movedim(dim, 0).flatten(1) if dim else tensor for tensor, dim in zip(tensors, dims))
 
@@ -29,12 +29,12 @@ def from_rows(rows: Sequence[Tensor], like: Sequence[Tensor], dims: Sequence[int
 
 
 def choose(rows: Gradients, numbers: Tensor | None) -> Gradients:
-    """The rows of some samples."""
+    """The rows of the samples with these indices; ``None`` for all."""
     return rows if numbers is None else tuple(row[numbers] for row in rows)
 
 
 def spread(rows: Gradients, numbers: Tensor | None, samples: int) -> Gradients:
-    """The inverse of :func:`choose`, with zeros for the other samples."""
+    """The inverse of :func:`choose`, with zeros for all other samples."""
     if numbers is None:
         return rows
     return tuple(row.new_zeros(samples, *row.shape[1:]).index_copy(0, numbers, row) for row in rows)

@@ -1,4 +1,4 @@
-"""What can be chosen about boundaries in time."""
+"""The user's options for boundaries in time."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ThroughTime:
-    r"""How synthetic gradients at boundaries in time are used and learned.
+    r"""How boundaries in time use and learn synthetic gradients.
 
-    The target of the prediction at the end of chunk t is the gradient at the start of chunk t + 1: of that chunk's
-    loss, and of the synthetic gradient at its end, as seen from its start (bootstrapping). With an error
-    :math:`δ_t` of target less prediction, the chunk k before is given :math:`(γλ)^k δ_t \, ∂h_t / ∂h_{t-k}` of it to
-    learn too, which is BP(λ) of Pemberton & Costa 2024 (arXiv 2401.07044): λ = 0 is the one-step target alone, λ = 1
-    what later chunks really bring, free of bias.
+    The target for the end of chunk t is the gradient at the start of chunk t + 1: that of the chunk's loss plus, by
+    bootstrapping, the synthetic gradient at its end, propagated back to its start. The error :math:`δ_t`, target minus
+    prediction, also teaches earlier chunks: k chunks before, it adds :math:`(γλ)^k δ_t \, ∂h_t / ∂h_{t-k}` to what is
+    learned. This is BP(λ) of Pemberton & Costa 2024 (arXiv 2401.07044). With λ = 0, predictors learn from the one-step
+    target alone; with λ = 1, from what later chunks really send back, without bias.
 
     Args:
-        scale: γ, by which the synthetic gradient of a state is multiplied before it is used; 0.1 as in Jaderberg et
-            al. 2017. That of a message, which no later one depends on, is used whole.
+        scale: γ, the factor on the synthetic gradient of a state; 0.1 as in Jaderberg et al. 2017. It does not apply to
+            messages, because no message depends on an earlier one.
         trace_decay: λ, 0 to 1.
-        chunks: How many chunks learn from each target. With ``trace_decay=1`` and n chunks it is the n-step target.
-        auxiliary: The weight of an auxiliary task, Jaderberg et al. 2017: from the state at the start of a chunk a
-            second predictor foretells the synthetic gradient at its end, and what would make that easier is added to
-            the target. 0 for none; at 1 a complete failure costs as much as a loss of 1.
+        chunks: How many chunks learn from each target. With ``trace_decay=1``, n chunks give the n-step target.
+        auxiliary: Weight of the auxiliary task of Jaderberg et al. 2017: a second predictor predicts the synthetic
+            gradient at the end of a chunk from the state at its start, and the gradient of its loss is added to the
+            target. 0 for none; with 1, predicting zero costs as much as a loss of 1.
 
     Raises:
-        ValueError: If one is out of range.
+        ValueError: If a value is out of range.
     """
 
     scale: float = 0.1

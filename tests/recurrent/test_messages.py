@@ -8,102 +8,20 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_sg import (
-    BoundaryError,
     LocalLoss,
     LossModelPredictor,
-    MessageBoundary,
     MLPPredictor,
+    PredictorTraining,
     SyntheticGradients,
     ZeroPredictor,
 )
-from lightning_sg.predictors import GradientPredictor
+from lightning_sg.predictors import GradientPredictor, TargetUse
+from tests.message_models import SAMPLES, TICKS, WIDTH, Batches, TwoNetworks, steps
 from tests.models import assert_same_state, make_trainer, state_of
-
-SAMPLES, FEATURES, WIDTH, TICKS = 6, 3, 5, 4
-
-
-class TwoNetworks(pl.LightningModule):
-    """The fast network speaks in every step; the slow one says, in each T-th, the sum of all it was told of."""
-
-    def __init__(self, own: float = 1.0, same_step: bool = True, learning_rate: float = 0.1) -> None:
-        super().__init__()
-        self.own = own
-        self.same_step = same_step
-        self.learning_rate = learning_rate
-        self.fast = nn.Sequential(nn.Linear(FEATURES, WIDTH), nn.Tanh())
-        self.out = nn.Linear(WIDTH, FEATURES)
-        self.slow = nn.GRU(WIDTH, 2 * WIDTH, batch_first=True)
-        self.sum = nn.Linear(2 * WIDTH, 1)
-        self.messages = MessageBoundary()
-        self.waiting: list[int] = []
-
-    def own_loss(self, message: Tensor, x: Tensor) -> Tensor:
-        return self.own * (self.out(message) - x).square().mean()
-
-    def slow_loss(self, messages: list[Tensor], total: Tensor) -> Tensor:
-        out, _ = self.slow(torch.stack(messages, dim=1))
-        return (self.sum(out[:, -1]).squeeze(1) - total).square().mean()
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        x, total = batch
-        acts = batch_idx % TICKS == TICKS - 1
-        heard = self.messages.receive() if acts and not self.same_step else []
-        message = self.fast(x)
-        self.messages.send(message, context=x[:, :1])
-        loss = self.own_loss(message, x)
-        if acts and self.same_step:
-            heard = self.messages.receive()
-        if heard:
-            loss = loss + self.slow_loss(heard, total)
-        self.waiting.append(len(self.messages))
-        return loss
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        x, total = batch
-        if batch_idx == 0:  # the check before training ends in the middle of a window
-            self.messages.forget()
-        self.messages.send(self.fast(x))
-        if batch_idx % TICKS == TICKS - 1:
-            heard = self.messages.receive()
-            assert len(heard) == TICKS
-            self.log("val_loss", self.slow_loss(heard, total))
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=self.learning_rate)
-
-
-class Batches:
-    """Batches that go on where a checkpoint was made."""
-
-    def __init__(self, batches: list[Any]) -> None:
-        self.batches = batches
-        self.done = 0
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Any:
-        begin = self.done
-        for number, batch in enumerate(self.batches[begin:], start=begin + 1):
-            self.done = number
-            yield batch
-        self.done = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"done": self.done}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.done = state["done"]
-
-
-def steps(windows: int = 2, seed: int = 0, samples: int = SAMPLES) -> Batches:
-    """T batches of each window; each has the sum of the first feature over its window."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(windows, TICKS, samples, FEATURES, generator=generator)
-    return Batches([(part, window[:, :, 0].sum(0)) for window in x for part in window])
+from tests.recurrent_models import fit
 
 
 def make(**arguments: Any) -> TwoNetworks:
@@ -112,20 +30,13 @@ def make(**arguments: Any) -> TwoNetworks:
 
 
 def trained_callback() -> SyntheticGradients:
-    return SyntheticGradients(predictor=MLPPredictor(8), seed=1)
-
-
-def fit(module: TwoNetworks, data: Any, callback: Any = None, **arguments: Any) -> pl.Trainer:
-    callbacks = [] if callback is None else [callback]
-    trainer = make_trainer(callbacks=callbacks, **{"max_epochs": 1, **arguments})
-    trainer.fit(module, data)
-    return trainer
+    return SyntheticGradients(predictor=MLPPredictor(8), training=PredictorTraining(seed=1))
 
 
 class Oracle(GradientPredictor):
     """Is told the true gradients, in the order in which they are asked for."""
 
-    needs_target = False
+    target_use = TargetUse.NONE
     gradients: list[Tensor]
 
     def build(self, activations: Any, context: Any, loss: Any) -> None:
@@ -214,7 +125,7 @@ def test_every_message_has_its_target_and_its_context_steps_later(same_step: boo
 
     class Count(pl.Callback):
         def on_train_batch_end(self, *arguments: Any) -> None:
-            pending.append(len(callback.times.trainers["messages"].state_dict()["pending"]))
+            pending.append(len(callback.session.times.trainers["messages"].state_dict()["pending"]))
 
     trainer = make_trainer(callbacks=[callback, Count()], max_epochs=1)
     trainer.fit(module, data)
@@ -242,7 +153,7 @@ def test_a_message_that_the_receivers_loss_does_not_use_is_let_go() -> None:
     torch.manual_seed(0)
     callback = trained_callback()
     fit(Deaf(), steps(2), callback)
-    assert callback.times.trainers["messages"].state_dict()["pending"] == []
+    assert callback.session.times.trainers["messages"].state_dict()["pending"] == []
 
 
 @pytest.mark.parametrize("same_step", [True, False])
@@ -281,12 +192,13 @@ def held_out(module: TwoNetworks) -> float:
 
 @pytest.mark.parametrize("predictor", [LocalLoss(), LossModelPredictor(objective="both")])
 def test_losses_of_ones_own_learn_from_what_they_are_told(predictor: GradientPredictor) -> None:
-    callback = SyntheticGradients(predictor=predictor, seed=1)
+    callback = SyntheticGradients(predictor=predictor, training=PredictorTraining(seed=1))
     fit(make(), steps(), callback)
-    (prediction,) = callback.times.trainers["messages"].predictor((torch.randn(6, WIDTH),), torch.randn(6, 1))
+    (prediction,) = callback.session.times.trainers["messages"].predictor((torch.randn(6, WIDTH),), torch.randn(6, 1))
     assert prediction.any()  # an untrained one is zero
 
 
+@pytest.mark.slow
 def test_a_trained_predictor_makes_messages_better_than_none_on_held_out_data() -> None:
     losses = {}
     for name in ("zero", "trained"):
@@ -295,22 +207,9 @@ def test_a_trained_predictor_makes_messages_better_than_none_on_held_out_data() 
         with torch.no_grad():  # at first it hardly speaks of it
             module.fast[0].weight[:, 0] *= 0.1
         predictor = ZeroPredictor() if name == "zero" else MLPPredictor(32, conditional=False)
-        fit(module, steps(250, samples=32), SyntheticGradients(predictor=predictor, seed=1))
+        fit(module, steps(250, samples=32), SyntheticGradients(predictor=predictor, training=PredictorTraining(seed=1)))
         losses[name] = held_out(module)
     assert losses["trained"] < 0.7 * losses["zero"], losses
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_messages_that_nobody_receives_do_not_pile_up_without_a_word(training: bool) -> None:
-    messages = MessageBoundary(most=3).train(training)
-    for _ in range(3):
-        messages.send(torch.ones(2, 1))
-    with pytest.raises(BoundaryError, match=r"3 messages.*receive\(\).*forget\(\).*most="):
-        messages.send(torch.ones(2, 1))
-    assert len(messages.receive()) == 3
-    messages.send(torch.ones(2, 1))
-    with pytest.raises(ValueError, match="most"):
-        MessageBoundary(most=0)
 
 
 def test_forgotten_messages_leave_nothing_with_the_predictor() -> None:
@@ -324,4 +223,4 @@ def test_forgotten_messages_leave_nothing_with_the_predictor() -> None:
     torch.manual_seed(0)
     callback = trained_callback()
     fit(Forgets(), steps(1), callback)
-    assert callback.times.trainers["messages"].state_dict()["pending"] == []
+    assert callback.session.times.trainers["messages"].state_dict()["pending"] == []

@@ -15,50 +15,22 @@ from lightning_sg import (
     Chunks,
     LinearPredictor,
     MLPPredictor,
+    PredictorTraining,
     SyntheticGradients,
     SyntheticGradientsError,
     ThroughTime,
-    TimeBoundary,
 )
+from tests.message_models import TICKS, TwoNetworks, steps
 from tests.models import assert_same_state, make_trainer, state_of
 from tests.ranks import run_ranks
-from tests.test_message_boundary import TICKS, WIDTH, TwoNetworks, steps
-from tests.test_recurrent import CHUNK, FEATURES, LENGTH, sequences
-
-
-class TwoStages(pl.LightningModule):
-    """A GRU and an LSTM, each with a state of its own, and a boundary between them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.first, self.second = nn.GRU(FEATURES, 6, batch_first=True), nn.LSTM(6, 5, batch_first=True)
-        self.out = nn.Linear(5, FEATURES)
-        self.first_memory, self.second_memory = TimeBoundary(), TimeBoundary()
-        self.cut = Boundary()
-
-    def loss(self, chunk: Any) -> Tensor:
-        (x, y), first, last = chunk
-        h, state = self.first(x, self.first_memory.read(first))
-        self.first_memory.write(state, last)
-        h = self.cut(h)
-        h, state = self.second(h, self.second_memory.read(first))
-        self.second_memory.write(state, last)
-        return (self.out(h) - y).square().mean()
-
-    def training_step(self, chunk: Any, batch_idx: int) -> Tensor:
-        return self.loss(chunk)
-
-    def validation_step(self, chunk: Any, batch_idx: int) -> None:
-        self.log("val_loss", self.loss(chunk), batch_size=len(chunk.batch[0]))
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+from tests.recurrent_models import CHUNK, FEATURES, LENGTH, WIDTH, TwoStages, sequences
 
 
 def callback() -> SyntheticGradients:
     return SyntheticGradients(
-        predictor=LinearPredictor(conditional=False, normalize="none"), seed=3, through_time=ThroughTime(auxiliary=0.1)
+        predictor=LinearPredictor(conditional=False, normalize="none"),
+        training=PredictorTraining(seed=3),
+        through_time=ThroughTime(auxiliary=0.1),
     )
 
 
@@ -67,10 +39,7 @@ def train(devices: int, folder: Path, checkpoint: str | None = None, steps: int 
     trainer = make_trainer(
         strategy="synthetic_gradients" if devices > 1 else "auto",
         devices=devices,
-        callbacks=[
-            callback(),
-            pl.callbacks.ModelCheckpoint(folder, "at-{step}", every_n_train_steps=6, save_top_k=-1),
-        ],
+        callbacks=[callback(), pl.callbacks.ModelCheckpoint(folder, "at-{step}", every_n_train_steps=6, save_top_k=-1)],
         max_epochs=2,
         enable_checkpointing=True,
         default_root_dir=folder,
@@ -111,7 +80,7 @@ def test_a_run_of_two_processes_resumes_in_the_middle_of_a_sequence_on_one_and_t
 
 
 class TwoRates(TwoNetworks):
-    """Both networks before the cut, or both after it; or the slow one hears what was said on the other side."""
+    """Both networks before the cut, both after it, or one on each side."""
 
     def __init__(self, where: str, first: int) -> None:
         torch.manual_seed(0)
@@ -150,9 +119,10 @@ def train_rates(devices: int, where: str, first: int = 0) -> dict[str, Tensor]:
         strategy="synthetic_gradients" if devices > 1 else "auto",
         devices=devices,
         max_epochs=1,
-        callbacks=[SyntheticGradients(predictor=predictors, seed=1)],
+        callbacks=[SyntheticGradients(predictor=predictors, training=PredictorTraining(seed=1))],
     ).fit(module, steps(4))
-    assert not any(written.elsewhere for written in module.messages._written[True])
+    messages = module.messages.train()
+    assert len(messages.carried()) == len(messages)  # none is left whose data is in another process
     return state_of(module)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +15,22 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sg import (
     Boundary,
+    DelayedGradient,
+    ExactGradients,
     GradientPredictor,
     LossModelPredictor,
+    Matching,
     MLPPredictor,
+    PredictorTraining,
     SyntheticGradients,
     TrueGradient,
     ZeroPredictor,
 )
-from lightning_sg.crossings.exact import keeping_weights
-from lightning_sg.predictors.base import Gradients
+from lightning_sg.predictors.base import Gradients, LossInfo
+from lightning_sg.rules import BoundaryRule
 from tests.models import Classifier, assert_same_state, loader, make_trainer, state_of
+from tests.noted import Watch
 from tests.ranks import run_ranks
-
-
-class Late(ZeroPredictor):
-    """No gradient at once, the true one late."""
-
-    correction = 1.0
 
 
 class Sgd(Classifier):
@@ -60,16 +57,14 @@ def train(devices: int, *, stages: int = 4, epochs: int = 3, module: Any = Sgd, 
 
 
 CASES: dict[str, dict[str, Any]] = {
-    "exact targets on every batch": {"exact_every": 1},
-    "exact targets on every third batch": {"exact_every": 3, "delay": 2},
-    "nothing learned between": {"exact_every": 3, "bootstrap": False, "delay": 0},
-    "mixed targets": {"exact_every": 2, "exact_weight": 0.5},
-    "corrections": {"exact_every": 1, "correction": 1.0},
-    "corrections on every other batch": {"exact_every": 2, "correction": 0.5, "delay": 2},
-    "delayed gradients": {"predictor": Late()},
-    "warm-up, then exact targets": {"warm_up": 4, "exact_every": 2},
-    "a share of the true gradient": {"mix": 0.3, "exact_every": 2, "correction": 1.0},
-    "two updates, averaged": {"updates": 2, "ema": 0.5, "scale": 0.7},
+    "exact targets on every batch": {"exact": ExactGradients(every=1)},
+    "exact targets on every third batch": {"exact": ExactGradients(every=3), "delay": 2},
+    "nothing learned between": {"exact": ExactGradients(every=3, bootstrap=False), "delay": 0},
+    "corrections": {"exact": ExactGradients(every=1, correction=1.0)},
+    "corrections on every other batch": {"exact": ExactGradients(every=2, correction=0.5), "delay": 2},
+    "delayed gradients": {"predictor": DelayedGradient()},
+    "warm-up, then exact targets": {"exact": ExactGradients(every=2, warm_up=4)},
+    "two updates, averaged": {"training": PredictorTraining(updates=2, ema=0.5)},
 }
 
 
@@ -81,27 +76,6 @@ def test_one_two_and_four_processes_end_with_the_same_weights(case: str) -> None
             assert_same_state(expected, state)
 
 
-class Watch(Callback):
-    """Collects what each boundary's predictor was given to learn from."""
-
-    def __init__(self) -> None:
-        self.learned: dict[str, list[tuple[int, Tensor]]] = {}
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        (callback,) = (c for c in trainer.callbacks if isinstance(c, SyntheticGradients))  # type: ignore[attr-defined]
-        for name, trained in callback.trainers.items():
-            seen = self.learned.setdefault(name, [])
-            target_of = trained._target_of
-
-            def note(record: Any, target_of: Any = target_of, seen: Any = seen) -> Gradients | None:
-                targets = target_of(record)
-                if targets:
-                    seen.append((record.step, targets[0].clone()))
-                return targets
-
-            trained._target_of = note  # type: ignore[method-assign]
-
-
 def test_exact_targets_are_the_gradients_of_the_undivided_model() -> None:
     torch.manual_seed(0)
     module = Sgd(stages=4)
@@ -109,7 +83,7 @@ def test_exact_targets_are_the_gradients_of_the_undivided_model() -> None:
     data = loader(shuffle=False)
     # Without learning rate the weights stay, so that every batch's gradients can be had afterwards.
     module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.0)  # type: ignore[method-assign]
-    callback = SyntheticGradients(predictor=MLPPredictor(), exact_every=2, bootstrap=False, delay=1)
+    callback = SyntheticGradients(predictor=MLPPredictor(), exact=ExactGradients(every=2, bootstrap=False), delay=1)
     make_trainer(max_epochs=3, callbacks=[callback, watch]).fit(module, data)
     batches = [batch for _ in range(3) for batch in data]
     module.train()
@@ -133,11 +107,11 @@ def test_what_a_corrected_stage_applies_in_total_is_the_exact_gradient() -> None
     module.double()
     before = state_of(module)
     data = [(x.double(), y) for x, y in loader(shuffle=False, batch_size=14)]
-    callback = SyntheticGradients(correction=1.0, exact_every=1, delay=1)
+    callback = SyntheticGradients(exact=ExactGradients(every=1, correction=1.0), delay=1)
     trainer = make_trainer(max_epochs=2, precision="64-true", callbacks=[callback])
     trainer.fit(module, DataLoader(data, batch_size=None))
     still_due = {}
-    for key, gradient in callback.corrections.state_dict().items():
+    for key, gradient in callback.session.exact.state_dict().items():
         name = key.split(":")[1]
         still_due[name] = still_due.get(name, 0.0) + gradient
     assert len(still_due) == 6  # two stages with a weight and two parameters of BatchNorm each
@@ -155,25 +129,19 @@ def test_what_a_corrected_stage_applies_in_total_is_the_exact_gradient() -> None
 
 
 def test_warm_up_is_backpropagation() -> None:
-    (coupled,) = train(1, epochs=2, warm_up=10)
+    (coupled,) = train(1, epochs=2, exact=ExactGradients(warm_up=10))
     (exact,) = train(1, epochs=2, predictor=TrueGradient())
     assert_same_state(coupled, exact, exact=True)
 
 
 def test_predictors_learn_during_warm_up_from_exact_targets() -> None:
     module, watch = Sgd(stages=4), Watch()
-    make_trainer(callbacks=[SyntheticGradients(warm_up=10), watch]).fit(module, loader())
+    make_trainer(callbacks=[SyntheticGradients(exact=ExactGradients(warm_up=10)), watch]).fit(module, loader())
     assert all(len(learned) == 8 for learned in watch.learned.values())
 
 
-def test_a_mix_of_one_is_backpropagation() -> None:
-    (mixed,) = train(1, epochs=2, mix=1.0)
-    (exact,) = train(1, epochs=2, predictor=TrueGradient())
-    assert_same_state(mixed, exact, exact=True)
-
-
 def test_late_gradients_train_a_stage_whose_predictor_says_nothing() -> None:
-    (late,) = train(1, predictor=Late())
+    (late,) = train(1, predictor=DelayedGradient())
     (detached,) = train(1, predictor=ZeroPredictor())
     first = "net.0.0.weight"
     assert not torch.equal(late[first], detached[first])
@@ -193,7 +161,7 @@ def test_accumulated_batches_are_corrected_by_their_share() -> None:
         torch.manual_seed(0)
         module = Sgd(stages=2)
         data = loader(batch_size=35, shuffle=False)
-        callback = SyntheticGradients(predictor=Late(), delay=0)
+        callback = SyntheticGradients(predictor=DelayedGradient(), delay=0)
         trainer = make_trainer(max_epochs=1, accumulate_grad_batches=accumulate, callbacks=[callback, Look()])
         trainer.fit(module, data)
         return seen[-1]
@@ -241,12 +209,12 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_waits_for_what_is_under_way(tmp_
             strategy="synthetic_gradients",
             devices=4,
             enable_checkpointing=True,
-            callbacks=[SyntheticGradients(correction=1.0, exact_every=1), saver],
+            callbacks=[SyntheticGradients(exact=ExactGradients(every=1, correction=1.0)), saver],
         )
         trainer.fit(module, loader(), loader(shuffle=False))
         return state_of(module)
 
-    (expected,) = train(1, epochs=2, correction=1.0, exact_every=1)
+    (expected,) = train(1, epochs=2, exact=ExactGradients(every=1, correction=1.0))
     for state in run_ranks(4, work):
         assert_same_state(expected, state)
     saved = torch.load(tmp_path / "step=3.ckpt", weights_only=False)["callbacks"]
@@ -261,15 +229,20 @@ def test_every_kind_of_layer_keeps_its_weights_for_the_late_backward_pass() -> N
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), lr=0.5)
 
-    arguments: dict[str, Any] = {"correction": 1.0, "exact_every": 1, "delay": 0, "epochs": 1, "module": Fast}
+    arguments: dict[str, Any] = {
+        "exact": ExactGradients(every=1, correction=1.0),
+        "delay": 0,
+        "epochs": 1,
+        "module": Fast,
+    }
     (expected,) = train(1, **arguments)
     for state in train(4, **arguments):
         assert_same_state(expected, state)
 
 
 def test_a_predictor_may_differ_from_boundary_to_boundary() -> None:
-    predictors: dict[str, GradientPredictor] = {
-        "net.1": Late(),
+    predictors: dict[str, GradientPredictor | BoundaryRule] = {
+        "net.1": DelayedGradient(),
         "net.3": LossModelPredictor(),
         "net.5": TrueGradient(),
     }
@@ -284,11 +257,11 @@ def test_own_loss_heads_send_for_no_exact_gradient_and_learn_from_every_batch() 
 
         def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
             callback = next(c for c in trainer.callbacks if isinstance(c, SyntheticGradients))
-            self.exact += callback.step.exact
+            self.exact += callback.session.batch.plan.exact
 
     for predictor, expected in (("auto", 0), (LossModelPredictor(objective="both"), 5)):
         count, watch = Count(), Watch()
-        callback = SyntheticGradients(predictor=predictor, exact_every=2)  # type: ignore[arg-type]
+        callback = SyntheticGradients(predictor=predictor, exact=ExactGradients(every=2))  # type: ignore[arg-type]
         make_trainer(callbacks=[callback, count, watch]).fit(Sgd(stages=3), loader())
         assert count.exact == expected
         assert len(watch.learned["net.1"]) == (8 if expected == 0 else 3)
@@ -296,24 +269,20 @@ def test_own_loss_heads_send_for_no_exact_gradient_and_learn_from_every_batch() 
 
 @pytest.mark.parametrize("between", [True, False])
 def test_between_exact_targets_a_head_learns_its_own_loss_or_nothing(between: bool) -> None:
-    learned: dict[str, list[bool]] = {}
+    class Noting(LossModelPredictor):
+        def build(self, activations: Gradients, context: Any, loss: LossInfo | None) -> None:
+            super().build(activations, context, loss)
+            self.learned: list[bool] = []
 
-    class Count(Callback):
-        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            callback = next(c for c in trainer.callbacks if isinstance(c, SyntheticGradients))
-            for name, trained in callback.trainers.items():
-                seen = learned.setdefault(name, [])
-                learn = trained._learner.learn
+        def loss(self, activations: Gradients, context: Any, targets: Gradients) -> Tensor:
+            if torch.is_grad_enabled():
+                self.learned.append(bool(targets))
+            return super().loss(activations, context, targets)
 
-                def note(activations: Any, context: Any, targets: Any, learn: Any = learn, seen: Any = seen) -> Any:
-                    seen.append(bool(targets))
-                    return learn(activations, context, targets)
-
-                trained._learner.learn = note  # type: ignore[method-assign]
-
-    predictor = LossModelPredictor(objective="both", between=between)
-    callback = SyntheticGradients(predictor=predictor, exact_every=4, delay=0)
-    make_trainer(callbacks=[callback, Count()]).fit(Sgd(stages=3), loader())
+    predictor = Noting(objective="both", matching=Matching(between=between))
+    callback = SyntheticGradients(predictor=predictor, exact=ExactGradients(every=4), delay=0)
+    make_trainer(callbacks=[callback]).fit(Sgd(stages=3), loader())
+    learned = {name: trained.predictor.learned for name, trained in callback.trainers.items()}  # type: ignore[attr-defined]
     # Of ten batches the first, the fifth and the ninth are exact. Their gradients are here two batches later, the other
     # targets one batch later, and what is due after the last batch is not learned from.
     assert learned["net.3"] == [True] * 9  # the last boundary's targets always are exact
@@ -321,23 +290,20 @@ def test_between_exact_targets_a_head_learns_its_own_loss_or_nothing(between: bo
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("options", "arguments", "message"),
     [
-        {"exact_every": -1},
-        {"warm_up": -1},
-        {"updates": 0},
-        {"scale": 0.0},
-        {"correction": -0.1},
-        {"mix": 1.1},
-        {"exact_weight": -0.1},
-        {"ema": 1.0},
-        {"correction": 1.0, "exact_every": 0},
-        {"predictor": "best"},
+        (ExactGradients, {"every": -1}, "every, warm_up and correction >= 0, not -1, 0"),
+        (ExactGradients, {"warm_up": -1}, "every, warm_up and correction >= 0, not 4, -1"),
+        (ExactGradients, {"correction": -0.1}, "every, warm_up and correction >= 0, not 4, 0 and -0.1"),
+        (ExactGradients, {"correction": 1.0, "every": 0}, "every must be 1 or more"),
+        (PredictorTraining, {"updates": 0}, "every and updates >= 1 and bound > 0, not 1, 0"),
+        (PredictorTraining, {"ema": 1.0}, "ema from 0 to below 1"),
+        (SyntheticGradients, {"predictor": "best"}, "predictor"),
     ],
 )
-def test_bad_settings_are_refused(arguments: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(arguments)) if len(arguments) == 1 else "exact_every must be"):
-        SyntheticGradients(**arguments)
+def test_bad_settings_are_refused(options: type, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        options(**arguments)
 
 
 def test_the_choice_and_its_cost_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -356,7 +322,9 @@ def test_corrections_need_to_know_the_stages() -> None:
             return self.net[1:](h if h.max() > -1e9 else -h)
 
     with pytest.raises(Exception, match="which stage a parameter belongs to"):
-        make_trainer(callbacks=[SyntheticGradients(correction=1.0, exact_every=1)]).fit(Reads(stages=3), loader())
+        make_trainer(callbacks=[SyntheticGradients(exact=ExactGradients(every=1, correction=1.0))]).fit(
+            Reads(stages=3), loader()
+        )
 
 
 class Twice(Sgd):
@@ -378,8 +346,7 @@ def test_of_two_tensors_that_depend_on_each_other_each_has_its_own_exact_gradien
     arguments: dict[str, Any] = {
         "module": Twice,
         "predictor": MLPPredictor(),
-        "exact_every": 2,
-        "correction": 1.0,
+        "exact": ExactGradients(every=2, correction=1.0),
         "delay": 0,
     }
     (expected,) = train(1, **arguments)
@@ -402,42 +369,12 @@ class Quantized(Sgd):
 
 
 def test_no_stage_waits_for_an_exact_gradient_that_cannot_come() -> None:
-    for state in train(3, module=Quantized, predictor=MLPPredictor(), exact_every=1):
+    for state in train(3, module=Quantized, predictor=MLPPredictor(), exact=ExactGradients(every=1)):
         assert all(tensor.isfinite().all() for tensor in state.values())
 
 
-class Mark(torch.autograd.Function):
-    """Identity with something in its graph whose end can be seen."""
-
-    @staticmethod
-    def forward(ctx: Any, token: Any, x: Tensor) -> Tensor:
-        ctx.token = token
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
-        return None, gradient
-
-
-def test_kept_graphs_are_let_go() -> None:
-    class Token:
-        pass
-
-    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Tanh())
-    token = Token()
-    watched = weakref.ref(token)
-    with keeping_weights(module):
-        output = module(Mark.apply(token, torch.randn(2, 4, requires_grad=True)))
-    del token
-    output.sum().backward(retain_graph=True)
-    assert watched() is not None
-    del output
-    gc.collect()
-    assert watched() is None
-
-
 def test_without_exact_gradients_predictors_learn_from_bootstrapped_targets() -> None:
-    callback = SyntheticGradients(predictor=MLPPredictor(), exact_every=0)
+    callback = SyntheticGradients(predictor=MLPPredictor(), exact=ExactGradients(every=0))
     watch = Watch()
     make_trainer(callbacks=[callback, watch]).fit(Sgd(stages=4), loader())
     assert all(len(learned) == 8 for learned in watch.learned.values())
@@ -458,7 +395,7 @@ def test_a_sequence_regression_learns_at_every_boundary() -> None:
     x = torch.randn(64, 5, 3)
     watch = Watch()
     data = DataLoader(TensorDataset(x, x[..., :2].cumsum(1)), batch_size=8)
-    make_trainer(callbacks=[SyntheticGradients(exact_every=2), watch]).fit(Sequences(), data)
+    make_trainer(callbacks=[SyntheticGradients(exact=ExactGradients(every=2)), watch]).fit(Sequences(), data)
     assert len(watch.learned["net.1"]) >= 5
 
 
@@ -471,7 +408,7 @@ def test_a_backward_of_the_users_that_cannot_keep_the_graph_is_refused() -> None
         trainer = make_trainer(
             strategy="synthetic_gradients",
             devices=2,
-            callbacks=[SyntheticGradients(predictor=MLPPredictor(), exact_every=1)],
+            callbacks=[SyntheticGradients(predictor=MLPPredictor(), exact=ExactGradients(every=1))],
         )
         trainer.fit(Own(stages=4), loader())
 

@@ -1,4 +1,4 @@
-"""All boundaries in time of one module, for the callback."""
+"""All boundaries in time of one module."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sg._compat import tree_map_only
-from lightning_sg.crossings.step import Step
+from lightning_sg.crossings.base import BatchContext
 from lightning_sg.recurrent.auxiliary import Auxiliary
-from lightning_sg.recurrent.boundary import CutInTime, TimeBoundary, boundaries_in_time
 from lightning_sg.recurrent.crossing import TimeCrossing
 from lightning_sg.recurrent.settings import ThroughTime
-from lightning_sg.training import PredictorTrainer
+from lightning_sg.time_boundary import CutInTime, TimeBoundary, boundaries_in_time
+from lightning_sg.training.base import BoundaryTrainer
 
 
 class TimeCrossings:
-    """The boundaries in time of a module, with their predictors; none by default.
+    """The boundaries in time of a module and their predictors; none until :meth:`attach`.
 
     Attributes:
-        trainers: The predictors, by boundary.
+        trainers: The trainer that supplies each boundary's gradient, by name.
     """
 
     def __init__(self) -> None:
-        self.trainers: dict[str, PredictorTrainer] = {}
+        self.trainers: dict[str, BoundaryTrainer] = {}
         self._boundaries: dict[str, CutInTime] = {}
         self._crossings: dict[str, TimeCrossing] = {}
         self._restored: Mapping[str, Any] = {}
@@ -33,70 +33,64 @@ class TimeCrossings:
     def attach(
         self,
         module: nn.Module,
-        trainers: Mapping[str, PredictorTrainer],
+        trainers: Mapping[str, BoundaryTrainer],
         auxiliaries: Callable[[str], Auxiliary | None],
-        step: Step,
         settings: ThroughTime,
     ) -> None:
-        """Takes over the boundaries in time of ``module``."""
+        """Takes over the boundaries in time of ``module``.
+
+        Args:
+            module: The module.
+            trainers: The trainers of these boundaries by name, perhaps among others.
+            auxiliaries: Makes a boundary's auxiliary task, or ``None``, from the boundary's name.
+            settings: The user's options.
+        """
         self._boundaries = boundaries_in_time(module)
         self.trainers = {name: trainers[name] for name in self._boundaries}
         self._crossings = {}
         for name, boundary in self._boundaries.items():
             carries = isinstance(boundary, TimeBoundary)
             auxiliary = auxiliaries(name) if carries else None
-            self._crossings[name] = TimeCrossing(name, trainers[name], step, settings, auxiliary, state=carries)
+            self._crossings[name] = TimeCrossing(name, trainers[name], settings, auxiliary, state=carries)
         self.install()
 
     def install(self) -> None:
-        """Puts the predictors into the boundaries."""
+        """Connects the predictors to the boundaries."""
         for name, boundary in self._boundaries.items():
-            boundary.link(self._crossings[name])
+            boundary.connect(self._crossings[name])
 
     def remove(self) -> None:
-        """Leaves the boundaries as they were: they hand values on, and no gradient."""
-        for boundary in self._boundaries.values():
-            boundary.link(None)
+        """Disconnects the predictors: the boundaries hand on values, and no gradients."""
+        for name, boundary in self._boundaries.items():
+            self._crossings[name].end()
+            boundary.connect(None)
 
-    def begin(self, device: torch.device) -> None:
-        """A training step begins; what a checkpoint had is put back at the first."""
+    def begin(self, batch: BatchContext, device: torch.device) -> None:
+        """Starts a training step; the first one restores the checkpoint."""
         restored, self._restored = self._restored, {}
         for name, state in restored.items():
             if name in self._boundaries:
                 state = tree_map_only(Tensor, lambda tensor: tensor.to(device), state)
                 self._boundaries[name].load(state["carried"])
                 self._crossings[name].load_state_dict(state["learning"])
+        for crossing in self._crossings.values():
+            crossing.begin(batch)
 
     def begin_evaluation(self) -> None:
-        """An evaluation begins, with nothing carried into it."""
+        """Starts an evaluation, which carries nothing over."""
         for boundary in self._boundaries.values():
             boundary.begin_evaluation()
-
-    def inject(self, loss: Tensor) -> None:
-        """See :meth:`TimeCrossing.inject`."""
-        for crossing in self._crossings.values():
-            crossing.inject(loss)
-
-    def learn(self) -> None:
-        """See :meth:`TimeCrossing.learn`."""
-        for crossing in self._crossings.values():
-            crossing.learn()
-
-    def end(self) -> None:
-        """The step is over."""
-        for crossing in self._crossings.values():
-            crossing.end()
 
     def here(self, *, split: bool) -> list[str]:
         """The boundaries whose state is in this process.
 
         Args:
-            split: Whether the stages are on several processes; then those that tensors with data have reached.
+            split: Whether the stages run in several processes; then a boundary is here if real tensors have reached it.
         """
-        return [name for name, trainer in self.trainers.items() if not split or trainer.built]
+        return [name for name, trainer in self.trainers.items() if not split or trainer.ready]
 
     def state_dict(self, names: Iterable[str]) -> dict[str, Any]:
-        """What is carried at these boundaries, for a resumed run that goes on in the middle of a sequence."""
+        """What these boundaries carry, so that a run can resume in the middle of a sequence."""
         if self._restored:
             return dict(self._restored)
         states = {
@@ -107,7 +101,7 @@ class TimeCrossings:
         return saved
 
     def load_state_dict(self, states: Mapping[str, Any]) -> None:
-        """Keeps :meth:`state_dict` until the first step."""
+        """Restores :meth:`state_dict` at the next training step."""
         self._restored = states
 
 

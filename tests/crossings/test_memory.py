@@ -14,7 +14,7 @@ from torch import nn
 from lightning_sg import ThroughTime
 from tests.models import Classifier, loader
 from tests.ranks import run_ranks
-from tests.test_recurrent_stages import TwoStages
+from tests.recurrent_models import TwoStages
 from tests.watched import CALLBACKS, Make, chunks, in_time, train_watched
 
 FIRST, STEPS = 6, 10

@@ -1,0 +1,73 @@
+"""What happens at a boundary in one training batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from lightning_sg.crossings.scale import GradientScale
+from lightning_sg.predictors.base import LossInfo
+from lightning_sg.training.record import TargetPlan
+
+
+class Crossing(Protocol):
+    """One batch at one boundary: made when the batch begins, gone when it ends."""
+
+    def forward(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Takes the tensors that reach the boundary; returns those that the next stage goes on with."""
+
+    def before_backward(self, loss: Tensor) -> None:
+        """The batch's first backward pass is about to begin, from ``loss``."""
+
+    def after_backward(self) -> None:
+        """The batch's first backward pass is over."""
+
+    def end(self) -> None:
+        """The batch is over."""
+
+
+class PlainCrossing:
+    """The crossing that changes nothing; others override what they do."""
+
+    def forward(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Returns the tensors."""
+        return tensors
+
+    def before_backward(self, loss: Tensor) -> None:
+        """Does nothing."""
+
+    def after_backward(self) -> None:
+        """Does nothing."""
+
+    def end(self) -> None:
+        """Does nothing."""
+
+
+@dataclass
+class BatchContext:
+    """What the boundaries are told of one training batch.
+
+    Attributes:
+        number: How many training batches there were before it.
+        context: What predictors are told besides activations.
+        scale: The factor on the gradients of its backward pass.
+        loss: What a traced step told about the model's loss, or ``None``.
+        plan: What it does about targets; decided again once the first step has been traced.
+        features: What input predictors are told, or ``None`` without them.
+        crossings: Of the boundaries that are open in this process, in order.
+        went_backward: Whether its first backward pass is over.
+    """
+
+    number: int
+    context: Any
+    scale: GradientScale
+    loss: LossInfo | None = None
+    plan: TargetPlan = TargetPlan()
+    features: Tensor | None = None
+    crossings: list[Crossing] = field(default_factory=list)
+    went_backward: bool = False
+
+
+__all__ = ["BatchContext", "Crossing", "PlainCrossing"]

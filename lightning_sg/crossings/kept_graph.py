@@ -1,0 +1,90 @@
+"""Exact gradients in the stages before the loss: a batch's graph is kept until its gradient arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_sg.crossings.exact_pass import Parameters
+from lightning_sg.crossings.local import LocalCrossing, Passing, passing
+from lightning_sg.crossings.scale import GradientScale
+from lightning_sg.training.record import Record
+
+
+@dataclass
+class KeptGraph:
+    """One batch's forward pass through a process's stages, until its exact gradient arrives.
+
+    Attributes:
+        carriers: What was sent to the next stage and carries a gradient, with its graph.
+        crossings: Those of the boundaries between this process's own stages that the batch crossed.
+        leaves: What was received from the stage before and carries a gradient.
+        scale: The factor on the gradients of the batch's own backward pass, which this one has on its way too.
+    """
+
+    carriers: list[Tensor]
+    crossings: Sequence[LocalCrossing]
+    leaves: list[Tensor]
+    scale: GradientScale
+
+    def backward(self, record: Record, parameters: Parameters) -> tuple[list[Tensor | None], dict[str, Tensor]]:
+        """Backpropagates exact minus used gradient, then frees the graph.
+
+        Boundaries on the way add their own exact minus used gradient; their records get the exact targets.
+
+        Args:
+            record: The batch at the boundary at the end of the graph, with its exact target.
+            parameters: Those to be corrected.
+
+        Returns:
+            The residuals of the leaves, exact gradient minus target, and the corrections of the parameters; both of the
+            mean loss.
+        """
+        residual = record.residual
+        if residual is None:
+            return [None] * len(self.leaves), {}
+        local = [tensor for crossing in self.crossings for tensor in crossing.carriers]
+        inputs = [*local, *self.leaves, *parameters.values()]
+        if not inputs:
+            return [], {}
+        scaled = self.scale.applied(residual, record.samples, [carrier.dtype for carrier in self.carriers])
+        outputs, seeds = [], []
+        for carrier, seed in zip(self.carriers, scaled):
+            if carrier.requires_grad:
+                outputs.append(carrier)
+                seeds.append(seed)
+        with passing(self.crossings, Passing.RESIDUAL):
+            found = torch.autograd.grad(outputs, inputs, seeds, allow_unused=True)
+        gradients = iter(self.scale.all_removed(found)[len(local) :])
+        leaves: list[Tensor | None] = [next(gradients) for _ in self.leaves]
+        corrections = {name: next(gradients) for name in parameters}
+        return leaves, {name: gradient for name, gradient in corrections.items() if gradient is not None}
+
+
+def keeping_weights(module: nn.Module) -> AbstractContextManager[Any]:
+    """Makes autograd save copies of parameters and buffers, so that optimizer steps cannot corrupt a kept graph.
+
+    The optimizer changes them in place before a kept graph is used, whose gradients are those of its own batch's
+    weights.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    storages = {tensor.untyped_storage().data_ptr() for tensor in tensors if not _without_data(tensor)}
+
+    def pack(tensor: Tensor) -> Tensor:
+        shares = not _without_data(tensor) and tensor.untyped_storage().data_ptr() in storages
+        # Detached: an operation that saves its own output would keep itself alive, in a cycle that Python does not see.
+        return tensor.detach().clone() if shares else tensor.detach()
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+
+
+def _without_data(tensor: Tensor) -> bool:
+    return type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided
+
+
+__all__ = ["KeptGraph", "keeping_weights"]
