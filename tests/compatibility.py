@@ -8,11 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.test_features import CASES
+from tests.distributed.test_lightning_features import CASES
 
 PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
 WORKS, DIFFERS, REFUSED = "works", "works, with a difference", "refused"
-SPLIT = "test_features.py::test_split_over_processes_it_does_what_it_does_in_one"
+TESTS = Path(__file__).parent
+SPLIT = "test_lightning_features.py::test_split_over_processes_it_does_what_it_does_in_one"
 
 
 class Row(NamedTuple):
@@ -23,7 +24,7 @@ class Row(NamedTuple):
         feature: Its name.
         verdict: One of the constants above.
         words: What differs, or why not.
-        shown_by: The test, as ``file::function``.
+        shown_by: The test, as ``file::function``; the file may be in any folder of ``tests/``.
     """
 
     area: str
@@ -32,8 +33,20 @@ class Row(NamedTuple):
     words: str
     shown_by: str
 
+    @property
+    def path(self) -> Path:
+        """The file with the test."""
+        file, function = self.shown_by.split("::")
+        (path,) = (path for path in TESTS.rglob(file) if f"def {function}(" in path.read_text())
+        return path
 
-#: Cases of ``tests/test_features.py`` by area: each is the same run in one process and in two, compared.
+    @property
+    def test(self) -> str:
+        """The test, with the path of its file in ``tests/``."""
+        return f"{self.path.relative_to(TESTS)}::{self.shown_by.split('::')[1]}"
+
+
+#: Cases of ``test_lightning_features.py`` by area: each is the same run in one process and in several, compared.
 AREAS: dict[str, list[str]] = {
     "Loops": [
         "fast_dev_run", "overfit_batches", "limit_train_batches and limit_val_batches",
@@ -64,94 +77,95 @@ AREAS: dict[str, list[str]] = {
 
 OTHERS = [
     Row("Loops", "validate, test and predict alone and from a checkpoint", WORKS, "outputs are rank 0's",
-        "test_features.py::test_evaluation_alone_and_from_a_checkpoint_is_that_of_one_process"),
+        "test_evaluation.py::test_evaluation_alone_and_from_a_checkpoint_is_that_of_one_process"),
     Row("Loops", "fit twice with one Trainer and one module", WORKS, "",
-        "test_strategy.py::test_training_goes_on_in_a_second_fit"),
+        "test_saving.py::test_training_goes_on_in_a_second_fit"),
     Row("Loops", "max_time", DIFFERS, "Lightning's Timer has all processes meet at every batch",
-        "test_features.py::test_max_time_stops_all_stages_after_the_same_batch"),
+        "test_stopping.py::test_max_time_stops_all_stages_after_the_same_batch"),
     Row("Loops", "trainer.should_stop in mid-epoch", DIFFERS,
         "all stop after the same batch, up to (delay + 2) × stages later",
-        "test_strategy.py::test_a_stop_that_one_stage_wants_stops_all_after_the_same_batch"),
+        "test_stopping.py::test_a_stop_that_one_stage_wants_stops_all_after_the_same_batch"),
     Row("Optimization", "manual optimization", DIFFERS,
-        "values of the loss may be read on rank 0 only", "test_strategy.py::test_split_equals_one_process"),
+        "values of the loss may be read on rank 0 only",
+        "test_split_equals_one_process.py::test_split_equals_one_process"),
     Row("Optimization", "parameter groups by name, schedules on every step", WORKS, "",
-        "test_strategy.py::test_split_equals_one_process"),
+        "test_split_equals_one_process.py::test_split_equals_one_process"),
     Row("Optimization", "gradient_clip_val by norm", DIFFERS, "of each process's own stages, with a warning",
-        "test_strategy.py::test_clipping_by_norm_says_whose_norm_it_is"),
+        "test_support.py::test_clipping_by_norm_says_whose_norm_it_is"),
     Row("Optimization", 'gradient_clip_val by norm, clip_over="model"', WORKS, "stages wait for each other",
         "test_split_equals_one_process.py::test_clipping_by_the_norm_of_the_model_is_as_in_one_process"),
     Row("Optimization", "LBFGS", REFUSED, "it evaluates a step several times",
-        "test_features.py::test_optimizers_that_evaluate_a_step_several_times_are_refused"),
+        "test_support.py::test_optimizers_that_evaluate_a_step_several_times_are_refused"),
     Row("Optimization", "gradients of gradients across a boundary", REFUSED, "a synthetic gradient has none",
         "test_unusual_modules.py::test_gradients_of_gradients_across_a_boundary_are_refused"),
     Row("Optimization", "LearningRateFinder", REFUSED, "it needs the loss in every process",
-        "test_unusual_modules.py::test_the_learning_rate_finder_is_refused_by_name"),
-    Row("Precision", "bf16-mixed", WORKS, "", "test_strategy.py::test_split_equals_one_process"),
+        "test_support.py::test_the_learning_rate_finder_is_refused_by_name"),
+    Row("Precision", "bf16-mixed", WORKS, "", "test_split_equals_one_process.py::test_split_equals_one_process"),
     Row("Precision", "16-mixed", DIFFERS,
         "each process has a loss scale of its own, and skips its own steps; shown with a CPU's scaler",
-        "test_features.py::test_scaled_losses_train_as_in_one_process"),
+        "test_scaler.py::test_scaled_losses_train_as_in_one_process"),
     Row("Checkpoints", "resume in mid-epoch on another number of processes", WORKS, "",
-        "test_features.py::test_a_run_goes_on_in_mid_epoch_on_any_number_of_processes"),
+        "test_saving.py::test_a_run_goes_on_in_mid_epoch_on_any_number_of_processes"),
     Row("Checkpoints", "resume at the end of an epoch, optimizers and predictors included", WORKS, "",
-        "test_strategy.py::test_a_checkpoint_is_an_ordinary_checkpoint_and_resumes_on_other_numbers_of_processes"),
+        "test_saving.py::test_a_checkpoint_is_an_ordinary_checkpoint_and_resumes_on_other_numbers_of_processes"),
     Row("Checkpoints", "targets and exact gradients under way", WORKS, "",
-        "test_exact.py::test_a_checkpoint_in_the_middle_of_an_epoch_waits_for_what_is_under_way"),
+        "crossings/test_exact.py::test_a_checkpoint_in_the_middle_of_an_epoch_waits_for_what_is_under_way"),
     Row("Checkpoints", "load in Lightning without this package", WORKS, "",
-        "test_features.py::test_a_checkpoint_of_a_split_run_loads_in_plain_lightning"),
+        "test_saving.py::test_a_checkpoint_of_a_split_run_loads_in_plain_lightning"),
     Row("Checkpoints", 'in shards, checkpoint="sharded"', WORKS, "",
         "test_sharded.py::test_a_run_goes_on_from_shards_on_any_number_of_processes"),
     Row("Checkpoints", "one file made of shards", WORKS, "",
-        "test_sharded.py::test_merged_shards_are_the_checkpoint_of_one_process"),
+        "test_merge.py::test_merged_shards_are_the_checkpoint_of_one_process"),
     Row("Checkpoints", "a crash while saving", WORKS, "the last good one stays",
         "test_sharded.py::test_a_crash_while_saving_leaves_the_last_good_checkpoint"),
     Row("Data", "shuffling, workers and augmentation without a seed typed", WORKS, "",
-        "test_strategy.py::test_stages_get_the_same_batches_without_a_seed"),
+        "test_randomness.py::test_stages_get_the_same_batches_without_a_seed"),
     Row("Data", "stages that see different batches", REFUSED, "compared by a fingerprint of each batch",
-        "test_errors.py::test_stages_that_see_different_batches"),
+        "test_batch_mismatch.py::test_stages_that_see_different_batches"),
     Row("Data", "replicas of the stages (data parallelism), samplers, predictors, sync_dist, metrics", WORKS, "",
-        "test_replicas.py::test_replicas_train_as_one_process_does_on_all_their_batches"),
+        "test_data_parallel.py::test_replicas_train_as_one_process_does_on_all_their_batches"),
     Row("Data", "a run with replicas goes on with another number of processes", WORKS, "",
-        "test_replicas.py::test_a_run_goes_on_in_another_number_of_processes"),
+        "test_data_parallel.py::test_a_run_goes_on_in_another_number_of_processes"),
     Row("Data", "sync_batchnorm with replicas", REFUSED, "torch has it on GPUs only",
-        "test_replicas.py::test_synchronised_batchnorm_is_refused"),
+        "test_data_parallel.py::test_synchronised_batchnorm_is_refused"),
     Row("Data", "the callback under DDP", REFUSED, "use replicas", "test_errors.py::test_replicas_are_refused_by_name"),
     Row("Callbacks", "a metric of the last stage in ModelCheckpoint, EarlyStopping, schedulers", WORKS,
-        "shared at the ends of epochs", "test_strategy.py::test_early_stopping_stops_all_stages"),
+        "shared at the ends of epochs", "test_stopping.py::test_early_stopping_stops_all_stages"),
     Row("Callbacks", "progress bars show the alignment", WORKS, "sg/cosine, the mean over boundaries",
-        "test_features.py::test_progress_bars_show_the_alignment"),
+        "test_logs.py::test_progress_bars_show_the_alignment"),
     Row("Callbacks", "synthetic inputs: stages that do not wait for activations", WORKS, "",
-        "test_synthetic_inputs.py::test_one_two_and_four_processes_end_with_the_same_weights"),
+        "inputs/test_split.py::test_one_two_and_four_processes_end_with_the_same_weights"),
     Row("Callbacks", "synthetic inputs, resumed on another number of processes", WORKS, "",
-        "test_synthetic_inputs.py::test_a_checkpoint_goes_on_with_another_number_of_processes"),
+        "inputs/test_split.py::test_a_checkpoint_goes_on_with_another_number_of_processes"),
     Row("Callbacks", "synthetic inputs, a tensor without gradient across processes", REFUSED, "make it from the batch",
-        "test_synthetic_inputs.py::test_a_mask_between_processes_is_refused_by_name"),
+        "inputs/test_split.py::test_a_mask_between_processes_is_refused_by_name"),
     Row("Callbacks", "stages updated at random times", WORKS, "",
-        "test_random_updates.py::test_several_processes_make_the_same_choices_as_one"),
+        "training/test_updates.py::test_several_processes_make_the_same_choices_as_one"),
     Row("Callbacks", "a summary of the stages", DIFFERS,
         "ModelSummary shows the whole model; the stages with their parameters are told at the first batch",
-        "test_features.py::test_the_stages_with_their_parameters_are_told_once"),
-    Row("Loggers", "WandbLogger offline and TensorBoardLogger, figures of all stages", WORKS, "",
-        "test_launchers.py::test_figures_of_all_stages_reach_the_logger"),
+        "test_startup.py::test_the_stages_with_their_parameters_are_told_once"),
+    Row("Loggers", "WandbLogger offline and TensorBoardLogger, metrics of all stages", WORKS, "",
+        "test_launchers.py::test_metrics_of_all_stages_reach_the_logger"),
     Row("Loggers", 'WandbLogger.watch(log="gradients")', DIFFERS, "those of the last process's stages",
-        "test_launchers.py::test_figures_of_all_stages_reach_the_logger"),
+        "test_launchers.py::test_metrics_of_all_stages_reach_the_logger"),
     Row("Loggers", 'WandbLogger.watch(log="parameters" or "all")', REFUSED, "it reads every parameter in every step",
         "test_launchers.py::test_watching_every_parameter_is_refused"),
     Row("Loggers", "self.log of a value of an earlier stage", DIFFERS, "not logged, with a warning",
-        "test_unusual_modules.py::test_a_value_of_another_stage_is_not_logged_and_it_is_said"),
+        "test_logs.py::test_a_value_of_another_stage_is_not_logged_and_it_is_said"),
     Row("Modules", "Dropout", DIFFERS, "each process has random numbers of its own from its stages on",
-        "test_strategy.py::test_stages_get_the_same_batches_without_a_seed"),
+        "test_randomness.py::test_stages_get_the_same_batches_without_a_seed"),
     Row("Modules", "configure_model, without the whole model in a process's memory", WORKS, "",
-        "test_paging.py::test_no_process_holds_the_whole_model_in_memory"),
+        "partition/test_paging.py::test_no_process_holds_the_whole_model_in_memory"),
     Row("Modules", 'configure_model under torch.device("meta")', WORKS, "",
-        "test_paging.py::test_a_model_made_on_the_meta_device_begins_and_trains_as_one_made_on_the_host"),
+        "partition/test_paging.py::test_a_model_made_on_the_meta_device_begins_and_trains_as_one_made_on_the_host"),
     Row("Modules", "a state carried from chunk to chunk in each stage, saved and resumed", WORKS, "",
-        "test_recurrent_stages.py::test_two_processes_equal_one"),
+        "recurrent/test_stages.py::test_two_processes_equal_one"),
     Row("Modules", "boundaries by name, a tuple across one", WORKS, "",
-        "test_strategy.py::test_split_equals_one_process"),
+        "test_split_equals_one_process.py::test_split_equals_one_process"),
     Row("Modules", 'boundaries="auto"', WORKS, "",
-        "test_auto_boundaries.py::test_training_is_as_with_these_boundaries_named_in_one_process"),
+        "partition/test_automatic.py::test_training_is_as_with_these_boundaries_named_in_one_process"),
     Row("Modules", "a tied weight within a process", WORKS, "",
-        "test_paging.py::test_training_is_as_in_one_process_and_a_checkpoint_resumes_in_either"),
+        "partition/test_paging.py::test_training_is_as_in_one_process_and_a_checkpoint_resumes_in_either"),
     Row("Modules", "a tied weight across processes", REFUSED, "unless its copies are kept in step",
         "test_errors.py::test_tied_parameter_across_processes"),
     Row("Modules", 'a tied weight across processes, tied_weights="synchronize"', WORKS,
@@ -189,8 +203,8 @@ def page() -> str:
         "# What works on several processes",
         "",
         "Written by `python -m tests.compatibility`; the suite fails if it is out of date. Each row names the test",
-        "that shows it, in `tests/`. Those of `test_features.py` train the same model in one process, in two and",
-        "in three, and compare weights, metrics, learning rates, step counts and checkpoint files.",
+        "that shows it, in `tests/`. Those of `distributed/test_lightning_features.py` train the same model in one",
+        "process, in two and in three, and compare weights, metrics, learning rates, step counts and checkpoint files.",
         "",
         "Run on the CPU; some of it on a GPU too (see performance.md); none on more than one node.",
         "",
@@ -198,7 +212,7 @@ def page() -> str:
         "|---|---|---|---|---|",
     ]
     for row in rows():
-        lines.append(f"| {row.area} | {row.feature} | {row.verdict} | {row.words} | `{row.shown_by}` |")
+        lines.append(f"| {row.area} | {row.feature} | {row.verdict} | {row.words} | `{row.test}` |")
     return "\n".join(lines) + "\n"
 
 

@@ -177,27 +177,27 @@ def test_what_is_logged_where_loggers_are_updated_reaches_them(compat: Any, tmp_
 # ---------------------------------------------------------------------- tensors without data
 
 
-def ghost(compat: Any, *shape: int) -> Tensor:
+def fake(compat: Any, *shape: int) -> Tensor:
     with compat.FakeTensorMode(allow_non_fake_inputs=True):
         return torch.empty(shape)
 
 
 OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "linear": lambda ghost, real: F.linear(real, ghost),
-    "linear of a ghost": lambda ghost, real: F.linear(ghost, real),
-    "add": lambda ghost, real: real[:1] + ghost,
-    "cat": lambda ghost, real: torch.cat([real, ghost]),
-    "layer_norm": lambda ghost, real: F.layer_norm(real, (4,), ghost[0]),
+    "linear": lambda fake, real: F.linear(real, fake),
+    "linear of a fake tensor": lambda fake, real: F.linear(fake, real),
+    "add": lambda fake, real: real[:1] + fake,
+    "cat": lambda fake, real: torch.cat([real, fake]),
+    "layer_norm": lambda fake, real: F.layer_norm(real, (4,), fake[0]),
 }
 
 
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS.keys())
-def test_a_ghost_makes_a_ghost_of_every_result_outside_its_mode(
+def test_a_fake_makes_a_fake_of_every_result_outside_its_mode(
     compat: Any, operation: Callable[[Tensor, Tensor], Tensor]
 ) -> None:
     real = torch.ones(3, 4)
     try:
-        result = operation(ghost(compat, 2, 4), real)
+        result = operation(fake(compat, 2, 4), real)
     except Exception as error:
         pytest.fail(f"FakeTensorMode(allow_non_fake_inputs=True) refuses a real tensor beside a fake one: {error!r}")
     assert isinstance(result, compat.FakeTensor), "FakeTensor is no longer contagious outside its mode"
@@ -205,7 +205,7 @@ def test_a_ghost_makes_a_ghost_of_every_result_outside_its_mode(
     assert result.shape == operation(torch.ones(2, 4), real).shape
 
 
-def test_a_ghost_claims_the_device_it_was_made_for(compat: Any) -> None:
+def test_a_fake_claims_the_device_it_was_made_for(compat: Any) -> None:
     with compat.FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         made = torch.empty_strided((2, 3), (1, 2), dtype=torch.bfloat16, device="cpu")
     assert (made.shape, made.stride(), made.dtype) == ((2, 3), (1, 2), torch.bfloat16)
@@ -213,8 +213,8 @@ def test_a_ghost_claims_the_device_it_was_made_for(compat: Any) -> None:
     assert isinstance(made, compat.FakeTensor)
 
 
-def test_a_ghost_can_be_a_parameter_with_a_graph(compat: Any) -> None:
-    parameter = nn.Parameter(ghost(compat, 2, 4), requires_grad=True)
+def test_a_fake_can_be_a_parameter_with_a_graph(compat: Any) -> None:
+    parameter = nn.Parameter(fake(compat, 2, 4), requires_grad=True)
     assert isinstance(parameter, compat.FakeTensor), "nn.Parameter no longer keeps a FakeTensor's class"
     assert F.linear(torch.ones(3, 4), parameter).requires_grad
 
@@ -230,9 +230,9 @@ READS: dict[str, Callable[[Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("read", READS.values(), ids=READS.keys())
-def test_reading_a_ghosts_value_raises_one_of_the_known_errors(compat: Any, read: Callable[[Tensor], Any]) -> None:
+def test_reading_a_fakes_value_raises_one_of_the_known_errors(compat: Any, read: Callable[[Tensor], Any]) -> None:
     try:
-        value = read(ghost(compat, 3))
+        value = read(fake(compat, 3))
     except compat.DATA_DEPENDENT_ERRORS:
         return
     except Exception as error:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
 from tests.compatibility import AREAS, PAGE, Row, page, rows
-from tests.test_features import CASES
-
-TESTS = Path(__file__).parent
+from tests.distributed.test_lightning_features import CASES
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row.feature)
 def test_a_row_names_a_test_that_runs_everywhere(row: Row) -> None:
-    file, name = row.shown_by.split("::")
-    source = (TESTS / file).read_text()
+    source, name = row.path.read_text(), row.shown_by.split("::")[1]
     (before,) = re.findall(rf"((?:^@.*\n(?:^[ )\]].*\n)*)*)^def {name}\(", source, flags=re.MULTILINE)
     assert "xfail" not in before
     assert "mark.skip(" not in before

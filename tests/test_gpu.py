@@ -22,15 +22,16 @@ from lightning_sg import (
     LinearPredictor,
     LocalLoss,
     MLPPredictor,
+    PredictorTraining,
     SyntheticGradients,
     SyntheticGradientStrategy,
     ThroughTime,
 )
 from tests.models import CLASSES, Classifier, assert_same_state, loader, make_trainer, state_of
+from tests.partition.test_paging import Configured
 from tests.ranks import DEVICE, run_ranks
-from tests.test_paging import Configured
-from tests.test_recurrent_stages import TwoStages
-from tests.test_replicas import Smooth
+from tests.recurrent_models import TwoStages
+from tests.smooth import Smooth
 from tests.watched import CALLBACKS, COUPLES, Make, chunks, in_time, train_watched
 
 pytestmark = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU and LIGHTNING_SG_TEST_DEVICE=cuda")
@@ -48,7 +49,7 @@ def test_a_gpu_computes_what_the_host_computes(predictor: str) -> None:
     def train(accelerator: str) -> dict[str, Tensor]:
         pl.seed_everything(3, verbose=False)
         module = Smooth()
-        callback = SyntheticGradients(predictor=PREDICTORS[predictor], seed=1)
+        callback = SyntheticGradients(predictor=PREDICTORS[predictor], training=PredictorTraining(seed=1))
         make_trainer(accelerator=accelerator, callbacks=[callback]).fit(module, loader(shuffle=False))
         return state_of(module)
 
@@ -66,9 +67,9 @@ FIRST, STEPS = 3, 12
 
 
 class NeverWaits(Callback):
-    """Notes where the host waits for the device within steps; put after the callback that is watched.
+    """Notes where the host waits for the device within a step; comes after the callback that it watches.
 
-    The first steps may: they follow the network and build predictors. So may the last, where figures are logged, and
+    The first steps may: they follow the network and build predictors. So may the last, where metrics are logged, and
     other threads, whose purpose it is.
     """
 
@@ -219,7 +220,7 @@ def test_stages_draw_alike_on_the_device_outside_them_and_differently_inside() -
         trainer = make_trainer(strategy="synthetic_gradients", devices=2, max_epochs=1)
         trainer.fit(module, loader(samples=16 * 6))
         own = module.net[2][-1] if trainer.is_global_zero else module.net[0][-1]
-        # The step is followed without data before the first.
+        # Before the first batch the step is traced without data.
         return [[float(number) for number in numbers[-6:]] for numbers in (module.for_batch, module.before, own.seen)]
 
     last, first = run_ranks(2, work)
@@ -240,7 +241,7 @@ def test_16_bits_with_a_scaled_loss_learn_as_32_do(devices: int) -> None:
             devices=devices,
             max_epochs=40,
             precision=precision,
-            callbacks=[SyntheticGradients(seed=1)],
+            callbacks=[SyntheticGradients(training=PredictorTraining(seed=1))],
         )
         trainer.fit(module, loader(), loader(shuffle=False))
         finite = all(tensor.isfinite().all() for tensor in module.state_dict().values())
@@ -291,9 +292,9 @@ def test_a_compiled_stage_trains_as_it_does_uncompiled() -> None:
         if compiles:
             module.net[3].compile()
             module.net[6].compile()
-        make_trainer(callbacks=[SyntheticGradients(predictor=LinearPredictor(), seed=1)]).fit(
-            module, loader(shuffle=False)
-        )
+        make_trainer(
+            callbacks=[SyntheticGradients(predictor=LinearPredictor(), training=PredictorTraining(seed=1))]
+        ).fit(module, loader(shuffle=False))
         return state_of(module)
 
     plain = train(False)
