@@ -50,7 +50,10 @@ def left_by(devices: int, make: Make, module: pl.LightningModule | None = None, 
     return garbage.found
 
 
-@pytest.mark.parametrize("name", CALLBACKS)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.smoke] if name == "by default" else []) for name in CALLBACKS]
+)
 def test_a_step_leaves_no_garbage(name: str) -> None:
     assert not Counter(left_by(1, CALLBACKS[name]))
 

@@ -27,6 +27,7 @@ from tests.predictors.forms import (
 )
 
 
+@pytest.mark.slow
 @forms
 @pytest.mark.parametrize("make", DIRECT.values(), ids=DIRECT.keys())
 def test_a_direct_predictor_learns_a_linear_target(make: Callable[[], GradientPredictor], form: Form) -> None:
