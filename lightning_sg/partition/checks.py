@@ -31,7 +31,7 @@ def check_cuts(trace: Trace, *, split: bool) -> None:
             raise BoundaryError(
                 f"The boundary in time '{name}' is used in the stages {sorted(stages)}, but what it carries stays in "
                 "one process. Use it in a single stage: "
-                f"only before '{trace.order[min(stages)]}' or only after."
+                f"all of it before '{trace.order[min(stages)]}' or all of it after."
             )
     for leak in trace.leaks:
         if split or leak.differentiable:
