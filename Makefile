@@ -21,9 +21,10 @@ PARALLEL := -n 2 --dist loadfile
 demo: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m examples.demo
 
-# For the loop at the desk: what one process can test, a few tests of several, and the lines that these do not reach.
+# For the loop at the desk: what one process can test of the package, a test of several, and the lines not reached.
 check: $(INSTALLED) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PARALLEL) -m "smoke or not (processes or slow)" --cov
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PARALLEL) -m "smoke or not (processes or slow)" --cov \
+		--ignore tests/benchmarks --ignore tests/examples
 
 test: $(INSTALLED) lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
