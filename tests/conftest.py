@@ -22,6 +22,24 @@ torch.set_num_threads(1)
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
+#: What Lightning's launchers set in the process that they run in.
+LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(autouse=True)
+def no_launcher_around() -> Iterator[None]:
+    """Removes what a launcher has set, in an earlier test or in this one.
+
+    A program that a later test starts would otherwise take itself for one of a launcher's processes, start no others,
+    and wait for them.
+    """
+    for name in LAUNCHED:
+        os.environ.pop(name, None)
+    yield
+    for name in LAUNCHED:
+        os.environ.pop(name, None)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks tests that start processes, which take most of the time: ``make check`` does without them."""
     for item in items:
