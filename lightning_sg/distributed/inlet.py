@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,9 +12,8 @@ from lightning_sg import profiling
 from lightning_sg.distributed.metrics import MetricsRoute
 from lightning_sg.distributed.status import ProcessStatus, Stopping
 from lightning_sg.errors import BatchMismatchError
+from lightning_sg.training.base import Profile
 from lightning_sg.transport import Activations, Compression, Residual, Target, Upstream
-
-Profile = Callable[[str], AbstractContextManager[Any]]
 
 
 class Inlet(Protocol):

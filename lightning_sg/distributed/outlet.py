@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,11 +14,9 @@ from lightning_sg.crossings.kept_graph import KeptGraph
 from lightning_sg.distributed.inlet import Inlet
 from lightning_sg.distributed.status import ProcessStatus, Stopping
 from lightning_sg.session import Session
-from lightning_sg.training.base import BoundaryTrainer
+from lightning_sg.training.base import BoundaryTrainer, Profile
 from lightning_sg.training.record import Record
 from lightning_sg.transport import Downstream, Message, Residual, Target
-
-Profile = Callable[[str], AbstractContextManager[Any]]
 
 
 class Outlet(Protocol):

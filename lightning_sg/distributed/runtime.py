@@ -194,11 +194,10 @@ class StageRuntime:
 
     def close(self) -> None:
         """Ends a run in good order: waits for targets under way and says goodbye to the neighbours."""
+        self.flush()
         ready, self._ready = self._ready, None
         if ready is None:
             return
-        if ready.program.outlet.boundary is not None:
-            ready.program.outlet.trainer.collect()
         self.stage.session.collect()
         ready.program.outlet.await_answers(None, 0)
         for link in ready.program.links:
