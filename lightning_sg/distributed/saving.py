@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from lightning_sg.checkpoint.sharded import is_sharded, load_optimizers, load_rest, load_weights, merge, own_weights
 from lightning_sg.checkpoint.sharded import save as save_shards
 from lightning_sg.checkpoint.whole import gather_union, gather_weights, own_optimizer_state
+from lightning_sg.distributed.collectives import GridCollectives
 from lightning_sg.distributed.runtime import StageRuntime
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.partition.paging import PagedParameters
@@ -169,15 +170,13 @@ class ShardedSaving(WholeSaving):
         if "://" in str(path):
             raise SyntheticGradientsError(f"checkpoint='sharded' writes to a local or shared folder, not to {path}.")
         grid, status = self._runtime.grid, self._runtime.status
-        box = [path]
-        with status.meeting("broadcast"):
-            dist.broadcast_object_list(box, 0, group=grid.world_group)
+        path = Path(GridCollectives(grid, status).broadcast(path, 0))
         own = own_weights(self._module, self._runtime.ownership.writes)
         # What callbacks put there besides is not this process's, and another has it right.
         state = {name: value for name, value in checkpoint["state_dict"].items() if name in own}
         with status.meeting("saving shards"):
             if grid.replica == 0:
-                save_shards(Path(box[0]), {**checkpoint, "state_dict": state}, grid.stage_group, grid.rank == 0)
+                save_shards(path, {**checkpoint, "state_dict": state}, grid.stage_group, grid.rank == 0)
             dist.barrier(grid.world_group)
 
 
