@@ -31,6 +31,9 @@ from lightning.pytorch.strategies.launchers.subprocess_script import (
 )
 from lightning.pytorch.utilities import rank_zero_only as _rank_zero_only
 
+# torch exports its stores under no public name, and has no public way to get the one of the process group.
+from torch._C._distributed_c10d import PrefixStore, Store
+
 # Decomposes operations in Python, as torch.compile does. Fake recurrent layers on a GPU need it, because cuDNN reads
 # the data of their weights.
 from torch._dispatch.python import enable_python_dispatcher
@@ -46,6 +49,7 @@ from torch._subclasses.fake_tensor import (
 # Lets us add a zero in place to a loss that an operation may have saved. There is no public way to say that the value
 # stays the same.
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter as value_unchanged
+from torch.distributed.distributed_c10d import _get_default_store as default_store
 
 # Sees every operation, also in the backward pass. torch documents it, but only under this name.
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -84,9 +88,12 @@ __all__ = [
     "FakeTensor",
     "FakeTensorMode",
     "MultiProcessingLauncher",
+    "PrefixStore",
+    "Store",
     "SubprocessScriptLauncher",
     "TorchDispatchMode",
     "default_process_group_backend",
+    "default_store",
     "enable_python_dispatcher",
     "init_dist_connection",
     "logs_now",

@@ -22,4 +22,16 @@ class NonFinitePredictionError(SyntheticGradientsError):
 
 
 class StageLostError(SyntheticGradientsError):
-    """A neighbouring stage died, failed or stayed silent for longer than the timeout."""
+    """Another stage died, failed or stayed silent for longer than the timeout.
+
+    Attributes:
+        reason: What happened to it, without what this process was waiting for: what the stages beyond are told.
+
+    Args:
+        message: The whole message.
+        reason: See above; by default the message.
+    """
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason or message

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_sg._compat import tree_flatten, tree_map_only, tree_unflatten
+from lightning_sg.objects import pack, unpack
 
 
 class Replicas:
@@ -58,6 +59,34 @@ class Replicas:
         dist.all_reduce(votes, group=self.host_group)
         return bool(votes)
 
+    def gather(self, value: Any) -> list[Any]:
+        """What each replica has, in their order. A collective.
+
+        Args:
+            value: See :func:`~lightning_sg.objects.pack`.
+        """
+        if self.count == 1:
+            return [value]
+        own = pack(value)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
+        dist.all_gather(sizes, torch.tensor([own.numel()]), group=self.host_group)
+        room = max(int(size) for size in sizes)
+        every = [torch.empty(room, dtype=torch.uint8) for _ in range(self.count)]
+        dist.all_gather(every, torch.nn.functional.pad(own, (0, room - own.numel())), group=self.host_group)
+        return [
+            value if index == self.index else unpack(packed[: int(size)])
+            for index, (packed, size) in enumerate(zip(every, sizes))
+        ]
+
+    def broadcast(self, value: Any, source: int) -> Any:
+        """What the replica ``source`` has. A collective.
+
+        Args:
+            value: See :func:`~lightning_sg.objects.pack`.
+            source: The index of a replica.
+        """
+        return value if self.count == 1 else self.gather(value if self.index == source else None)[source]
+
     def join(self, batches: list[dict[str, Any]], samples: Callable[[dict[str, Any]], int]) -> list[dict[str, Any]]:
         """Joins the samples of all replicas, for a checkpoint. A collective.
 
@@ -71,9 +100,7 @@ class Replicas:
         """
         if self.count == 1:
             return batches
-        every: list[list[dict[str, Any]]] = [[] for _ in range(self.count)]
-        dist.all_gather_object(every, batches, group=self.host_group)
-        return [_joined(list(parts), samples) for parts in zip(*every)]
+        return [_joined(list(parts), samples) for parts in zip(*self.gather(batches))]
 
     def share(self, batches: list[dict[str, Any]], samples: Callable[[dict[str, Any]], int]) -> list[dict[str, Any]]:
         """This replica's slice of what :meth:`join` put together, for any number of replicas at saving."""

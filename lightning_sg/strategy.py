@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import inspect
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -21,8 +22,10 @@ from torch.optim import Optimizer
 
 from lightning_sg._compat import (
     MultiProcessingLauncher,
+    PrefixStore,
     SubprocessScriptLauncher,
     default_process_group_backend,
+    default_store,
     init_dist_connection,
     optimizers_to_device,
     set_rank_zero,
@@ -37,7 +40,9 @@ from lightning_sg.distributed.support import StrategyOptions, check_callbacks
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.partition.paging import PagedParameters
 from lightning_sg.runtime import Runtime
-from lightning_sg.transport import COMPRESSIONS, Compression, ProcessGrid
+from lightning_sg.transport import COMPRESSIONS, Chain, Compression, ProcessGrid, Watch, open_chain
+
+_CHAINS = itertools.count()  # every process opens them in the same order
 
 
 class SyntheticGradientStrategy(ParallelStrategy):
@@ -115,6 +120,7 @@ class SyntheticGradientStrategy(ParallelStrategy):
         self._process_group_backend = process_group_backend
         self._layer_sync: Any = None  # Lightning puts it here, by this name, for `sync_batchnorm=True`
         self._grid: ProcessGrid | None = None
+        self._chain: Chain | None = None
         self._pages = PagedParameters()
         self._arrangement: Arrangement = OneProcessArrangement()
 
@@ -206,7 +212,8 @@ class SyntheticGradientStrategy(ParallelStrategy):
             return
         check_callbacks(trainer)
         options = SplitOptions(self.wire, self.tied_weights == "synchronize", self.ddp)
-        runtime = StageRuntime(self._open_grid(), options, self._pages, callback)
+        grid = self._open_grid()
+        runtime = StageRuntime(grid, self._open_chain(grid), options, self._pages, callback)
         self._arrangement = SplitArrangement(
             runtime,
             self.lightning_module,
@@ -232,6 +239,14 @@ class SyntheticGradientStrategy(ParallelStrategy):
         if self._grid is None:
             self._grid = ProcessGrid.open(self._all_processes, self.replicas, self.root_device, backend, self.timeout)
         return self._grid
+
+    def _open_chain(self, grid: ProcessGrid) -> Chain:
+        """Connects this process with its neighbours, once for all runs that end in good order."""
+        if self._chain is None:
+            store = PrefixStore(f"chain {next(_CHAINS)}", default_store())
+            self._chain = open_chain(grid, store, Watch(self.timeout))
+            atexit.register(self._chain.leave)
+        return self._chain
 
     # ------------------------------------------------------------------ set-up
 
@@ -341,7 +356,7 @@ class SyntheticGradientStrategy(ParallelStrategy):
 
     def barrier(self, name: str | None = None) -> None:
         """Waits for all processes."""
-        self._arrangement.collectives.barrier()
+        self._arrangement.collectives.barrier(name)
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
         """Sends an object from one process to all."""
@@ -401,6 +416,7 @@ class SyntheticGradientStrategy(ParallelStrategy):
     def on_exception(self, exception: BaseException) -> None:
         """Tells the neighbouring stages why this one stops."""
         self.runtime.fail(exception)
+        self._chain = None  # another run connects anew
         super().on_exception(exception)
 
     def teardown(self) -> None:

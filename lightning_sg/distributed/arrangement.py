@@ -133,7 +133,7 @@ class SplitArrangement:
         options: StrategyOptions,
     ) -> None:
         self.runtime = runtime
-        self.collectives: Collectives = GridCollectives(runtime.grid, runtime.status)
+        self.collectives: Collectives = GridCollectives(runtime.grid, runtime.meetings, runtime.status)
         kind = ShardedSaving if options.checkpoint == "sharded" else WholeSaving
         self.saving: Saving = kind(runtime, module, pages)
         self._module = module
@@ -206,6 +206,7 @@ class SplitArrangement:
         if not self.runtime.status.failed:
             self.runtime.close()
             self.saving.gather_weights()
+            self.runtime.end()
 
 
 __all__ = ["Arrangement", "OneProcessArrangement", "SplitArrangement"]

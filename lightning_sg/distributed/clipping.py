@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
@@ -32,10 +31,9 @@ class ClippingOverModel:
         borrowed = self._runtime.borrowed  # of a weight with copies in several processes, one counts
         counted = (p.grad for p in parameters if p.grad is not None and id(p) not in borrowed)
         norm = torch.nn.utils.get_total_norm(counted)
-        squares = norm.detach().double().cpu() ** 2
-        with self._runtime.status.meeting("clipping gradients"):
-            dist.all_reduce(squares, group=self._runtime.grid.stage_group)
-        torch.nn.utils.clip_grads_with_norm_(parameters, float(clip_val), squares.sqrt().to(norm))
+        squares = self._runtime.meetings.gather("clipping gradients", norm.double().item() ** 2)
+        whole = torch.tensor(squares, dtype=torch.float64).sum().sqrt()
+        torch.nn.utils.clip_grads_with_norm_(parameters, float(clip_val), whole.to(norm))
 
 
 __all__ = ["ClippingOverModel"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from lightning_sg._compat import reduce_over
+from lightning_sg.distributed.meetings import StageMeetings
 from lightning_sg.distributed.status import ProcessStatus
 from lightning_sg.transport import ProcessGrid
 
@@ -17,7 +17,7 @@ from lightning_sg.transport import ProcessGrid
 class Collectives(Protocol):
     """Lightning's collectives, in its own words."""
 
-    def barrier(self) -> None:
+    def barrier(self, name: str | None) -> None:
         """Waits for all processes."""
 
     def broadcast(self, value: Any, src: int) -> Any:
@@ -36,7 +36,7 @@ class Collectives(Protocol):
 class OneProcessCollectives:
     """There is nobody else."""
 
-    def barrier(self) -> None:
+    def barrier(self, name: str | None) -> None:
         """Does nothing."""
 
     def broadcast(self, value: Any, src: int) -> Any:
@@ -61,24 +61,36 @@ class GridCollectives:
 
     Args:
         grid: The processes.
+        meetings: The meetings of this replica's stages.
         status: Names this process.
     """
 
-    def __init__(self, grid: ProcessGrid, status: ProcessStatus) -> None:
+    def __init__(self, grid: ProcessGrid, meetings: StageMeetings, status: ProcessStatus) -> None:
         self._grid = grid
+        self._meetings = meetings
         self._status = status
 
-    def barrier(self) -> None:
+    def barrier(self, name: str | None) -> None:
         """See :meth:`Collectives.barrier`."""
-        with self._status.meeting("barrier"):
-            dist.barrier(self._grid.world_group)
+        what = f"barrier {name or ''}".strip()
+        self._meetings.gather(what, None)
+        with self._status.meeting(what):
+            self._grid.peers.any(False)
 
     def broadcast(self, value: Any, src: int) -> Any:
-        """See :meth:`Collectives.broadcast`."""
-        box = [value]
+        """See :meth:`Collectives.broadcast`.
+
+        Raises:
+            SyntheticGradientsError: For an object that cannot be sent without a pickle.
+        """
+        grid = self._grid
+        replica, row = next((index, row) for index, row in enumerate(grid.stage_ranks) if src in row)
+        if replica == grid.replica:
+            value = self._meetings.gather("broadcast", value if src == grid.rank else None)[row.index(src)]
+        if grid.peers.count == 1:
+            return value
         with self._status.meeting("broadcast"):
-            dist.broadcast_object_list(box, src, group=self._grid.world_group)
-        return box[0]
+            return grid.peers.broadcast(value, replica)
 
     def reduce(self, value: Any, group: Any, reduce_op: Any) -> Any:
         """See :meth:`Collectives.reduce`."""
@@ -99,10 +111,11 @@ class GridCollectives:
 
     def vote(self, decision: bool, *, all_of_them: bool) -> bool:
         """See :meth:`Collectives.vote`."""
-        votes = torch.tensor(int(decision))
+        votes = self._meetings.gather("vote", bool(decision))
         with self._status.meeting("vote"):
-            dist.all_reduce(votes, group=self._grid.world_group)
-        return bool(votes == dist.get_world_size()) if all_of_them else bool(votes)
+            if all_of_them:
+                return not self._grid.peers.any(not all(votes))
+            return self._grid.peers.any(any(votes))
 
 
 __all__ = ["Collectives", "GridCollectives", "OneProcessCollectives"]

@@ -15,7 +15,6 @@ from lightning_sg.distributed.tied import SharedWeights
 from lightning_sg.errors import PartitionError
 from lightning_sg.partition.fakes import FakeOutputs, FakeTensors
 from lightning_sg.partition.placement import Placement
-from lightning_sg.transport import Link
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,6 @@ class StageProgram:
 
     Attributes:
         placement: The stages on the processes.
-        links: The connections to the neighbours.
         inlet: The start of this process's stages.
         outlet: Their end.
         fakes: Stand in for what other processes hold.
@@ -35,7 +33,6 @@ class StageProgram:
     """
 
     placement: Placement
-    links: tuple[Link, ...]
     inlet: Inlet
     outlet: Outlet
     fakes: FakeTensors

@@ -12,10 +12,10 @@ from torch import Tensor
 from lightning_sg import profiling
 from lightning_sg._compat import DATA_DEPENDENT_ERRORS
 from lightning_sg.batch.fingerprint import fingerprint
-from lightning_sg.checkpoint.whole import gather_union
 from lightning_sg.crossings.kept_graph import keeping_weights
 from lightning_sg.distributed.arrivals import Arrivals, PredictedActivations, TrueActivations
 from lightning_sg.distributed.logs import LogsOfStage
+from lightning_sg.distributed.meetings import StageMeetings
 from lightning_sg.distributed.metrics import MetricsRoute
 from lightning_sg.distributed.outlet import NoOutlet, Outlet
 from lightning_sg.distributed.ownership import StageOwnership
@@ -24,7 +24,7 @@ from lightning_sg.distributed.stage import Stage
 from lightning_sg.distributed.stage_pass import EvaluationPass, StageEnds, TrainingPass
 from lightning_sg.distributed.startup import Cutter, SplitOptions, StartUp
 from lightning_sg.distributed.status import ProcessStatus, Stopping
-from lightning_sg.errors import PartitionError, SyntheticGradientsError
+from lightning_sg.errors import PartitionError, StageLostError, SyntheticGradientsError
 from lightning_sg.partition.fakes import is_fake
 from lightning_sg.partition.paging import PagedParameters
 from lightning_sg.partition.quiet import quiet
@@ -33,7 +33,7 @@ from lightning_sg.rng import StepRandomness
 from lightning_sg.runtime import Metrics
 from lightning_sg.session import Session
 from lightning_sg.time_boundary import CutInTime
-from lightning_sg.transport import ProcessGrid
+from lightning_sg.transport import Chain, ProcessGrid
 
 
 class StageRuntime:
@@ -41,26 +41,33 @@ class StageRuntime:
 
     Attributes:
         grid: The processes.
+        chain: The links to the neighbours.
+        meetings: What the stages do together over them.
         ownership: What of the training is this process's.
         status: What this process is doing.
         stopping: Whether and when training ends.
 
     Args:
         grid: The processes.
+        chain: The links to the neighbours.
         options: What the user said about the split.
         pages: The parameters that are in files.
         cutter: Cuts the module.
     """
 
-    def __init__(self, grid: ProcessGrid, options: SplitOptions, pages: PagedParameters, cutter: Cutter) -> None:
+    def __init__(
+        self, grid: ProcessGrid, chain: Chain, options: SplitOptions, pages: PagedParameters, cutter: Cutter
+    ) -> None:
         self.grid = grid
+        self.chain = chain
         self.ownership = StageOwnership(grid)
-        self.status = ProcessStatus(grid)
+        self.status = ProcessStatus(grid, chain.watch)
+        self.meetings = StageMeetings(chain, self.status)
         self.stopping = Stopping()
         self._metrics = MetricsRoute(is_last=grid.is_last)
         self._options = options
         self._cutter = cutter
-        self._start_up = StartUp(grid, options, pages, cutter, self.ownership)
+        self._start_up = StartUp(grid, chain, options, pages, cutter, self.ownership)
         self._stage: Stage | None = None
         self._ready: ReadyStage | None = None
         self._fingerprint = 0
@@ -111,8 +118,7 @@ class StageRuntime:
 
     def gather(self, states: dict[str, Any]) -> dict[str, Any]:
         """See :meth:`Runtime.gather`."""
-        with self.status.meeting("saving predictors"):
-            return gather_union(states, self.grid.stage_group, self.grid.ranks[-1])
+        return self.meetings.union("saving predictors", states)
 
     # ------------------------------------------------------------------ steps
 
@@ -200,8 +206,8 @@ class StageRuntime:
             return
         self.stage.session.collect()
         ready.program.outlet.await_answers(None, 0)
-        for link in ready.program.links:
-            link.close(self.grid.timeout)
+        for link in self.chain.links:
+            link.inbox.forget()
         for child in self.stage.session.module.modules():  # a remote block may have kept fake outputs
             for name, value in child.__dict__.items():
                 if is_fake(value):
@@ -209,14 +215,21 @@ class StageRuntime:
             if isinstance(child, CutInTime):
                 child.drop_fakes()
 
+    def end(self) -> None:
+        """All processes have come to the end of a run; nothing is under way between them any more."""
+        self.meetings.gather("the end of the run", None)
+        self.chain.flush()
+
     def fail(self, error: BaseException) -> None:
         """Tells the neighbours why this process stops."""
         if self.status.failed:
             return
         self.status.failed = True
-        reason = str(error) if isinstance(error, SyntheticGradientsError) else f"{type(error).__name__}: {error}"
-        for link in () if self._ready is None else self._ready.program.links:
-            link.fail(self.status.doing, reason[:2000])
+        if isinstance(error, StageLostError):
+            reason = error.reason
+        else:
+            reason = str(error) if isinstance(error, SyntheticGradientsError) else f"{type(error).__name__}: {error}"
+        self.chain.fail(reason[:2000])
 
 
 class ReadyStage:

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
-import torch.distributed as dist
 from torch.optim import Optimizer
 
 from lightning_sg.checkpoint.sharded import is_sharded, load_optimizers, load_rest, load_weights, merge, own_weights
 from lightning_sg.checkpoint.sharded import save as save_shards
-from lightning_sg.checkpoint.whole import gather_union, gather_weights, own_optimizer_state
+from lightning_sg.checkpoint.whole import gather_weights, own_optimizer_state
 from lightning_sg.distributed.collectives import GridCollectives
 from lightning_sg.distributed.runtime import StageRuntime
 from lightning_sg.errors import SyntheticGradientsError
@@ -98,7 +97,7 @@ class WholeSaving:
         placement = runtime.ownership.placement
         if placement is not None:
             with runtime.status.meeting("gathering weights"):
-                gather_weights(self._module, placement, runtime.grid.ranks, runtime.grid.stage_group)
+                gather_weights(self._module, placement, runtime.chain)
             self._pages.let_go()
 
     def weights(self, default: Callable[[], Checkpoint]) -> Checkpoint:
@@ -120,8 +119,8 @@ class WholeSaving:
         return own_optimizer_state(optimizer, self._module, placement, self._runtime.grid.position)
 
     def _united(self, state: Checkpoint) -> Checkpoint:
-        grid = self._runtime.grid
-        return {**state, "state": dict(sorted(gather_union(state["state"], grid.stage_group, grid.ranks[-1]).items()))}
+        union = self._runtime.meetings.union("saving optimizers", state["state"])
+        return {**state, "state": dict(sorted(union.items()))}
 
     def save(self, checkpoint: Checkpoint, path: Any, default: Callable[[], None]) -> None:
         """Lightning's own: on global rank 0."""
@@ -138,14 +137,14 @@ class WholeSaving:
         if _SHARDS not in checkpoint:
             default()
             return
-        load_weights(checkpoint[_SHARDS], self._module, self._runtime.grid.world_group, strict)
+        load_weights(checkpoint[_SHARDS], self._module, None, strict)
         self._pages.let_go()
 
     def load_optimizers(self, checkpoint: Mapping[str, Any], optimizers: Sequence[Optimizer]) -> None:
         """Of shards, restores the states of this process's stages, once it knows them."""
         if _SHARDS not in checkpoint:
             return
-        runtime, group = self._runtime, self._runtime.grid.world_group
+        runtime, group = self._runtime, None
         runtime.when_settled(
             lambda: load_optimizers(checkpoint[_SHARDS], optimizers, self._module, runtime.ownership.holds, group)
         )
@@ -170,14 +169,14 @@ class ShardedSaving(WholeSaving):
         if "://" in str(path):
             raise SyntheticGradientsError(f"checkpoint='sharded' writes to a local or shared folder, not to {path}.")
         grid, status = self._runtime.grid, self._runtime.status
-        path = Path(GridCollectives(grid, status).broadcast(path, 0))
+        path = Path(GridCollectives(grid, self._runtime.meetings, status).broadcast(path, 0))
         own = own_weights(self._module, self._runtime.ownership.writes)
         # What callbacks put there besides is not this process's, and another has it right.
         state = {name: value for name, value in checkpoint["state_dict"].items() if name in own}
         with status.meeting("saving shards"):
             if grid.replica == 0:
-                save_shards(path, {**checkpoint, "state_dict": state}, grid.stage_group, grid.rank == 0)
-            dist.barrier(grid.world_group)
+                save_shards(path, {**checkpoint, "state_dict": state}, None, grid.rank == 0)
+            GridCollectives(grid, self._runtime.meetings, status).barrier("shards")
 
 
 __all__ = ["OneProcessSaving", "Saving", "ShardedSaving", "WholeSaving"]

@@ -9,7 +9,6 @@ from typing import Any, Protocol, TypeVar
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
@@ -31,7 +30,7 @@ from lightning_sg.partition.step import trace_step
 from lightning_sg.partition.trace import Trace
 from lightning_sg.session import Session
 from lightning_sg.settings import Settings
-from lightning_sg.transport import Compression, Downstream, ProcessGrid, Upstream, open_links
+from lightning_sg.transport import Chain, Compression, ProcessGrid
 
 Choice = TypeVar("Choice")
 
@@ -79,6 +78,7 @@ class StartUp:
 
     Args:
         grid: The processes.
+        chain: The links to the neighbours.
         options: What the user said.
         pages: The parameters that are in files; those of its own stages, the process brings into memory.
         cutter: Cuts the module.
@@ -88,12 +88,14 @@ class StartUp:
     def __init__(
         self,
         grid: ProcessGrid,
+        chain: Chain,
         options: SplitOptions,
         pages: PagedParameters,
         cutter: Cutter,
         ownership: StageOwnership,
     ) -> None:
         self._grid = grid
+        self._chain = chain
         self._options = options
         self._pages = pages
         self._cutter = cutter
@@ -132,16 +134,16 @@ class StartUp:
             rank_zero_info(f"The stages on {len(self._grid.ranks)} processes:\n{self._described(placement, module)}")
         stage.status.name = placement.name(self._grid.position, self._grid.rank)
         names = [placement.name(place_, rank) for place_, rank in enumerate(self._grid.ranks)]
-        upstream, downstream = open_links(self._grid, names)
-        return self._program(stage, placement, upstream, downstream, training=training)
+        for link, neighbour in ((self._chain.upstream, -1), (self._chain.downstream, 1)):
+            if link is not None:
+                link.neighbour = names[self._grid.position + neighbour]
+        return self._program(stage, placement, training=training)
 
     def next_program(self, stage: Stage, program: StageProgram, call: Callable[[], Any]) -> StageProgram:
         """Traces the first training step after steps of evaluation: it may use more parameters."""
         trace = self._trace(stage, call, training=True)
         placement = assign(program.placement, stage.session.module, trace, tied=self._options.tied)
-        upstream = next((link for link in program.links if isinstance(link, Upstream)), None)
-        downstream = next((link for link in program.links if isinstance(link, Downstream)), None)
-        return self._program(stage, placement, upstream, downstream, training=True)
+        return self._program(stage, placement, training=True)
 
     # ------------------------------------------------------------------ parts of it
 
@@ -168,27 +170,15 @@ class StartUp:
 
     def _of_first_replica(self, choice: Choice) -> Choice:
         """What replica 0 chose by its first batch, which may have other shapes: all replicas are cut alike."""
-        if self._grid.peers.count == 1:
-            return choice
-        box = [choice]
-        src = self._grid.stage_ranks[0][self._grid.position]
-        dist.broadcast_object_list(box, src=src, group=self._grid.peers.host_group)
-        return box[0]
+        first: Choice = self._grid.peers.broadcast(choice, 0)
+        return first
 
     def _described(self, placement: Placement, module: nn.Module) -> str:
         one = placement.describe(module, self._grid.ranks)
         count = self._grid.peers.count
         return one if count == 1 else f"{one}\nand the same in {count - 1} other replica{'s' * (count > 2)}"
 
-    def _program(
-        self,
-        stage: Stage,
-        placement: Placement,
-        upstream: Upstream | None,
-        downstream: Downstream | None,
-        *,
-        training: bool,
-    ) -> StageProgram:
+    def _program(self, stage: Stage, placement: Placement, *, training: bool) -> StageProgram:
         module, grid = stage.session.module, self._grid
         self._ownership.placement = placement
         elsewhere = placement.elsewhere(grid.position)
@@ -203,12 +193,11 @@ class StartUp:
         if training and placement.tied:
             self._check_tied(stage.session)
             tied = TiedWeights(module, placement, grid, stage.status)
-        inlet = self._inlet(stage, placement, upstream)
+        inlet = self._inlet(stage, placement)
         return StageProgram(
             placement,
-            tuple(link for link in (upstream, downstream) if link is not None),
             inlet,
-            self._outlet(stage, placement, downstream, inlet),
+            self._outlet(stage, placement, inlet),
             fakes,
             outputs,
             data_parallel,
@@ -216,8 +205,8 @@ class StartUp:
             SharedBuffers(module, placement.shared),
         )
 
-    def _inlet(self, stage: Stage, placement: Placement, upstream: Upstream | None) -> Inlet:
-        boundary = placement.receives_at(self._grid.position)
+    def _inlet(self, stage: Stage, placement: Placement) -> Inlet:
+        upstream, boundary = self._chain.upstream, placement.receives_at(self._grid.position)
         if upstream is None or boundary is None:
             return NoInlet()
         return UpstreamInlet(
@@ -231,8 +220,8 @@ class StartUp:
             stage.profiler.profile,
         )
 
-    def _outlet(self, stage: Stage, placement: Placement, downstream: Downstream | None, inlet: Inlet) -> Outlet:
-        boundary = placement.sends_at(self._grid.position)
+    def _outlet(self, stage: Stage, placement: Placement, inlet: Inlet) -> Outlet:
+        downstream, boundary = self._chain.downstream, placement.sends_at(self._grid.position)
         if downstream is None or boundary is None:
             return NoOutlet()
         channel = AnswerChannel(downstream, stage.status, stage.stopping, stage.profiler.profile)
@@ -260,12 +249,15 @@ class StartUp:
 
     def _share_buffers(self, module: nn.Module, placement: Placement) -> None:
         """Gives buffers that several processes use the last one's values: without a seed each has made its own."""
-        buffers = dict(module.named_buffers())
+        if not placement.shared:  # the same on every process
+            return
+        buffers, last = dict(module.named_buffers()), len(self._grid.ranks) - 1
+        copy = self._chain.copies("sharing buffers", sorted(placement.shared))
         for name in sorted(placement.shared):
-            values = buffers[name].detach().cpu().contiguous()
-            dist.broadcast(values, src=self._grid.ranks[-1], group=self._grid.stage_group)
+            buffer = buffers[name]
+            values = copy(name, last, lambda buffer=buffer: buffer.detach().cpu().clone())  # type: ignore[misc]
             with torch.no_grad():
-                buffers[name].copy_(values)
+                buffer.copy_(values)
 
     def _check_tied(self, session: Session) -> None:
         """Raises for options that synchronized tied weights do not support."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lightning_sg.errors import StageLostError
-from lightning_sg.transport import ProcessGrid
+from lightning_sg.errors import StageLostError, SyntheticGradientsError
+from lightning_sg.transport import ProcessGrid, Watch
 
 
 class ProcessStatus:
@@ -14,20 +14,29 @@ class ProcessStatus:
 
     Attributes:
         name: Its name: "stage 1 (rank 0)".
-        doing: What it is doing: "training batch 17".
         number: Counts its steps, training and evaluation together; -1 before the first.
         failed: Whether it has told the others that it fails.
 
     Args:
         grid: The processes.
+        watch: Tells the neighbours what this process is doing.
     """
 
-    def __init__(self, grid: ProcessGrid) -> None:
+    def __init__(self, grid: ProcessGrid, watch: Watch) -> None:
         self.name = f"process {grid.position} of {len(grid.ranks)} (rank {grid.rank})"
-        self.doing = "start-up"
         self.number = -1
         self.failed = False
+        self._watch = watch
         self._timeout = grid.timeout
+
+    @property
+    def doing(self) -> str:
+        """What it is doing: "training batch 17"."""
+        return self._watch.doing
+
+    @doing.setter
+    def doing(self, words: str) -> None:
+        self._watch.doing = words
 
     def whose(self, number: int) -> str:
         """An earlier step, or the current one, in words for "the target of ..."."""
@@ -49,7 +58,9 @@ class ProcessStatus:
             raise StageLostError(f"{self.name} failed at {self.doing}; no {what} with the other stages after that.")
         try:
             yield
-        except RuntimeError as error:
+        except SyntheticGradientsError:
+            raise
+        except RuntimeError as error:  # of a collective of torch's
             raise StageLostError(
                 f"{self.name} waited for the other stages ({what} after {self.doing}), but one of them is gone or took "
                 f"longer than {self._timeout:g} s. Its own output says why. ({error})"

@@ -1,13 +1,17 @@
 """Messages between the processes that hold neighbouring stages."""
 
+from lightning_sg.transport.chain import Chain
 from lightning_sg.transport.compression import COMPRESSIONS, Compression
 from lightning_sg.transport.grid import ProcessGrid
-from lightning_sg.transport.link import Downstream, Link, Upstream, open_links
+from lightning_sg.transport.link import Downstream, Link, Upstream
 from lightning_sg.transport.message import Activations, Message, Residual, Target
+from lightning_sg.transport.opening import open_chain
+from lightning_sg.transport.watch import Watch
 
 __all__ = [
     "COMPRESSIONS",
     "Activations",
+    "Chain",
     "Compression",
     "Downstream",
     "Link",
@@ -16,5 +20,6 @@ __all__ = [
     "Residual",
     "Target",
     "Upstream",
-    "open_links",
+    "Watch",
+    "open_chain",
 ]

@@ -1,10 +1,9 @@
-"""Which process holds which stages, and the process groups in which they meet."""
+"""Which process holds which stages, and the process groups of replicas."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,8 +24,6 @@ class ProcessGrid:
         device: Its device.
         backend: The backend for tensors: ``"gloo"`` or ``"nccl"``.
         timeout: How many seconds a process waits for another.
-        world_group: A gloo group of all processes.
-        stage_group: A gloo group of the processes of this replica.
         peers: The processes with the same stages in other replicas.
     """
 
@@ -36,8 +33,6 @@ class ProcessGrid:
     device: torch.device
     backend: str
     timeout: float
-    world_group: Any = None
-    stage_group: Any = None
     peers: Replicas = Replicas()
 
     @classmethod
@@ -56,14 +51,11 @@ class ProcessGrid:
         rows = tuple(tuple(range(first + stages - 1, first - 1, -1)) for first in range(0, processes, stages))
         replica, position = divmod(dist.get_rank(), stages)
         position = stages - 1 - position
-        world_group = dist.new_group(backend="gloo", timeout=limit)
         if replicas == 1:
-            return cls(rows, replica, position, device, backend, timeout, world_group, world_group)
+            return cls(rows, replica, position, device, backend, timeout)
         # Every process takes part in making every group.
-        stage_groups = [dist.new_group(list(row), backend="gloo", timeout=limit) for row in rows]
         every_peers = [_open_peers(list(column), replica, backend, limit) for column in zip(*rows)]
-        own, peers = stage_groups[replica], every_peers[position]
-        return cls(rows, replica, position, device, backend, timeout, world_group, own, peers)
+        return cls(rows, replica, position, device, backend, timeout, every_peers[position])
 
     @property
     def ranks(self) -> tuple[int, ...]:

@@ -1,79 +1,182 @@
-"""Receives messages along a wire before they are asked for."""
+"""Receives messages from a neighbour before they are asked for."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from dataclasses import dataclass, field
-from queue import SimpleQueue
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from lightning_sg.errors import StageLostError
-from lightning_sg.transport.message import HEAD_BYTES, Activations, End, Failed, Message, Residual, Target
-from lightning_sg.transport.wire import HEAD, HEADS_AHEAD, REST, TENSOR, Wire, bytes_of, first_line, on_stream
+from lightning_sg.errors import BatchMismatchError, StageLostError
+from lightning_sg.transport.carrier import Carrier, on_stream
+from lightning_sg.transport.connection import Connection
+from lightning_sg.transport.line import Line, LineBrokenError
+from lightning_sg.transport.message import (
+    Activations,
+    Alive,
+    Arrived,
+    Copy,
+    End,
+    Failed,
+    Gathered,
+    Gathering,
+    Message,
+    Residual,
+    Target,
+)
+from lightning_sg.transport.watch import Watch
+from lightning_sg.transport.words import first_line
 
-Numbered = TypeVar("Numbered", Activations, Target, Residual)
+Numbered = TypeVar("Numbered", Activations, Target, Residual, Gathering, Gathered, Copy)
+
+_OF_BATCHES = (Activations, Target, Residual)
+_SLICE = 0.5  # seconds between two looks at what else may end a wait
+_GRACE = 0.25  # of the timeout: for the error of a neighbour that waits for somebody itself
+
+
+@dataclass
+class Neighbour:
+    """What is known of a neighbour.
+
+    Attributes:
+        name: Its name, for messages.
+        doing: What it is doing, by its last message.
+        waits: Whether it was waiting for a neighbour of its own.
+        heard: When its last sign of life came, on the monotonic clock.
+        meeting: The meeting that it has come to: its number and what it is for.
+    """
+
+    name: str
+    doing: str = ""
+    waits: bool = False
+    heard: float = 0.0
+    meeting: tuple[int, str] | None = None
 
 
 class Inbox:
-    """Receives messages along a wire in threads of its own, so that the next are here before they are asked for.
+    """Receives messages over a line in a thread of its own, so that the next are here before they are asked for.
+
+    Attributes:
+        sender: What is known of the sending stage.
+        number: Of the last frame that has come.
+        meetings: How many meetings of all stages this process has come to.
+        on_heard: Is told how much the sender has heard of this process.
 
     Args:
-        wire: The direction to receive from.
-        sender: The sending stage's name, for messages.
-        timeout: How many seconds an expected message may take.
+        line: The connection.
+        carrier: The way of the tensors.
+        sender: The sending stage.
+        device: Where tensors are to be.
+        watch: What this process does, how long it waits, and what else ends a wait.
     """
 
-    def __init__(self, wire: Wire, sender: str, timeout: float) -> None:
-        self._wire = wire
-        self._sender = sender
-        self._timeout = timeout
+    def __init__(
+        self,
+        line: Line,
+        carrier: Carrier,
+        sender: Neighbour,
+        device: torch.device,
+        watch: Watch,
+    ) -> None:
+        self.number = 0
+        self.meetings = 0
+        self.on_heard: Callable[[int], None] = lambda number: None
+        self._line = line
+        self._carrier = carrier
+        self.sender = sender
+        self._device = device
+        self._watch = watch
         self._messages: dict[tuple[type[Message], int], tuple[Message, torch.cuda.Event | None]] = {}
         self._lost: str | None = None
+        self._ended = False
         self._changed = threading.Condition()
-        self._arriving: SimpleQueue[_Arriving | Exception] = SimpleQueue()
-        self._asked: deque[tuple[dist.Work, Tensor]] = deque()
-        # NCCL's receives wait in one stream, in their order, and so do the copies to the device.
-        self._stream = wire.stream()
-        threading.Thread(target=self._listen, name=f"lightning_sg heads from {sender}", daemon=True).start()
-        self._thread = threading.Thread(target=self._take, name=f"lightning_sg inbox from {sender}", daemon=True)
+        self._stream = carrier.stream()
+        self._thread = threading.Thread(target=self._run, name=f"lightning_sg inbox from {sender.name}", daemon=True)
+
+    def start(self) -> None:
+        """Begins to receive."""
         self._thread.start()
 
     def receive(self, kind: type[Numbered], number: int, waiting_for: str) -> Numbered:
-        """Returns the message of this kind about batch ``number``, waiting for it if need be.
+        """Returns the message of this kind about batch or meeting ``number``, waiting for it if need be.
 
         Args:
             kind: The type of message.
-            number: The number of the batch.
+            number: The number of the batch or meeting.
             waiting_for: What the caller needs, for messages: "the target of training batch 17".
 
         Raises:
             StageLostError: If the sender is gone, failed, or did not send it within the timeout.
+            BatchMismatchError: If the sender has no more batches.
         """
-        deadline = time.monotonic() + self._timeout
+        began = time.monotonic()
         with self._changed:
-            while (kind, number) not in self._messages:
-                if self._lost is not None:
-                    raise StageLostError(f"{self._lost} This stage was waiting for {waiting_for}.")
-                remaining = deadline - time.monotonic()
-                if remaining <= 0:
-                    raise StageLostError(
-                        f"{self._sender} did not send {waiting_for} within {self._timeout:g} s. It hangs, it was given "
-                        "fewer batches, or its batches take longer: raise SyntheticGradientStrategy(timeout=...) then."
-                    )
-                self._changed.wait(remaining)
+            self._watch.waits = True
+            try:
+                while (kind, number) not in self._messages:
+                    self._check(kind, number, waiting_for, time.monotonic() - began)
+                    self._changed.wait(_SLICE)
+            finally:
+                self._watch.waits = False
             message, event = self._messages.pop((kind, number))
         assert isinstance(message, kind)
         if event is not None:
-            torch.cuda.current_stream(self._wire.device).wait_event(event)
+            torch.cuda.current_stream(self._device).wait_event(event)
             for tensor in message.tensors:
-                tensor.record_stream(torch.cuda.current_stream(self._wire.device))
+                tensor.record_stream(torch.cuda.current_stream(self._device))
         return message
+
+    def here(self, kind: type[Numbered], number: int) -> bool:
+        """Whether a message has come."""
+        with self._changed:
+            return (kind, number) in self._messages
+
+    def forget(self) -> None:
+        """Drops messages about batches that nobody has asked for, at the end of a run."""
+        with self._changed:
+            self._messages = {key: value for key, value in self._messages.items() if key[0] not in _OF_BATCHES}
+
+    def _check(self, kind: type[Message], number: int, waiting_for: str, waited: float) -> None:
+        """Raises if there is no sense in waiting on."""
+        sender, waiting = self.sender, f"This stage was waiting for {waiting_for}."
+        if self._lost is not None:
+            raise StageLostError(f"{self._lost} {waiting}", self._lost)
+        if self._ended:
+            raise StageLostError(f"{sender.name} has ended its run in good order. {waiting}")
+        if kind in _OF_BATCHES and sender.meeting is not None and sender.meeting[0] > self.meetings:
+            raise BatchMismatchError(
+                f"{sender.name} has no more batches: it has come to '{sender.meeting[1]}' while this stage waits for "
+                f"{waiting_for}. Every stage must be given the same batches: loaders of the same length, and no rank "
+                "that calls `trainer.save_checkpoint`, `validate` and the like on its own."
+            )
+        self._watch.check()
+        patience = self._watch.timeout
+        silent = time.monotonic() - sender.heard
+        if sender.waits and silent < self._watch.timeout:
+            patience += max(2.0, _GRACE * self._watch.timeout)
+        if waited >= patience:
+            raise StageLostError(
+                f"{sender.name} did not send {waiting_for} within {self._watch.timeout:g} s. {self._why_not(silent)}"
+            )
+
+    def _why_not(self, silent: float) -> str:
+        sender = self.sender
+        if silent > min(5.0, self._watch.timeout / 2):
+            return (
+                f"Nothing has been heard of it for {silent:.0f} s: its process is stopped, or its machine or the link "
+                "to it is down."
+            )
+        doing = f", at {sender.doing}" if sender.doing else ""
+        if sender.waits:
+            return f"It is waiting for a neighbour itself{doing}."
+        return (
+            f"Its process runs{doing}: it hangs there, it was given fewer batches, or its batches take longer: raise "
+            "SyntheticGradientStrategy(timeout=...) then."
+        )
 
     def last_words(self, patience: float = 5.0) -> str | None:
         """Why the sender is lost, in its own words if it sent any; waits a moment for them."""
@@ -85,88 +188,69 @@ class Inbox:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    # ------------------------------------------------------------------ in the threads
+    # ------------------------------------------------------------------ in the thread
 
-    def _listen(self) -> None:
-        """Reads heads, and asks for what follows each without waiting for it."""
+    def _run(self) -> None:
         try:
             with on_stream(self._stream):
-                for _ in range(HEADS_AHEAD):
-                    self._ask_for_head()
-                while self._take_head():
-                    self._ask_for_head()
+                while self._take():
+                    pass
+        except LineBrokenError as error:
+            self._lose(f"{self.sender.name} is gone: its connection closed ({first_line(error)}).")
         except Exception as error:  # whatever it is, a waiting stage must hear of it
-            self._arriving.put(error)
+            self._lose(f"{self.sender.name} sent what cannot be read ({type(error).__name__}: {first_line(error)}).")
 
-    def _ask_for_head(self) -> None:
-        head = torch.empty(HEAD_BYTES, dtype=torch.uint8)
-        self._asked.append((self._wire.receive(head, self._wire.heads, HEAD), head))
-
-    def _take_head(self) -> bool:
-        """Takes the next head; returns whether more are to come."""
-        work, head = self._asked[0]  # it stays there: gloo aborts a transfer whose tensor nobody holds
-        work.wait()
-        self._asked.popleft()
-        size = Message.rest_bytes(head)
-        rest = torch.empty(size, dtype=torch.uint8) if size else None
-        if rest is not None:
-            self._wire.receive(rest, self._wire.heads, REST).wait()
-        message = Message.decode(head, rest)
-        if isinstance(message, End):
-            for work, _head in self._asked:
-                work.wait()
-        arriving = _Arriving(message, [spec.empty(self._wire.wire_device) for spec in message.specs])
-        for parts in arriving.parts:
-            arriving.works += [
-                self._wire.receive(bytes_of(part), self._wire.tensors, TENSOR) for part in parts if part.numel()
-            ]
-        self._arriving.put(arriving)
+    def _take(self) -> bool:
+        """Takes the next message; returns whether more are to come."""
+        connection = self._line.current()
+        try:
+            number, heard, text = connection.receive()
+            message = Message.decode(text)
+            parts = self._parts(message, connection)
+        except OSError as error:
+            self._line.broke(connection, error)
+            self._line.redial(self.number)
+            return True
+        self.on_heard(heard)
+        self.sender.heard = time.monotonic()
+        if number and number <= self.number:
+            return True  # the connection was made again, and this had come before
+        self.number = number or self.number
+        self._deliver(message, parts)
         return not isinstance(message, (End, Failed))
 
-    def _take(self) -> None:
-        """Takes messages in their order once their tensors are here."""
-        try:
-            with on_stream(self._stream):
-                while True:
-                    arriving = self._arriving.get()
-                    if isinstance(arriving, Exception):
-                        raise arriving
-                    message = arriving.message
-                    if isinstance(message, End):
-                        return
-                    if isinstance(message, Failed):
-                        self._lose(f"{self._sender} failed at {message.doing}: {message.reason}.")
-                        return
-                    self._deliver(arriving)
-        except Exception as error:
-            self._lose(f"{self._sender} is gone: its connection closed ({first_line(error)}). Its own output says why.")
+    def _parts(self, message: Message, connection: Connection) -> list[list[Tensor]]:
+        parts = [spec.empty(self._carrier.device) for spec in message.specs]
+        flat = [part for each in parts for part in each]
+        if self._carrier.in_frame:
+            connection.fill(flat)
+        else:
+            self._carrier.receive(flat)
+        return parts
 
-    def _deliver(self, arriving: _Arriving) -> None:
-        message = arriving.message
-        for work in arriving.works:
-            work.wait()
-        message.tensors = [
-            spec.arrange([part.to(self._wire.device) for part in parts])
-            for spec, parts in zip(message.specs, arriving.parts)
-        ]
-        event = self._stream.record_event() if self._stream is not None else None
+    def _deliver(self, message: Message, parts: list[list[Tensor]]) -> None:
+        sender = self.sender
         with self._changed:
-            self._messages[type(message), message.number] = (message, event)
+            sender.doing = message.doing or sender.doing
+            sender.waits = isinstance(message, Alive) and message.waits
+            if isinstance(message, Failed):
+                self._lost = f"{sender.name} failed at {message.doing}: {message.reason.rstrip('.')}."
+            elif isinstance(message, End):
+                self._ended = True
+            elif isinstance(message, Arrived):
+                sender.meeting = (message.number, message.what)
+            elif not isinstance(message, Alive):
+                message.tensors = [
+                    spec.arrange([part.to(self._device) for part in each]) for spec, each in zip(message.specs, parts)
+                ]
+                event = self._stream.record_event() if self._stream is not None else None
+                self._messages[type(message), message.number] = (message, event)
             self._changed.notify_all()
 
     def _lose(self, reason: str) -> None:
         with self._changed:
-            self._lost = reason
+            self._lost = f"{reason} Its own output says why."
             self._changed.notify_all()
 
 
-@dataclass
-class _Arriving:
-    """A message whose tensors are under way."""
-
-    message: Message
-    parts: list[list[Tensor]]
-    works: list[dist.Work] = field(default_factory=list)
-
-
-__all__ = ["Inbox"]
+__all__ = ["Inbox", "Neighbour"]

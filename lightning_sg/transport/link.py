@@ -3,34 +3,63 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import pairwise
+
+import torch
 
 from lightning_sg.errors import StageLostError
-from lightning_sg.transport.grid import ProcessGrid
-from lightning_sg.transport.inbox import Inbox
-from lightning_sg.transport.message import Failed, Message
+from lightning_sg.transport.carrier import Carrier
+from lightning_sg.transport.inbox import Inbox, Neighbour
+from lightning_sg.transport.line import Contact, Dial, Line
+from lightning_sg.transport.message import Alive, Arrived, End, Failed, Message
 from lightning_sg.transport.outbox import Outbox
-from lightning_sg.transport.wire import Wire
+from lightning_sg.transport.watch import Watch
 
 _PATIENCE = 10.0  # seconds for last words; a neighbour that hangs does not take them
 
 
-@dataclass
 class Link:
     """One end of the connection to a neighbour.
 
     Attributes:
         outbox: Messages to the neighbour.
         inbox: Messages from the neighbour.
-        neighbour: The neighbour's name, for messages.
-        wires: The two directions.
+        meetings: How many meetings of all stages this process has come to.
+
+    Args:
+        dial: Makes the connection.
+        contact: The first connection.
+        carrier: The way of the tensors.
+        neighbour: What is known of the neighbour.
+        device: Where tensors are to be.
+        watch: What this process does, and what else may end a wait.
     """
 
-    outbox: Outbox
-    inbox: Inbox
-    neighbour: str
-    wires: tuple[Wire, Wire]
+    def __init__(
+        self, dial: Dial, contact: Contact, carrier: Carrier, neighbour: Neighbour, device: torch.device, watch: Watch
+    ) -> None:
+        self._dial = dial
+        self._neighbour = neighbour
+        self._watch = watch
+        self._line = Line(dial, contact)
+        self.inbox = Inbox(self._line, carrier, neighbour, device, watch)
+        self.outbox = Outbox(
+            self._line, carrier, neighbour.name, self._alive, watch.interval, lambda: self.inbox.number
+        )
+        self._line.on_contact = self.outbox.again
+        self.inbox.on_heard = self.outbox.heard
+        self.inbox.start()
+
+    @property
+    def neighbour(self) -> str:
+        """The neighbour's name, for messages."""
+        return self._neighbour.name
+
+    @neighbour.setter
+    def neighbour(self, name: str) -> None:
+        self._neighbour.name = self.outbox.to = name
+
+    def _alive(self) -> Alive:
+        return Alive(doing=self._watch.doing, waits=self._watch.waits)
 
     def send(self, message: Message) -> None:
         """Sends a message.
@@ -47,12 +76,38 @@ class Link:
             what = message.doing or f"The message '{type(message).__name__.lower()}'"
             raise StageLostError(f"{reason} {what} could not be sent to it.") from error
 
+    def arrive(self, number: int, what: str, doing: str) -> None:
+        """Tells the neighbour that this process has come to a meeting."""
+        self.inbox.meetings = number
+        self.send(Arrived(number=number, what=what, doing=doing))
+
     def close(self, timeout: float) -> None:
-        """Ends the conversation in good order: both sides have heard everything."""
+        """Ends the conversation in good order: both sides have heard everything.
+
+        Args:
+            timeout: How many seconds the neighbour may take.
+
+        Raises:
+            StageLostError: If it does not end within them.
+        """
+        with suppress(StageLostError):  # it may be gone already, in good order
+            self.outbox.send(End())
+        self.outbox.flush(timeout)
+        ended = self.inbox.join(timeout)
         self.outbox.close()
-        if self.inbox.join(timeout):
-            for wire in self.wires:
-                wire.close()
+        self._dial.close()
+        if not ended:
+            raise StageLostError(f"{self.neighbour} did not end within {timeout:g} s: it is still at work, or hangs.")
+        self._line.close()
+
+    def leave(self) -> None:
+        """Tells the neighbour that this process ends."""
+        with suppress(Exception):
+            self.outbox.send(End())
+            self.outbox.flush(_PATIENCE)
+        self.outbox.close()
+        self._dial.close()
+        self._line.close()
 
     def fail(self, doing: str, reason: str) -> None:
         """Tells the neighbour why this process stops; a neighbour that is gone too need not know."""
@@ -69,29 +124,4 @@ class Downstream(Link):
     """The connection to the process with the stage after this one."""
 
 
-def open_links(grid: ProcessGrid, names: list[str]) -> tuple[Upstream | None, Downstream | None]:
-    """Connects this process with its neighbours. A collective of all processes, of all replicas.
-
-    Args:
-        grid: The processes.
-        names: The names of this replica's processes for messages, in the order of the stages.
-
-    Returns:
-        The links to the stages before and after; ``None`` at the ends.
-    """
-    upstream: Upstream | None = None
-    downstream: Downstream | None = None
-    # Every process takes part in making every group.
-    for ranks in grid.stage_ranks:
-        for place, (above, below) in enumerate(pairwise(ranks)):
-            down, up = Wire(above, below, grid), Wire(below, above, grid)
-            if grid.rank == above:
-                name = names[place + 1]
-                downstream = Downstream(Outbox(down, name), Inbox(up, name, grid.timeout), name, (down, up))
-            elif grid.rank == below:
-                name = names[place]
-                upstream = Upstream(Outbox(up, name), Inbox(down, name, grid.timeout), name, (down, up))
-    return upstream, downstream
-
-
-__all__ = ["Downstream", "Link", "Upstream", "open_links"]
+__all__ = ["Downstream", "Link", "Upstream"]

@@ -12,10 +12,6 @@ from torch import Tensor
 
 from lightning_sg.transport.compression import Compression, compress, compression_for, decompress, empty_parts
 
-#: Bytes of the first part of every message, its head. What does not fit follows as a part of its own.
-HEAD_BYTES = 1024
-_LENGTH_BYTES = 8
-
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -92,31 +88,16 @@ class Message:
         if self.tensors:
             self.specs = [TensorSpec.of(tensor, self.compression) for tensor in self.tensors]
 
-    def encode(self) -> tuple[Tensor, Tensor | None]:
-        """The head, :data:`HEAD_BYTES` long, and what did not fit into it; both uint8 on the CPU."""
+    def encode(self) -> bytes:
+        """All but the tensors, as text."""
         content = {key: value for key, value in self.__dict__.items() if key != "tensors"}
         content["specs"] = [asdict(spec) for spec in self.specs]
-        text = json.dumps({"type": type(self).__name__, **content}).encode()
-        room = HEAD_BYTES - _LENGTH_BYTES
-        head = bytearray(HEAD_BYTES)
-        head[:_LENGTH_BYTES] = len(text).to_bytes(_LENGTH_BYTES, "little")
-        head[_LENGTH_BYTES : _LENGTH_BYTES + min(len(text), room)] = text[:room]
-        rest = torch.frombuffer(bytearray(text[room:]), dtype=torch.uint8) if len(text) > room else None
-        return torch.frombuffer(head, dtype=torch.uint8), rest
+        return json.dumps({"type": type(self).__name__, **content}).encode()
 
     @staticmethod
-    def rest_bytes(head: Tensor) -> int:
-        """How many bytes follow the head, from the head."""
-        length = int.from_bytes(head[:_LENGTH_BYTES].numpy().tobytes(), "little")
-        return max(0, length - (HEAD_BYTES - _LENGTH_BYTES))
-
-    @staticmethod
-    def decode(head: Tensor, rest: Tensor | None) -> Message:
+    def decode(text: bytes) -> Message:
         """The inverse of :meth:`encode`; the tensors have yet to come."""
-        data = head.numpy().tobytes()
-        length = int.from_bytes(data[:_LENGTH_BYTES], "little")
-        text = data[_LENGTH_BYTES:] + (rest.numpy().tobytes() if rest is not None else b"")
-        content: dict[str, Any] = json.loads(text[:length])
+        content: dict[str, Any] = json.loads(text)
         content["specs"] = [
             TensorSpec(**{**spec, "shape": tuple(spec["shape"]), "order": tuple(spec["order"])})
             for spec in content["specs"]
@@ -159,8 +140,45 @@ class Residual(Message):
 
 
 @dataclass
+class Arrived(Message):
+    """Both ways: the sender has come to a meeting of all stages, and sends nothing about batches until it is over.
+
+    Attributes:
+        what: What the stages meet for.
+    """
+
+    what: str = ""
+
+
+@dataclass
+class Gathering(Message):
+    """Downstream, in a meeting: what the stages so far bring, a tensor each."""
+
+
+@dataclass
+class Gathered(Message):
+    """Upstream, in a meeting: what all stages have brought, a tensor each."""
+
+
+@dataclass
+class Copy(Message):
+    """Either way, in a meeting: a tensor of one stage on its way to all others."""
+
+
+@dataclass
+class Alive(Message):
+    """Either way, from time to time: the sender's process runs.
+
+    Attributes:
+        waits: Whether the sender is waiting for a neighbour.
+    """
+
+    waits: bool = False
+
+
+@dataclass
 class End(Message):
-    """The last message of a run that ends in good order."""
+    """The last message of a process that ends in good order."""
 
 
 @dataclass
@@ -174,6 +192,21 @@ class Failed(Message):
     reason: str = ""
 
 
-_TYPES = {kind.__name__: kind for kind in (Activations, Target, Residual, End, Failed)}
+_KINDS = (Activations, Target, Residual, Arrived, Gathering, Gathered, Copy, Alive, End, Failed)
+_TYPES: dict[str, type[Message]] = {kind.__name__: kind for kind in _KINDS}
 
-__all__ = ["HEAD_BYTES", "Activations", "End", "Failed", "Message", "Residual", "Target", "TensorSpec", "dense"]
+__all__ = [
+    "Activations",
+    "Alive",
+    "Arrived",
+    "Copy",
+    "End",
+    "Failed",
+    "Gathered",
+    "Gathering",
+    "Message",
+    "Residual",
+    "Target",
+    "TensorSpec",
+    "dense",
+]

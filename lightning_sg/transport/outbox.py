@@ -1,36 +1,70 @@
-"""Sends messages along a wire without waiting for the receiver."""
+"""Sends messages to a neighbour without waiting for it."""
 
 from __future__ import annotations
 
 import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from queue import SimpleQueue
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from lightning_sg.errors import StageLostError
-from lightning_sg.transport.message import End, Message
-from lightning_sg.transport.wire import HEAD, HEADS_AHEAD, REST, TENSOR, Wire, bytes_of, first_line, on_stream
+from lightning_sg.transport.carrier import Carrier
+from lightning_sg.transport.line import Contact, Line, LineBrokenError
+from lightning_sg.transport.message import Alive, Message
+from lightning_sg.transport.words import first_line
+
+_ALIVE = 0  # the number of frames that need not arrive
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """One message as it goes over the line."""
+
+    number: int
+    text: bytes
+    tensors: Sequence[Tensor]
 
 
 class Outbox:
-    """Sends messages along a wire; no send waits for the receiver.
+    """Sends messages in a thread of its own; no send waits for the receiver.
 
-    The stages' bookkeeping bounds how many are under way. A thread releases what has been sent.
+    The stages' bookkeeping bounds how many are under way.
 
     Args:
-        wire: The direction to send in.
+        line: The connection.
+        carrier: The way of the tensors.
         to: The receiving stage's name, for messages.
+        alive: The message that says that this process runs; sent when there has been nothing else to send.
+        every: After how many seconds.
+        heard: The number of the last frame that has come from there.
     """
 
-    def __init__(self, wire: Wire, to: str) -> None:
-        self._wire = wire
-        self._to = to
-        self._under_way: SimpleQueue[_Sending | threading.Event | None] = SimpleQueue()
-        self._error: RuntimeError | None = None
-        threading.Thread(target=self._release_sent, name=f"lightning_sg outbox to {to}", daemon=True).start()
+    def __init__(
+        self,
+        line: Line,
+        carrier: Carrier,
+        to: str,
+        alive: Callable[[], Alive],
+        every: float,
+        heard: Callable[[], int],
+    ) -> None:
+        self.to = to
+        self._line = line
+        self._carrier = carrier
+        self._alive = alive
+        self._every = every
+        self._heard = heard
+        self._changed = threading.Condition()
+        self._waiting: deque[_Frame] = deque()
+        self._sent: deque[_Frame] = deque()  # what the receiver may still have to be sent again
+        self._count = 0
+        self._error: str | None = None
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name=f"lightning_sg outbox to {to}", daemon=True)
+        self._thread.start()
 
     def send(self, message: Message) -> None:
         """Sends ``message``; its tensors must not change afterwards.
@@ -38,64 +72,91 @@ class Outbox:
         Raises:
             StageLostError: If the receiving process is gone.
         """
-        head, rest = message.encode()
         parts = [part for spec, tensor in zip(message.specs, message.tensors) for part in spec.parts(tensor)]
-        payload = [bytes_of(part.to(self._wire.wire_device)) for part in parts if part.numel()]
-        works: list[dist.Work] = []
-        try:
+        tensors = [part.to(self._carrier.device) for part in parts]
+        with self._changed:
             if self._error is not None:
-                raise self._error
-            works.append(self._wire.send(head, self._wire.heads, HEAD))
-            if rest is not None:
-                works.append(self._wire.send(rest, self._wire.heads, REST))
-            for tensor in payload:
-                works.append(self._wire.send(tensor, self._wire.tensors, TENSOR))
-        except RuntimeError as error:
-            what = message.doing or f"the message '{type(message).__name__.lower()}'"
-            raise StageLostError(
-                f"{self._to} is gone: {what} could not be sent to it ({first_line(error)}). Its own output says why."
-            ) from error
-        self._under_way.put(_Sending(works, [head, *payload] + ([] if rest is None else [rest])))
+                what = message.doing or f"the message '{type(message).__name__.lower()}'"
+                raise StageLostError(
+                    f"{self.to} is gone: {what} could not be sent to it ({self._error}). Its own output says why."
+                )
+            self._count += 1
+            in_frame = tensors if self._carrier.in_frame else []
+            self._waiting.append(_Frame(self._count, message.encode(), in_frame))
+            self._changed.notify_all()
+        self._carrier.send(tensors)
 
-    def flush(self, timeout: float | None = None) -> None:
-        """Waits until everything has been sent."""
-        done = threading.Event()
-        self._under_way.put(done)
-        done.wait(timeout)
+    def heard(self, number: int) -> None:
+        """The receiver has everything up to this frame."""
+        with self._changed:
+            while self._sent and self._sent[0].number <= number:
+                self._sent.popleft()
+
+    def again(self, contact: Contact) -> None:
+        """There is a new connection: what the receiver has not heard goes over it once more."""
+        with self._changed:
+            while self._sent:
+                frame = self._sent.pop()
+                if frame.number > contact.heard:
+                    self._waiting.appendleft(frame)
+            self._changed.notify_all()
+
+    def flush(self, timeout: float) -> bool:
+        """Waits until everything has been handed to the system; returns whether it was within so many seconds."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while self._waiting and self._error is None:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    return False
+                self._changed.wait(remaining)
+        return self._error is None
 
     def close(self) -> None:
-        """Sends the last message and waits until it has been sent."""
-        for _ in range(HEADS_AHEAD):  # the receiver has asked for so many
-            self.send(End())
-        self.flush()
-        self._under_way.put(None)
+        """Ends the thread; what has not been sent is not sent any more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
-    def _release_sent(self) -> None:
-        stream = self._wire.stream()
-        with on_stream(stream):
-            while (item := self._under_way.get()) is not None:
-                if isinstance(item, threading.Event):
-                    item.set()
-                    continue
+    # ------------------------------------------------------------------ in the thread
+
+    def _run(self) -> None:
+        try:
+            while (frame := self._next()) is not None:
+                connection = self._line.current()
                 try:
-                    item.wait(stream)
-                except RuntimeError as error:
-                    self._error = self._error or error  # for the next send
-                del item
+                    connection.send(frame.number, self._heard(), frame.text, frame.tensors)
+                except OSError as error:
+                    self._line.broke(connection, error)
+                    continue  # the frame still waits
+                self._done(frame)
+        except LineBrokenError as error:
+            reason = first_line(error)
+        except Exception as error:  # whatever it is, who sends must hear of it
+            reason = first_line(error)
+        else:
+            return
+        with self._changed:
+            self._error = reason
+            self._changed.notify_all()
 
+    def _next(self) -> _Frame | None:
+        """The next frame to send, which stays where it is until it has been sent; ``None`` at the end."""
+        with self._changed:
+            if not self._waiting and not self._closed:
+                self._changed.wait(self._every)
+            if self._closed:
+                return None
+            return self._waiting[0] if self._waiting else _Frame(_ALIVE, self._alive().encode(), [])
 
-@dataclass
-class _Sending:
-    """A message under way; its tensors must live as long."""
-
-    works: list[dist.Work]
-    tensors: list[Tensor]
-
-    def wait(self, stream: torch.cuda.Stream | None) -> None:
-        for work in self.works:
-            work.wait()
-        if stream is not None:
-            stream.synchronize()
+    def _done(self, frame: _Frame) -> None:
+        with self._changed:
+            if self._waiting and self._waiting[0] is frame:
+                self._waiting.popleft()
+                if self._line.lasting:
+                    self._sent.append(frame)
+                if not self._waiting:
+                    self._changed.notify_all()
 
 
 __all__ = ["Outbox"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -26,10 +25,11 @@ from lightning_sg.transport import (
     Residual,
     Target,
     Upstream,
-    open_links,
+    Watch,
+    open_chain,
 )
-from lightning_sg.transport.message import HEAD_BYTES, End, Failed, TensorSpec
-from tests.ranks import DEVICE, run_ranks
+from lightning_sg.transport.message import End, Failed, TensorSpec
+from tests.ranks import DEVICE, default_store, run_ranks
 
 CPU = torch.device("cpu")
 DTYPES = ["float32", "float64", "float16", "bfloat16", "complex64", "int64", "int32", "int16", "int8", "uint8", "bool"]
@@ -38,11 +38,7 @@ DTYPES = ["float32", "float64", "float16", "bfloat16", "complex64", "int64", "in
 
 
 def sent(message: Message) -> Any:
-    head, rest = message.encode()
-    assert head.dtype == torch.uint8
-    assert head.numel() == HEAD_BYTES
-    assert Message.rest_bytes(head) == (0 if rest is None else rest.numel())
-    return Message.decode(head, rest)
+    return Message.decode(message.encode())
 
 
 FULL = Activations(
@@ -74,24 +70,9 @@ def test_floats_arrive_exactly() -> None:
     assert sent(Activations(metrics=metrics)).metrics == metrics
 
 
-@pytest.mark.parametrize("over", [-1, 0, 1, 5000])
-def test_a_message_of_any_length_arrives(over: int) -> None:
-    def message(length: int) -> Message:
-        return Failed(reason="é" * 3 + "x" * length)
-
-    # The text behind the eight bytes of its length, without the x's.
-    content = {"type": "Failed", **message(0).__dict__}
-    empty = len(json.dumps({k: v for k, v in content.items() if k != "tensors"}).encode())
-    longer = message(HEAD_BYTES - 8 - empty + over)
-    assert Message.rest_bytes(longer.encode()[0]) == max(0, over)
-    assert sent(longer) == longer
-
-
 def test_the_forms_of_many_tensors_arrive() -> None:
     tensors = [torch.zeros(tuple(range(1, 1 + number % 4))) for number in range(60)]
-    head, rest = Activations(tensors=tensors).encode()
-    assert rest is not None
-    assert Message.decode(head, rest).specs == [TensorSpec.of(tensor) for tensor in tensors]
+    assert sent(Activations(tensors=tensors)).specs == [TensorSpec.of(tensor) for tensor in tensors]
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
@@ -173,7 +154,8 @@ def connected(
         order = tuple(ranks or range(processes))
         device, backend = (CPU, "gloo") if DEVICE == "cpu" else (torch.device(DEVICE, 0), "nccl")
         grid = ProcessGrid((order,), 0, order.index(dist.get_rank()), device, backend, timeout)
-        return work(*open_links(grid, NAMES[:processes]))
+        chain = open_chain(grid, default_store(), Watch(timeout), NAMES[:processes])
+        return work(chain.upstream, chain.downstream)
 
     return run_ranks(processes, run)
 
@@ -421,7 +403,7 @@ def test_a_silent_neighbour_is_reported_after_the_timeout_and_its_message_can_st
     def below(link: Upstream) -> None:
         dist.barrier()
         link.outbox.send(Target(number=0, doing="late"))
-        link.outbox.flush()
+        link.outbox.flush(10)
         dist.barrier()
 
     (message, waited, late), _ = pair(above, below, timeout=0.5)

@@ -1,0 +1,160 @@
+"""Meetings of all stages of one replica, over the links between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.objects import pack, unpack
+from lightning_sg.transport.link import Downstream, Upstream
+from lightning_sg.transport.message import Copy, Gathered, Gathering
+from lightning_sg.transport.watch import Watch
+
+_MOST_COPIES = 1 << 32  # in one meeting
+
+
+class Chain:
+    """The links of this process, over which all stages of a replica meet.
+
+    Nothing but the links is needed for a meeting: what the stages bring is passed down to the last stage, and back up.
+
+    Attributes:
+        upstream: The link to the stage before; ``None`` for the first.
+        downstream: The link to the stage after; ``None`` for the last.
+
+    Args:
+        position: The place of this process among the stages.
+        upstream: See above.
+        downstream: See above.
+        watch: What this process is doing.
+    """
+
+    def __init__(self, position: int, upstream: Upstream | None, downstream: Downstream | None, watch: Watch) -> None:
+        self.position = position
+        self.upstream = upstream
+        self.downstream = downstream
+        self.watch = watch
+        self._meetings = 0
+
+    @property
+    def links(self) -> list[Upstream | Downstream]:
+        """Both links, or the one that there is."""
+        return [link for link in (self.upstream, self.downstream) if link is not None]
+
+    def gather(self, what: str, own: Any) -> list[Any]:
+        """Gives every stage what each brings, in the order of the stages.
+
+        Args:
+            what: What the stages meet for, in words.
+            own: See :func:`pack`.
+
+        Raises:
+            StageLostError: If a stage does not come.
+            SyntheticGradientsError: If another stage has come to another meeting.
+        """
+        packed = pack(own)  # refuses what cannot be sent, before anybody waits
+        number, words = self._arrive(what)
+        brought: list[Tensor] = []
+        if self.upstream is not None:
+            brought += self.upstream.inbox.receive(Gathering, number, words).tensors
+            self._check_same(what)
+        brought.append(packed)
+        if self.downstream is not None:
+            self.downstream.send(Gathering(number=number, doing=self.watch.doing, tensors=brought))
+            brought = list(self.downstream.inbox.receive(Gathered, number, words).tensors)
+            self._check_same(what)
+        if self.upstream is not None:
+            self.upstream.send(Gathered(number=number, doing=self.watch.doing, tensors=brought))
+        return [own if place == self.position else unpack(each) for place, each in enumerate(brought)]
+
+    def collect(self, what: str, own: Any) -> list[Any]:
+        """Gives the last stage what each brings; nobody waits for the stages after it.
+
+        Returns:
+            In the last stage what :meth:`gather` would; elsewhere what has come by.
+        """
+        packed = pack(own)
+        number, words = self._arrive(what)
+        brought: list[Tensor] = []
+        if self.upstream is not None:
+            brought += self.upstream.inbox.receive(Gathering, number, words).tensors
+            self._check_same(what)
+        brought.append(packed)
+        if self.downstream is not None:
+            self.downstream.send(Gathering(number=number, doing=self.watch.doing, tensors=brought))
+            return [own]
+        return [own if place == self.position else unpack(each) for place, each in enumerate(brought)]
+
+    def copies(self, what: str, names: list[str]) -> Callable[[str, int, Callable[[], Tensor]], Tensor]:
+        """Begins a meeting in which tensors are copied from the stage that has each to all others.
+
+        Args:
+            what: What the stages meet for.
+            names: The names of all tensors, the same in every stage.
+
+        Returns:
+            Copies one: takes its name, the position of the stage that has it, and what makes it there; the tensor,
+            which must not change afterwards, has to be on the CPU. Every stage must call it for every tensor, in the
+            same order.
+        """
+        number, words = self._arrive(what)
+        numbers = {name: number * _MOST_COPIES + place for place, name in enumerate(names)}
+
+        def copy(name: str, owner: int, make: Callable[[], Tensor]) -> Tensor:
+            self.watch.check()
+            source = self.downstream if owner > self.position else self.upstream
+            if owner == self.position or source is None:
+                tensor = make()
+            else:
+                (tensor,) = source.inbox.receive(Copy, numbers[name], words).tensors
+                self._check_same(what)
+            message = Copy(number=numbers[name], doing=self.watch.doing, tensors=[tensor])
+            if self.upstream is not None and owner >= self.position:
+                self.upstream.send(message)
+            if self.downstream is not None and owner <= self.position:
+                self.downstream.send(message)
+            return tensor
+
+        return copy
+
+    def _arrive(self, what: str) -> tuple[int, str]:
+        self._meetings += 1
+        for link in self.links:
+            link.arrive(self._meetings, what, self.watch.doing)
+        return self._meetings, f"'{what}' after {self.watch.doing}"
+
+    def _check_same(self, what: str) -> None:
+        for link in self.links:
+            theirs = link.inbox.sender.meeting
+            if theirs is not None and theirs[0] == self._meetings and theirs[1] != what:
+                raise SyntheticGradientsError(
+                    f"{link.neighbour} has come to '{theirs[1]}' and this stage to '{what}'. What all processes do "
+                    "together, such as `trainer.save_checkpoint`, `strategy.broadcast` and `strategy.barrier`, every "
+                    "process must do, in the same order: not under `if trainer.is_global_zero`."
+                )
+
+    def fail(self, reason: str) -> None:
+        """Tells the neighbours why this process stops."""
+        for link in self.links:
+            link.fail(self.watch.doing, reason)
+
+    def flush(self) -> None:
+        """Waits until the system has all that was sent."""
+        for link in self.links:
+            link.outbox.flush(self.watch.timeout)
+
+    def leave(self) -> None:
+        """Ends the conversations when the process ends, without waiting for the neighbours."""
+        for link in self.links:
+            link.leave()
+
+    def close(self, timeout: float) -> None:
+        """Ends the conversations in good order."""
+        for link in self.links:
+            link.close(timeout)
+
+
+__all__ = ["Chain"]

@@ -1,0 +1,136 @@
+"""The connection to one neighbour while it lasts, and the next one if it breaks and may be made again."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from lightning_sg.transport.connection import Connection
+
+_BETWEEN = 0.1  # seconds between two attempts
+
+
+class LineBrokenError(OSError):
+    """The connection is broken for good."""
+
+
+@dataclass(frozen=True)
+class Contact:
+    """A connection that has just been made.
+
+    Attributes:
+        connection: The connection.
+        heard: The number of the last frame that the neighbour has of this process.
+        incarnation: Differs for each process that has been this neighbour.
+    """
+
+    connection: Connection
+    heard: int
+    incarnation: str
+
+
+class Dial(Protocol):
+    """Makes a connection to a neighbour."""
+
+    def __call__(self, heard: int, seconds: float) -> Contact:
+        """Tries for so many seconds.
+
+        Args:
+            heard: The number of the last frame that this process has of the neighbour.
+            seconds: How long to try.
+
+        Raises:
+            OSError: If the neighbour could not be reached.
+        """
+
+    def close(self) -> None:
+        """Makes no more."""
+
+
+class Line:
+    """Hands out the connection to a neighbour. Threads may use it together.
+
+    Args:
+        dial: Makes the connections after the first.
+        contact: The first.
+        patience: How many seconds a broken connection is tried to be made again; 0 for not at all.
+    """
+
+    def __init__(self, dial: Dial, contact: Contact, patience: float = 0.0) -> None:
+        self._dial = dial
+        self._patience = patience
+        self._changed = threading.Condition()
+        self._contact: Contact | None = contact
+        self._broken = ""
+        self._given_up = False
+        self.on_contact: Callable[[Contact], None] = lambda contact: None
+
+    @property
+    def lasting(self) -> bool:
+        """Whether a connection that breaks is made again."""
+        return self._patience > 0
+
+    def current(self) -> Connection:
+        """The connection; while it is being made again, waits for it.
+
+        Raises:
+            LineBrokenError: If it is broken for good.
+        """
+        with self._changed:
+            while self._contact is None:
+                if self._given_up:
+                    raise LineBrokenError(self._broken)
+                self._changed.wait()
+            return self._contact.connection
+
+    def broke(self, connection: Connection, error: OSError) -> None:
+        """A thread met an error on a connection, which closes it."""
+        with self._changed:
+            if self._contact is not None and self._contact.connection is connection:
+                self._contact, self._broken = None, str(error)
+                connection.close()
+                self._given_up = self._given_up or not self._patience
+                self._changed.notify_all()
+
+    def redial(self, heard: int) -> None:
+        """Makes the connection again, or gives up. One thread does.
+
+        Args:
+            heard: The number of the last frame that this process has of the neighbour.
+        """
+        deadline = time.monotonic() + self._patience
+        while self._contact is None and not self._given_up:
+            try:
+                contact = self._dial(heard, min(1.0, self._patience))
+            except OSError as error:
+                if time.monotonic() >= deadline:
+                    self._give_up(str(error))
+                time.sleep(_BETWEEN)
+                continue
+            with self._changed:
+                if self._given_up:
+                    contact.connection.close()
+                    return
+                self.on_contact(contact)
+                self._contact = contact
+                self._changed.notify_all()
+
+    def _give_up(self, reason: str) -> None:
+        with self._changed:
+            self._given_up, self._broken = True, self._broken or reason
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Closes the connection for good."""
+        with self._changed:
+            self._given_up, self._broken = True, self._broken or "closed"
+            if self._contact is not None:
+                self._contact.connection.close()
+                self._contact = None
+            self._changed.notify_all()
+
+
+__all__ = ["Contact", "Dial", "Line", "LineBrokenError"]
