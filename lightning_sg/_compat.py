@@ -32,7 +32,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import (
 from lightning.pytorch.utilities import rank_zero_only as _rank_zero_only
 
 # torch exports its stores under no public name, and has no public way to get the one of the process group.
-from torch._C._distributed_c10d import PrefixStore, Store
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 # Decomposes operations in Python, as torch.compile does. Fake recurrent layers on a GPU need it, because cuDNN reads
 # the data of their weights.
@@ -91,6 +91,7 @@ __all__ = [
     "PrefixStore",
     "Store",
     "SubprocessScriptLauncher",
+    "TCPStore",
     "TorchDispatchMode",
     "default_process_group_backend",
     "default_store",

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import atexit
 import inspect
-import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -22,27 +20,23 @@ from torch.optim import Optimizer
 
 from lightning_sg._compat import (
     MultiProcessingLauncher,
-    PrefixStore,
     SubprocessScriptLauncher,
     default_process_group_backend,
-    default_store,
-    init_dist_connection,
     optimizers_to_device,
     set_rank_zero,
 )
 from lightning_sg.callback import SyntheticGradients
 from lightning_sg.distributed.arrangement import Arrangement, OneProcessArrangement, SplitArrangement
 from lightning_sg.distributed.coordination import StageCoordinator
-from lightning_sg.distributed.restarts import store_of_attempt
+from lightning_sg.distributed.rendezvous import Rendezvous
 from lightning_sg.distributed.runtime import StageRuntime
+from lightning_sg.distributed.signals import EndedBySignal
 from lightning_sg.distributed.startup import SplitOptions
 from lightning_sg.distributed.support import StrategyOptions, check_callbacks
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.partition.paging import PagedParameters
 from lightning_sg.runtime import Runtime
-from lightning_sg.transport import COMPRESSIONS, Chain, Compression, ProcessGrid, Watch, open_chain
-
-_CHAINS = itertools.count()  # every process opens them in the same order
+from lightning_sg.transport import COMPRESSIONS, Chain, Compression, ProcessGrid, Watch
 
 
 class SyntheticGradientStrategy(ParallelStrategy):
@@ -213,7 +207,9 @@ class SyntheticGradientStrategy(ParallelStrategy):
         check_callbacks(trainer)
         options = SplitOptions(self.wire, self.tied_weights == "synchronize", self.ddp)
         grid = self._open_grid()
-        runtime = StageRuntime(grid, self._open_chain(grid), options, self._pages, callback)
+        assert self._chain is not None
+        self._chain.watch.check = EndedBySignal(trainer)
+        runtime = StageRuntime(grid, self._chain, options, self._pages, callback)
         self._arrangement = SplitArrangement(
             runtime,
             self.lightning_module,
@@ -228,25 +224,19 @@ class SyntheticGradientStrategy(ParallelStrategy):
         callbacks.insert(0, StageCoordinator(runtime))
 
     def _open_grid(self) -> ProcessGrid:
-        """Opens the process group, once for all runs of this strategy."""
+        """Brings the processes together, once for all runs of this strategy."""
         assert self.cluster_environment is not None
+        rendezvous = Rendezvous(self.cluster_environment, self._all_processes, self.timeout)
         backend = self._process_group_backend or default_process_group_backend(self.root_device)
         if not dist.is_initialized():
-            timeout = timedelta(seconds=self.timeout)
-            arguments = store_of_attempt(self._all_processes, timeout)
-            init_dist_connection(self.cluster_environment, backend, timeout=timeout, **arguments)
+            rendezvous.open_process_group(backend)
             atexit.register(_leave_process_group)
         if self._grid is None:
-            self._grid = ProcessGrid.open(self._all_processes, self.replicas, self.root_device, backend, self.timeout)
-        return self._grid
-
-    def _open_chain(self, grid: ProcessGrid) -> Chain:
-        """Connects this process with its neighbours, once for all runs that end in good order."""
+            self._grid = rendezvous.open_grid(self.replicas, self.root_device, backend)
         if self._chain is None:
-            store = PrefixStore(f"chain {next(_CHAINS)}", default_store())
-            self._chain = open_chain(grid, store, Watch(self.timeout))
+            self._chain = rendezvous.open_chain(self._grid, Watch(self.timeout))
             atexit.register(self._chain.leave)
-        return self._chain
+        return self._grid
 
     # ------------------------------------------------------------------ set-up
 
@@ -260,7 +250,7 @@ class SyntheticGradientStrategy(ParallelStrategy):
         self.model_to_device()
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)
-            self._arrangement.check_optimizers(self.optimizers)
+        self._arrangement.check_setup(self.optimizers)
         self.setup_precision_plugin()
         if trainer.state.fn == TrainerFn.FITTING:
             optimizers_to_device(self.optimizers, self.root_device)

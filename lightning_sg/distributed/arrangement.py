@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.utilities.seed import pl_worker_init_function
 from torch.optim import Optimizer
 
+from lightning_sg.distributed.alike import check_alike, description
 from lightning_sg.distributed.clipping import ClippingOverModel
 from lightning_sg.distributed.collectives import Collectives, GridCollectives, OneProcessCollectives
 from lightning_sg.distributed.coordination import StageCoordinator, agree_on_stop
@@ -63,8 +64,8 @@ class Arrangement(Protocol):
     def prepare(self, trainer: pl.Trainer, precision: Any, device: torch.device) -> None:
         """Before the model goes to its device."""
 
-    def check_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
-        """Refuses optimizers that cannot be used."""
+    def check_setup(self, optimizers: Sequence[Optimizer]) -> None:
+        """Refuses optimizers that cannot be used, and processes that were set up differently."""
 
     def seed_workers(self, dataloader: object) -> None:
         """Seeds the workers of a data loader."""
@@ -100,7 +101,7 @@ class OneProcessArrangement:
     def prepare(self, trainer: pl.Trainer, precision: Any, device: torch.device) -> None:
         """Does nothing."""
 
-    def check_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
+    def check_setup(self, optimizers: Sequence[Optimizer]) -> None:
         """Does nothing: a boundary says itself what it does not support."""
 
     def seed_workers(self, dataloader: object) -> None:
@@ -187,9 +188,15 @@ class SplitArrangement:
         if count < stages and not cutter.undecided:
             raise too_few_stages(count, stages)
 
-    def check_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
-        """See :func:`~lightning_sg.distributed.support.check_optimizers`."""
+    def check_setup(self, optimizers: Sequence[Optimizer]) -> None:
+        """See :func:`~lightning_sg.distributed.support.check_optimizers` and :func:`check_alike`."""
         check_optimizers(optimizers)
+        runtime = self.runtime
+        own = description(self._module, self._cutter.settings, (runtime.options, self._options), optimizers)
+        described = dict(zip(runtime.grid.ranks, runtime.meetings.gather("set-up", own)))
+        with runtime.status.meeting("set-up"):
+            replicas = runtime.grid.peers.gather(described)
+        check_alike({rank: words for each in replicas for rank, words in each.items()})
 
     def seed_workers(self, dataloader: Any) -> None:
         """Seeds the workers of all stages' loaders alike, by replica; Lightning would seed them by rank."""

@@ -43,6 +43,7 @@ class StageRuntime:
         grid: The processes.
         chain: The links to the neighbours.
         meetings: What the stages do together over them.
+        options: What the user said about the split.
         ownership: What of the training is this process's.
         status: What this process is doing.
         stopping: Whether and when training ends.
@@ -65,7 +66,7 @@ class StageRuntime:
         self.meetings = StageMeetings(chain, self.status)
         self.stopping = Stopping()
         self._metrics = MetricsRoute(is_last=grid.is_last)
-        self._options = options
+        self.options = options
         self._cutter = cutter
         self._start_up = StartUp(grid, chain, options, pages, cutter, self.ownership)
         self._stage: Stage | None = None
@@ -97,7 +98,7 @@ class StageRuntime:
             self.stopping,
             self._metrics,
             StepRandomness(self.grid.position, self.grid.device) if self._stage is None else self._stage.randomness,
-            self._options.compression,
+            self.options.wire,
             settings.delay,
             settings.inputs is not None,
         )

@@ -63,12 +63,12 @@ class SplitOptions:
     """What the user said to the strategy about the split.
 
     Attributes:
-        compression: How activations and targets travel in training.
+        wire: How activations and targets travel in training.
         tied: Whether stages on several processes may use one parameter.
         ddp: Arguments for ``DistributedDataParallel``.
     """
 
-    compression: Compression = "full"
+    wire: Compression = "full"
     tied: bool = False
     ddp: dict[str, Any] | None = None
 
@@ -216,7 +216,7 @@ class StartUp:
             stage.status,
             stage.stopping,
             stage.metrics,
-            self._options.compression,
+            self._options.wire,
             stage.profiler.profile,
         )
 

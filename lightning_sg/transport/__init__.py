@@ -3,9 +3,11 @@
 from lightning_sg.transport.chain import Chain
 from lightning_sg.transport.compression import COMPRESSIONS, Compression
 from lightning_sg.transport.grid import ProcessGrid
+from lightning_sg.transport.interruptible import interruptible
 from lightning_sg.transport.link import Downstream, Link, Upstream
 from lightning_sg.transport.message import Activations, Message, Residual, Target
 from lightning_sg.transport.opening import open_chain
+from lightning_sg.transport.roll_call import Place, RunStore, call_roll
 from lightning_sg.transport.watch import Watch
 
 __all__ = [
@@ -16,10 +18,14 @@ __all__ = [
     "Downstream",
     "Link",
     "Message",
+    "Place",
     "ProcessGrid",
     "Residual",
+    "RunStore",
     "Target",
     "Upstream",
     "Watch",
+    "call_roll",
+    "interruptible",
     "open_chain",
 ]

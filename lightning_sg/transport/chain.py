@@ -68,6 +68,7 @@ class Chain:
             self._check_same(what)
         if self.upstream is not None:
             self.upstream.send(Gathered(number=number, doing=self.watch.doing, tensors=brought))
+        self.flush()  # whoever ends its process now has done its part
         return [own if place == self.position else unpack(each) for place, each in enumerate(brought)]
 
     def collect(self, what: str, own: Any) -> list[Any]:
@@ -85,6 +86,7 @@ class Chain:
         brought.append(packed)
         if self.downstream is not None:
             self.downstream.send(Gathering(number=number, doing=self.watch.doing, tensors=brought))
+            self.downstream.outbox.flush(self.watch.timeout)
             return [own]
         return [own if place == self.position else unpack(each) for place, each in enumerate(brought)]
 
