@@ -35,12 +35,14 @@ from lightning_sg.strategy import SyntheticGradientStrategy
 from lightning_sg.time_boundary import MessageBoundary, TimeBoundary
 from lightning_sg.tools.timeline import Timeline
 from lightning_sg.training import AlignmentGuard
+from lightning_sg.transport import Away
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AlignmentGuard",
     "AutoPredictor",
+    "Away",
     "BatchMismatchError",
     "Boundary",
     "BoundaryError",

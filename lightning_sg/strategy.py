@@ -32,11 +32,11 @@ from lightning_sg.distributed.rendezvous import Rendezvous
 from lightning_sg.distributed.runtime import StageRuntime
 from lightning_sg.distributed.signals import EndedBySignal
 from lightning_sg.distributed.startup import SplitOptions
-from lightning_sg.distributed.support import StrategyOptions, check_callbacks
+from lightning_sg.distributed.support import StrategyOptions, check_away, check_callbacks
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.partition.paging import PagedParameters
 from lightning_sg.runtime import Runtime
-from lightning_sg.transport import COMPRESSIONS, Chain, Compression, ProcessGrid, Watch
+from lightning_sg.transport import COMPRESSIONS, Away, Chain, Compression, ProcessGrid, Watch
 
 
 class SyntheticGradientStrategy(ParallelStrategy):
@@ -70,6 +70,7 @@ class SyntheticGradientStrategy(ParallelStrategy):
         checkpoint: ``"whole"`` gathers all stages into one ordinary checkpoint. ``"sharded"`` has every process write
             its own stages into a folder, for models whose state does not fit one process; ``lightning-sg merge`` makes
             an ordinary checkpoint of it.
+        away: How long a stage goes on by itself while a neighbour is silent; by default it waits.
         process_group_backend: ``"nccl"`` or ``"gloo"``; by default, the one that suits the device.
     """
 
@@ -86,6 +87,7 @@ class SyntheticGradientStrategy(ParallelStrategy):
         ddp: dict[str, Any] | None = None,
         checkpoint: Literal["whole", "sharded"] = "whole",
         tied_weights: Literal["refuse", "synchronize"] = "refuse",
+        away: Away | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -102,6 +104,9 @@ class SyntheticGradientStrategy(ParallelStrategy):
         ):
             if value not in (one, other):
                 raise ValueError(f"{name} is '{one}' or '{other}', not {value!r}.")
+        if away is not None and not isinstance(away, Away):
+            raise TypeError(f"SyntheticGradientStrategy(away=...) takes an Away, not {away!r}.")
+        self.away = away
         self.checkpoint = checkpoint
         self.tied_weights = tied_weights
         self.timeout = timeout
@@ -205,8 +210,11 @@ class SyntheticGradientStrategy(ParallelStrategy):
             self._arrangement = OneProcessArrangement()
             return
         check_callbacks(trainer)
-        options = SplitOptions(self.wire, self.tied_weights == "synchronize", self.ddp)
-        grid = self._open_grid()
+        backend = self._process_group_backend or default_process_group_backend(self.root_device)
+        if self.away is not None:
+            check_away(self.replicas, self.tied_weights, self.clip_over, backend)
+        options = SplitOptions(self.wire, self.tied_weights == "synchronize", self.ddp, self.away)
+        grid = self._open_grid(backend)
         assert self._chain is not None
         self._chain.watch.check = EndedBySignal(trainer)
         runtime = StageRuntime(grid, self._chain, options, self._pages, callback)
@@ -223,18 +231,17 @@ class SyntheticGradientStrategy(ParallelStrategy):
         callbacks[:] = [other for other in callbacks if not isinstance(other, StageCoordinator)]
         callbacks.insert(0, StageCoordinator(runtime))
 
-    def _open_grid(self) -> ProcessGrid:
+    def _open_grid(self, backend: str) -> ProcessGrid:
         """Brings the processes together, once for all runs of this strategy."""
         assert self.cluster_environment is not None
         rendezvous = Rendezvous(self.cluster_environment, self._all_processes, self.timeout)
-        backend = self._process_group_backend or default_process_group_backend(self.root_device)
         if not dist.is_initialized():
             rendezvous.open_process_group(backend)
             atexit.register(_leave_process_group)
         if self._grid is None:
             self._grid = rendezvous.open_grid(self.replicas, self.root_device, backend)
         if self._chain is None:
-            self._chain = rendezvous.open_chain(self._grid, Watch(self.timeout))
+            self._chain = rendezvous.open_chain(self._grid, Watch(self.timeout, away=self.away))
             atexit.register(self._chain.leave)
         return self._grid
 

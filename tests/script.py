@@ -37,22 +37,34 @@ def look_back(folder: Path) -> None:
 
 
 class Dies(pl.Callback):
-    """Ends the process of the first stage in the middle of the second epoch, the first time it gets there."""
+    """Ends one process in the middle of the second epoch, the first time it gets there.
+
+    Args:
+        folder: Where it leaves a mark that it did.
+        rank: The process, by default that of the first stage.
+    """
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self.mark = folder / "died"
+        self.rank = rank
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if (os.environ["TORCHELASTIC_RESTART_COUNT"], trainer.global_rank, trainer.global_step) == ("0", 1, 8):
+        if (trainer.global_rank, trainer.global_step) == (self.rank, 8) and not self.mark.exists():
+            self.mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def resume(module: pl.LightningModule, folder: Path, dies: bool) -> None:
     """Trains from the last checkpoint if there is one: what a script under torchrun with restarts does."""
+    nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
     checkpoint = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_last=True)  # at the end of each epoch
     trainer = make_trainer(
-        strategy="synthetic_gradients",
-        devices=2,
+        strategy=lightning_sg.SyntheticGradientStrategy(timeout=30.0),
+        devices=2 // nodes,
+        num_nodes=nodes,
         max_epochs=3,
         enable_checkpointing=True,
-        callbacks=[checkpoint, *([Dies()] if dies else [])],
+        callbacks=[checkpoint, *([Dies(folder, int(os.environ.get("DIES", "1")))] if dies else [])],
     )
     last = folder / "last.ckpt"
     trainer.fit(module, loader(shuffle=False), ckpt_path=str(last) if last.exists() else None)

@@ -90,7 +90,7 @@ class PredictedActivations:
             assert predicted is not None
             # Whether the stage before does want the target is in a message that is not waited for.
             return Arrived(predicted, [True] * len(predicted), wants_target=True)
-        message = self._take(number, fingerprint, _shapes(fakes))
+        message = self._checked(self._inlet.take(number, fingerprint, _shapes(fakes)))
         # A predictor that goes on from a checkpoint may learn for the first time from what was saved with it.
         predicted = self._trainer.cross(batch.features, message.tensors, learns=learns)
         carries = [spec.requires_grad for spec in message.specs]
@@ -99,12 +99,12 @@ class PredictedActivations:
     def activations(self, record: InputRecord) -> None:
         """See :meth:`ActivationSource.activations`."""
         expected = self._expected.pop(record.step, None)
-        if expected is not None:
-            record.take(self._take(*expected).tensors)
+        message = None if expected is None else self._inlet.take_late(*expected)
+        if message is not None:
+            record.take(self._checked(message).tensors)
 
-    def _take(self, number: int, fingerprint: int, shapes: Shapes) -> Activations:
-        """Waits for activations, and refuses those that could not be predicted."""
-        message = self._inlet.take(number, fingerprint, shapes)
+    def _checked(self, message: Activations) -> Activations:
+        """Refuses activations that could not be predicted."""
         fixed = [spec.shape for spec in message.specs if not spec.requires_grad]
         if fixed:
             raise BoundaryError(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_sg import profiling
+from lightning_sg.distributed.absence import Absence
 from lightning_sg.distributed.metrics import MetricsRoute
 from lightning_sg.distributed.status import ProcessStatus, Stopping
 from lightning_sg.errors import BatchMismatchError
@@ -24,11 +25,17 @@ class Inlet(Protocol):
     def take(self, number: int, fingerprint: int, shapes: list[tuple[int, ...]]) -> Activations:
         """Waits for the activations of a batch."""
 
+    def take_late(self, number: int, fingerprint: int, shapes: list[tuple[int, ...]]) -> Activations | None:
+        """Waits for the activations of a batch that has gone on without; ``None`` if the stage before is away."""
+
     def reply(self, number: int, targets: Sequence[Tensor]) -> None:
         """Answers a batch with its targets, or with none."""
 
     def send_residual(self, number: int, leaves: Sequence[Tensor], residual: Sequence[Tensor | None]) -> None:
         """Tells the stage before what the exact gradient of a batch is, relative to the target it was sent."""
+
+    def send_no_residual(self, number: int, leaves: Sequence[Tensor]) -> None:
+        """Tells the stage before that the exact gradient of a batch will not come."""
 
 
 class NoInlet:
@@ -40,10 +47,17 @@ class NoInlet:
         """Cannot be asked for."""
         raise AssertionError("the first stage receives nothing")
 
+    def take_late(self, number: int, fingerprint: int, shapes: list[tuple[int, ...]]) -> Activations | None:
+        """Cannot be asked for."""
+        raise AssertionError("the first stage receives nothing")
+
     def reply(self, number: int, targets: Sequence[Tensor]) -> None:
         """Does nothing."""
 
     def send_residual(self, number: int, leaves: Sequence[Tensor], residual: Sequence[Tensor | None]) -> None:
+        """Does nothing."""
+
+    def send_no_residual(self, number: int, leaves: Sequence[Tensor]) -> None:
         """Does nothing."""
 
 
@@ -58,6 +72,7 @@ class UpstreamInlet:
         stopping: Wishes to stop travel with the targets.
         metrics: Metrics come with the activations.
         compression: How targets and residuals travel.
+        absence: How long the stage goes on while the one before is silent.
         profile: Shows waiting and sending to the trainer's profiler.
     """
 
@@ -70,8 +85,10 @@ class UpstreamInlet:
         stopping: Stopping,
         metrics: MetricsRoute,
         compression: Compression,
+        absence: Absence,
         profile: Profile,
     ) -> None:
+        self.absence = absence
         self.boundary: str | None = boundary
         self._is_exact = is_exact
         self._link = link
@@ -93,11 +110,28 @@ class UpstreamInlet:
             BatchMismatchError: If the stage before was given another batch.
             StageLostError: If it is gone or does not send.
         """
+        with self._profile(profiling.WAIT_ACTIVATIONS):
+            message = self._link.inbox.receive(Activations, number, self._whose(number))
+        return self._taken(message, fingerprint, shapes)
+
+    def take_late(self, number: int, fingerprint: int, shapes: list[tuple[int, ...]]) -> Activations | None:
+        """See :meth:`Inlet.take_late`."""
+        inbox, absence = self._link.inbox, self.absence
+        with self._profile(profiling.WAIT_ACTIVATIONS):
+            message = inbox.receive_unless(Activations, number, self._whose(number), absence.goes_on)
+        if message is None:
+            absence.went_on()
+            return None
+        absence.answered()
+        return self._taken(message, fingerprint, shapes)
+
+    def _whose(self, number: int) -> str:
         behind = self._status.number - number
         doing = self._status.doing
         whose = doing if not behind else f"a batch {behind} before ({doing} is going on)"
-        with self._profile(profiling.WAIT_ACTIVATIONS):
-            message = self._link.inbox.receive(Activations, number, f"the activations of {whose}")
+        return f"the activations of {whose}"
+
+    def _taken(self, message: Activations, fingerprint: int, shapes: list[tuple[int, ...]]) -> Activations:
         self._check_same_batch(message, fingerprint, shapes)
         self._stopping.ends = message.ends if self._stopping.ends is None else self._stopping.ends
         self._metrics.arrive(message.metrics)
@@ -144,6 +178,11 @@ class UpstreamInlet:
         message = Residual(number=number, doing=self._status.doing, tensors=tensors, compression=self._compression)
         with self._profile(profiling.SEND):
             self._link.send(message)
+
+    def send_no_residual(self, number: int, leaves: Sequence[Tensor]) -> None:
+        """See :meth:`Inlet.send_no_residual`."""
+        if leaves and not self._is_exact:
+            self._link.send(Residual(number=number, doing=self._status.doing, missing=True))
 
 
 __all__ = ["Inlet", "NoInlet", "UpstreamInlet"]

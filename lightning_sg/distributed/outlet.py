@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,12 +12,18 @@ from torch import Tensor
 
 from lightning_sg import profiling
 from lightning_sg.crossings.kept_graph import KeptGraph
+from lightning_sg.distributed.absence import Absence
 from lightning_sg.distributed.inlet import Inlet
 from lightning_sg.distributed.status import ProcessStatus, Stopping
 from lightning_sg.session import Session
 from lightning_sg.training.base import BoundaryTrainer, Profile
 from lightning_sg.training.record import Record
-from lightning_sg.transport import Downstream, Message, Residual, Target
+from lightning_sg.transport import Away, Downstream, Message, Residual, Target
+
+
+def _never() -> bool:
+    """An answer is needed."""
+    return False
 
 
 class Outlet(Protocol):
@@ -27,6 +34,10 @@ class Outlet(Protocol):
     """
 
     boundary: str | None
+
+    @property
+    def untaught(self) -> int:
+        """How many batches have gone on without a target, as the next stage was away."""
 
     @property
     def trainer(self) -> BoundaryTrainer:
@@ -49,6 +60,7 @@ class NoOutlet:
     """The last stage has none after it."""
 
     boundary: str | None = None
+    untaught = 0
 
     @property
     def trainer(self) -> BoundaryTrainer:
@@ -86,6 +98,11 @@ class DownstreamOutlet:
         self._targets = targets
         trainer.targets = targets
 
+    @property
+    def untaught(self) -> int:
+        """See :attr:`Outlet.untaught`."""
+        return self._channel.absence.total
+
     def send(self, message: Message) -> None:
         """See :meth:`Outlet.send`."""
         self._channel.send(message)
@@ -111,9 +128,13 @@ class AnswerChannel:
         status: Names this process and what it is doing.
         stopping: Wishes to stop come with the targets.
         profile: Shows waiting and sending to the trainer's profiler.
+        away: How long the next stage may be silent.
     """
 
-    def __init__(self, link: Downstream, status: ProcessStatus, stopping: Stopping, profile: Profile) -> None:
+    def __init__(
+        self, link: Downstream, status: ProcessStatus, stopping: Stopping, profile: Profile, away: Away | None
+    ) -> None:
+        self.absence = Absence(away, link, status, "targets")
         self._link = link
         self._status = status
         self._stopping = stopping
@@ -125,19 +146,35 @@ class AnswerChannel:
         with self.profile(profiling.SEND):
             self._link.send(message)
 
-    def take_target(self, number: int) -> tuple[Tensor, ...]:
-        """Waits for the next stage's answer to a batch: the targets, or nothing."""
+    def take_target(self, number: int, *, needed: bool = True) -> tuple[Tensor, ...] | None:
+        """Waits for the next stage's answer to a batch: the targets, or nothing.
+
+        Args:
+            number: The number of the batch.
+            needed: Whether this stage cannot go on without; otherwise it does, while the next stage is away.
+
+        Returns:
+            ``None`` if the stage goes on without the answer.
+        """
+        words = f"the target of {self._status.whose(number)}"
         with self.profile(profiling.WAIT_TARGET):
-            message = self._link.inbox.receive(Target, number, f"the target of {self._status.whose(number)}")
+            message = self._link.inbox.receive_unless(Target, number, words, self._goes_on(needed))
+        if message is None:
+            self.absence.went_on()
+            return None
+        self.absence.answered()
         self._stopping.wanted = self._stopping.wanted or message.stop
         return tuple(message.tensors)
 
-    def take_residual(self, number: int) -> tuple[Tensor, ...]:
-        """Waits for exact minus target gradient of a batch; nothing if they are equal."""
+    def take_residual(self, number: int) -> tuple[Tensor, ...] | None:
+        """Waits for exact minus target gradient of a batch; nothing if they are equal, ``None`` if it is not known."""
+        words = f"an exact gradient ({self._status.doing} is going on)"
         with self.profile(profiling.WAIT_EXACT):
-            words = f"an exact gradient ({self._status.doing} is going on)"
-            message = self._link.inbox.receive(Residual, number, words)
-        return tuple(message.tensors)
+            message = self._link.inbox.receive_unless(Residual, number, words, self.absence.goes_on)
+        return None if message is None or message.missing else tuple(message.tensors)
+
+    def _goes_on(self, needed: bool) -> Callable[[], bool]:
+        return _never if needed else self.absence.goes_on
 
     def await_answers(self, number: int | None, most: int) -> None:
         """Bounds how far this process is ahead where no prediction does: waits for answers to earlier batches.
@@ -187,6 +224,7 @@ class RemoteTargets:
         self._is_exact = is_exact
         self._device_type = device_type
         self._targets: dict[int, int] = {}  # by step, the number of the batch whose target is to come
+        self._unanswered: set[int] = set()  # the steps that went on without a target
         self._exact: dict[int, _Sent] = {}  # by step, the batch whose exact gradient is to come
 
     def expect(self, record: Record, number: int, kept: KeptGraph | None) -> None:
@@ -206,7 +244,9 @@ class RemoteTargets:
         number = self._targets.pop(record.step, None)
         if number is None:
             return
-        gradients = self._channel.take_target(number)
+        gradients = self._channel.take_target(number, needed=record.coupled)
+        if gradients is None:
+            self._unanswered.add(record.step)
         # A stage that has gone ahead on predicted inputs could not know whether the target is wanted.
         if gradients and record.wants_target:
             record.add_target(gradients)
@@ -217,12 +257,15 @@ class RemoteTargets:
         if sent is None:
             return
         self.target(record)
+        gradients = () if self._is_exact else self._channel.take_residual(sent.number)
+        if record.step in self._unanswered or gradients is None:
+            self._unanswered.discard(record.step)
+            self._inlet.send_no_residual(sent.number, sent.kept.leaves)
+            return
         if self._is_exact:
             record.exact_targets = record.targets
-        else:
-            gradients = self._channel.take_residual(sent.number)
-            if gradients:
-                record.add_residual(gradients)
+        elif gradients:
+            record.add_residual(gradients)
         with self._channel.profile(profiling.EXACT), torch.autocast(self._device_type, enabled=False):
             residual, corrections = sent.kept.backward(record, self._session.corrected())
         self._inlet.send_residual(sent.number, sent.kept.leaves, residual)

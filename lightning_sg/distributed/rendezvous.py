@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from enum import IntEnum
@@ -12,9 +13,10 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins import ClusterEnvironment
 
-from lightning_sg._compat import PrefixStore, default_store, init_dist_connection
+from lightning_sg._compat import PrefixStore, Store, default_store, init_dist_connection
 from lightning_sg.errors import StageLostError
 from lightning_sg.transport import Chain, Place, ProcessGrid, RunStore, Watch, call_roll, interruptible, open_chain
+from lightning_sg.transport.endpoint import interface_of, own_address
 from lightning_sg.transport.words import first_line
 
 Result = TypeVar("Result")
@@ -58,6 +60,7 @@ class Rendezvous:
         place = Place.of(environment.main_address, environment.main_port, environment.global_rank(), self._processes)
         run = type(self)._run = call_roll(place, self._timeout)
         run.come_to(Step.CALLED)
+        _choose_interface(run.keeper)
         limit, store = timedelta(seconds=self._timeout), PrefixStore("process group", run.store)
         self._together(
             lambda: init_dist_connection(environment, backend, timeout=limit, store=store), Step.IN_PROCESS_GROUP
@@ -90,12 +93,22 @@ class Rendezvous:
         assert self._run is not None
         return self._run
 
+    def _check_others(self) -> None:
+        """Raises if another process has failed meanwhile."""
+        for rank, reason in self.run.failed().items():
+            raise StageLostError(
+                f"rank {rank} failed at start-up: {reason}", f"rank {rank} failed at start-up: {reason}"
+            )
+
     def _together(self, call: Callable[[], Result], step: Step) -> Result:
         """Does what all processes have to do together, and says who did not if it fails."""
         run = self.run
         try:
-            result = interruptible(call)
+            result = interruptible(call, self._check_others)
+        except StageLostError:
+            raise
         except RuntimeError as error:
+            run.fail(first_line(error))
             behind = [rank for rank in run.behind(step - 1) if rank != run.rank]
             who = f"rank{'s' * (len(behind) > 1)} {', '.join(map(str, behind))}" if behind else "another process"
             raise StageLostError(
@@ -105,6 +118,13 @@ class Rendezvous:
             ) from error
         run.come_to(step)
         return result
+
+
+def _choose_interface(store: Store) -> None:
+    """Has gloo listen where the other machines reach this one; it would go by what the host's own name resolves to."""
+    interface = interface_of(own_address(store))
+    if interface is not None and "GLOO_SOCKET_IFNAME" not in os.environ:
+        os.environ["GLOO_SOCKET_IFNAME"] = interface
 
 
 __all__ = ["Rendezvous"]

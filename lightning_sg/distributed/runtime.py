@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor
 
 from lightning_sg import profiling
@@ -109,6 +110,10 @@ class StageRuntime:
 
     def route(self, metrics: Metrics) -> Metrics:
         """See :meth:`Runtime.route`: metrics travel with the activations to the last stage, where loggers are."""
+        outlet = NoOutlet() if self._ready is None else self._ready.program.outlet
+        if outlet.boundary is not None and outlet.untaught:
+            untaught = {"untaught": torch.tensor(float(outlet.untaught))}
+            metrics = {**metrics, outlet.boundary: {**metrics.get(outlet.boundary, {}), **untaught}}
         return self._metrics.route(metrics, self.stage.session.module.trainer)
 
     def flush(self) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from lightning_sg.automatic import choose_names
 from lightning_sg.batch.context import context_of
+from lightning_sg.distributed.absence import Absence
 from lightning_sg.distributed.data_parallel import DataParallel, NoReplicas, ReplicatedStages
 from lightning_sg.distributed.inlet import Inlet, NoInlet, UpstreamInlet
 from lightning_sg.distributed.outlet import AnswerChannel, DownstreamOutlet, NoOutlet, Outlet, RemoteTargets
@@ -30,7 +31,7 @@ from lightning_sg.partition.step import trace_step
 from lightning_sg.partition.trace import Trace
 from lightning_sg.session import Session
 from lightning_sg.settings import Settings
-from lightning_sg.transport import Chain, Compression, ProcessGrid
+from lightning_sg.transport import Away, Chain, Compression, ProcessGrid
 
 Choice = TypeVar("Choice")
 
@@ -66,11 +67,13 @@ class SplitOptions:
         wire: How activations and targets travel in training.
         tied: Whether stages on several processes may use one parameter.
         ddp: Arguments for ``DistributedDataParallel``.
+        away: How long a stage may be silent.
     """
 
     wire: Compression = "full"
     tied: bool = False
     ddp: dict[str, Any] | None = None
+    away: Away | None = None
 
 
 class StartUp:
@@ -217,6 +220,7 @@ class StartUp:
             stage.stopping,
             stage.metrics,
             self._options.wire,
+            Absence(self._options.away, upstream, stage.status, "activations"),
             stage.profiler.profile,
         )
 
@@ -224,7 +228,7 @@ class StartUp:
         downstream, boundary = self._chain.downstream, placement.sends_at(self._grid.position)
         if downstream is None or boundary is None:
             return NoOutlet()
-        channel = AnswerChannel(downstream, stage.status, stage.stopping, stage.profiler.profile)
+        channel = AnswerChannel(downstream, stage.status, stage.stopping, stage.profiler.profile, self._options.away)
         is_exact, device_type = boundary == placement.order[-1], self._grid.device.type
         targets = RemoteTargets(channel, inlet, stage.session, is_exact=is_exact, device_type=device_type)
         return DownstreamOutlet(boundary, stage.session.trainers[boundary], channel, targets)

@@ -48,6 +48,26 @@ def check_callbacks(trainer: pl.Trainer) -> None:
             )
 
 
+def check_away(replicas: int, tied_weights: str, clip_over: str, backend: str) -> None:
+    """Refuses what has stages wait for each other in every step, where one may be away.
+
+    Raises:
+        SyntheticGradientsError: If something does.
+    """
+    waits = {
+        "replicas > 1": replicas > 1,
+        "tied_weights='synchronize'": tied_weights == "synchronize",
+        "clip_over='model'": clip_over == "model",
+        "tensors that travel over NCCL (use process_group_backend='gloo')": backend == "nccl",
+    }
+    for what, given in waits.items():
+        if given:
+            raise SyntheticGradientsError(
+                f"SyntheticGradientStrategy(away=...) does not go with {what}: then a stage cannot go on without the "
+                "others."
+            )
+
+
 def check_options(options: StrategyOptions, trainer: pl.Trainer, module: nn.Module, *, scaled: bool) -> None:
     """Refuses options of strategy and trainer that do not go together.
 
@@ -127,6 +147,7 @@ def _refuse_watched_parameters(module: nn.Module) -> None:
 
 __all__ = [
     "StrategyOptions",
+    "check_away",
     "check_callbacks",
     "check_optimizers",
     "check_options",

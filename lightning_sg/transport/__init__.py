@@ -1,5 +1,6 @@
 """Messages between the processes that hold neighbouring stages."""
 
+from lightning_sg.transport.away import Away
 from lightning_sg.transport.chain import Chain
 from lightning_sg.transport.compression import COMPRESSIONS, Compression
 from lightning_sg.transport.grid import ProcessGrid
@@ -13,6 +14,7 @@ from lightning_sg.transport.watch import Watch
 __all__ = [
     "COMPRESSIONS",
     "Activations",
+    "Away",
     "Chain",
     "Compression",
     "Downstream",

@@ -30,6 +30,10 @@ class Connection:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._socket = sock
 
+    def give_up_after(self, seconds: float) -> None:
+        """Has the system break the connection when the other side has confirmed nothing for so long."""
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
+
     def send(self, number: int, heard: int, text: bytes, tensors: Sequence[Tensor] = ()) -> None:
         """Sends one frame, and waits until the system has taken it.
 

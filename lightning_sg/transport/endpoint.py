@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import json
 import os
 import secrets
 import socket
+import struct
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from lightning_sg.transport.line import Contact
 #: An environment variable with a secret of the user's, for networks in which others can read the store.
 SECRET = "LIGHTNING_SG_SECRET"
 _BYTES = 32
+_SIOCGIFADDR = 0x8915  # asks Linux for the address of an interface
 _SECONDS = 3.0  # for a handshake: who connects by mistake does not keep others waiting for longer
 _SLICE = 0.2  # seconds between two looks, so that signals are answered
 
@@ -159,6 +162,16 @@ def own_address(store: Store) -> str:
     return found
 
 
+def interface_of(address: str) -> str | None:
+    """The name of the network interface with an IPv4 address; ``None`` if it is not known."""
+    for _index, name in socket.if_nameindex():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
+            request = struct.pack("256s", name.encode()[:15])
+            if socket.inet_ntoa(fcntl.ioctl(probe, _SIOCGIFADDR, request)[20:24]) == address:
+                return name
+    return None
+
+
 def _timed(sock: socket.socket) -> Connection:
     connection = Connection(sock)
     sock.settimeout(_SECONDS)
@@ -180,4 +193,4 @@ def _proof(key: bytes, role: bytes, first: bytes, second: bytes) -> bytes:
     return hmac.digest(key, role + first + second, "sha256")
 
 
-__all__ = ["SECRET", "Connector", "Listener", "Meeting", "key_of_run", "own_address"]
+__all__ = ["SECRET", "Connector", "Listener", "Meeting", "interface_of", "key_of_run", "own_address"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -34,7 +34,7 @@ from lightning_sg.transport.words import first_line
 Numbered = TypeVar("Numbered", Activations, Target, Residual, Gathering, Gathered, Copy)
 
 _OF_BATCHES = (Activations, Target, Residual)
-_SLICE = 0.5  # seconds between two looks at what else may end a wait
+_SLICE = 0.2  # seconds between two looks at what else may end a wait
 _GRACE = 0.25  # of the timeout: for the error of a neighbour that waits for somebody itself
 
 
@@ -53,7 +53,7 @@ class Neighbour:
     name: str
     doing: str = ""
     waits: bool = False
-    heard: float = 0.0
+    heard: float = field(default_factory=time.monotonic)
     meeting: tuple[int, str] | None = None
 
 
@@ -91,6 +91,7 @@ class Inbox:
         self._device = device
         self._watch = watch
         self._messages: dict[tuple[type[Message], int], tuple[Message, torch.cuda.Event | None]] = {}
+        self._dropped: set[tuple[type[Message], int]] = set()
         self._lost: str | None = None
         self._ended = False
         self._changed = threading.Condition()
@@ -113,11 +114,22 @@ class Inbox:
             StageLostError: If the sender is gone, failed, or did not send it within the timeout.
             BatchMismatchError: If the sender has no more batches.
         """
+        message = self.receive_unless(kind, number, waiting_for, lambda: False)
+        assert message is not None
+        return message
+
+    def receive_unless(
+        self, kind: type[Numbered], number: int, waiting_for: str, goes_on: Callable[[], bool]
+    ) -> Numbered | None:
+        """See :meth:`receive`; returns ``None`` once ``goes_on`` says so, and drops the message when it comes."""
         began = time.monotonic()
         with self._changed:
             self._watch.waits = True
             try:
                 while (kind, number) not in self._messages:
+                    if goes_on():
+                        self._dropped.add((kind, number))
+                        return None
                     self._check(kind, number, waiting_for, time.monotonic() - began)
                     self._changed.wait(_SLICE)
             finally:
@@ -135,9 +147,15 @@ class Inbox:
         with self._changed:
             return (kind, number) in self._messages
 
+    @property
+    def silent(self) -> float:
+        """For how many seconds there has been no sign of life."""
+        return time.monotonic() - self.sender.heard
+
     def forget(self) -> None:
         """Drops messages about batches that nobody has asked for, at the end of a run."""
         with self._changed:
+            self._dropped.clear()
             self._messages = {key: value for key, value in self._messages.items() if key[0] not in _OF_BATCHES}
 
     def _check(self, kind: type[Message], number: int, waiting_for: str, waited: float) -> None:
@@ -155,9 +173,11 @@ class Inbox:
             )
         self._watch.check()
         patience = self._watch.timeout
-        silent = time.monotonic() - sender.heard
+        silent = self.silent
         if sender.waits and silent < self._watch.timeout:
             patience += max(2.0, _GRACE * self._watch.timeout)
+        if self._watch.away is not None:
+            patience += self._watch.away.seconds
         if waited >= patience:
             raise StageLostError(
                 f"{sender.name} did not send {waiting_for} within {self._watch.timeout:g} s. {self._why_not(silent)}"
@@ -239,6 +259,8 @@ class Inbox:
                 self._ended = True
             elif isinstance(message, Arrived):
                 sender.meeting = (message.number, message.what)
+            elif (type(message), message.number) in self._dropped:
+                self._dropped.discard((type(message), message.number))
             elif not isinstance(message, Alive):
                 message.tensors = [
                     spec.arrange([part.to(self._device) for part in each]) for spec, each in zip(message.specs, parts)

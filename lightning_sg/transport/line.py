@@ -11,6 +11,7 @@ from typing import Protocol
 from lightning_sg.transport.connection import Connection
 
 _BETWEEN = 0.1  # seconds between two attempts
+_UNCONFIRMED = 5.0  # seconds
 
 
 class LineBrokenError(OSError):
@@ -62,8 +63,10 @@ class Line:
     def __init__(self, dial: Dial, contact: Contact, patience: float = 0.0) -> None:
         self._dial = dial
         self._patience = patience
+        self._take(contact)
         self._changed = threading.Condition()
         self._contact: Contact | None = contact
+        self._incarnation = contact.incarnation
         self._broken = ""
         self._given_up = False
         self.on_contact: Callable[[Contact], None] = lambda contact: None
@@ -105,6 +108,10 @@ class Line:
         while self._contact is None and not self._given_up:
             try:
                 contact = self._dial(heard, min(1.0, self._patience))
+                if contact.incarnation != self._incarnation:
+                    contact.connection.close()
+                    self._give_up("its process was started anew, which cannot go on with this run")
+                    return
             except OSError as error:
                 if time.monotonic() >= deadline:
                     self._give_up(str(error))
@@ -114,13 +121,18 @@ class Line:
                 if self._given_up:
                     contact.connection.close()
                     return
+                self._take(contact)
                 self.on_contact(contact)
                 self._contact = contact
                 self._changed.notify_all()
 
+    def _take(self, contact: Contact) -> None:
+        if self.lasting:  # after an outage, the system would wait for ever longer before it tries again
+            contact.connection.give_up_after(_UNCONFIRMED)
+
     def _give_up(self, reason: str) -> None:
         with self._changed:
-            self._given_up, self._broken = True, self._broken or reason
+            self._given_up, self._broken = True, reason
             self._changed.notify_all()
 
     def close(self) -> None:

@@ -40,7 +40,8 @@ class Link:
         self._dial = dial
         self._neighbour = neighbour
         self._watch = watch
-        self._line = Line(dial, contact)
+        patience = 0.0 if watch.away is None else watch.away.seconds
+        self._line = Line(dial, contact, patience)
         self.inbox = Inbox(self._line, carrier, neighbour, device, watch)
         self.outbox = Outbox(
             self._line, carrier, neighbour.name, self._alive, watch.interval, lambda: self.inbox.number

@@ -136,7 +136,13 @@ class Target(Message):
 
 @dataclass
 class Residual(Message):
-    """Upstream, late: exact gradient minus the target that was sent. Without tensors the two are equal."""
+    """Upstream, late: exact gradient minus the target that was sent. Without tensors the two are equal.
+
+    Attributes:
+        missing: Whether the exact gradient is not known, as a stage was away.
+    """
+
+    missing: bool = False
 
 
 @dataclass

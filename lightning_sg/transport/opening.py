@@ -44,7 +44,11 @@ def open_chain(grid: ProcessGrid, store: Store, watch: Watch, names: Sequence[st
     carriers = _carriers(grid)
     place = grid.position
     key = key_of_run(store)
-    listener = None if grid.is_last else Listener(_meeting(store, grid.ranks[place : place + 2], key), lasting=False)
+    listener = (
+        None
+        if grid.is_last
+        else Listener(_meeting(store, grid.ranks[place : place + 2], key), lasting=watch.away is not None)
+    )
     upstream = None
     if not grid.is_first:
         dial = Connector(_meeting(store, grid.ranks[place - 1 : place + 1], key))

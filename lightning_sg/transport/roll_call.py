@@ -81,6 +81,15 @@ class RunStore:
         """Notes how far this process has come at start-up."""
         self.post(f"come/{self.rank}", str(step))
 
+    def fail(self, reason: str) -> None:
+        """Tells the processes that have no link to this one yet why it stops."""
+        self.post(f"failed/{self.rank}", reason)
+
+    def failed(self) -> dict[int, str]:
+        """The reasons of processes that have failed, by rank."""
+        found = {rank: self.read(f"failed/{rank}") for rank in range(self.processes) if rank != self.rank}
+        return {rank: reason for rank, reason in found.items() if reason is not None}
+
     def behind(self, step: int) -> list[int]:
         """The ranks that have not come as far."""
         return [rank for rank in range(self.processes) if int(self.read(f"come/{rank}") or -1) < step]

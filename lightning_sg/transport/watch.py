@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lightning_sg.transport.away import Away
+
 
 def _nothing() -> None:
     """By default nothing but the neighbour ends a wait."""
@@ -18,18 +20,21 @@ class Watch:
         timeout: How many seconds the process waits for a neighbour.
         doing: What it is doing, for messages.
         waits: Whether it is waiting for a neighbour.
+        away: How long a neighbour may be silent; ``None`` for not at all.
         check: Called from time to time in every wait; ends it by raising.
     """
 
     timeout: float
     doing: str = "start-up"
     waits: bool = False
+    away: Away | None = None
     check: Callable[[], None] = _nothing
 
     @property
     def interval(self) -> float:
         """After how many seconds without a message a process says that it runs."""
-        return min(1.0, self.timeout / 8)
+        shortest = min(1.0, self.timeout / 8)
+        return shortest if self.away is None else min(shortest, self.away.patience / 4)
 
 
 __all__ = ["Watch"]
