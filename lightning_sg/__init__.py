@@ -8,6 +8,7 @@ from lightning_sg.callback import SyntheticGradients
 from lightning_sg.errors import (
     BatchMismatchError,
     BoundaryError,
+    CheckpointError,
     NonFinitePredictionError,
     PartitionError,
     StageLostError,
@@ -46,6 +47,7 @@ __all__ = [
     "BatchMismatchError",
     "Boundary",
     "BoundaryError",
+    "CheckpointError",
     "Chunk",
     "Chunks",
     "DelayedGradient",

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
@@ -26,6 +27,7 @@ from lightning_sg.session import Session
 from lightning_sg.settings import Settings
 from lightning_sg.training.base import BoundaryTrainer
 from lightning_sg.training.guard import AlignmentGuard
+from lightning_sg.training.resumed import warn_of_fresh
 
 
 class SyntheticGradients(Callback):
@@ -275,10 +277,23 @@ class SyntheticGradients(Callback):
         """Restores :meth:`state_dict`; a boundary that the saved run did not have starts afresh."""
         if not state_dict:
             return
-        if self._installed and self._session is not None and self._session.all_trainers:
+        if self._installed and self._session is not None and (self._session.all_trainers or not self.undecided):
             self._session.load_state_dict(state_dict)
-        else:
-            self._restored = state_dict
+            return
+        self._restored = state_dict
+        if self._installed and not self._runtime.ownership.split:
+            rank_zero_warn(
+                "The checkpoint has predictors, which this undivided run keeps but does not use, for boundaries "
+                f"{sorted(state_dict['boundaries'])}."
+            )
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Says so if the checkpoint is of a run without predictors."""
+        training = trainer.state.fn == TrainerFn.FITTING
+        if training and self._session is not None and not checkpoint.get("callbacks", {}).get(self.state_key):
+            warn_of_fresh(self._session.all_trainers, "the checkpoint is of a run without SyntheticGradients")
 
 
 __all__ = ["SyntheticGradients"]

@@ -17,6 +17,10 @@ class BatchMismatchError(SyntheticGradientsError):
     """Two stages were given different batches."""
 
 
+class CheckpointError(SyntheticGradientsError):
+    """A checkpoint is damaged, or has something in it that could run code."""
+
+
 class NonFinitePredictionError(SyntheticGradientsError):
     """A gradient predictor returned NaN or infinity."""
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_sg.batch.context import context_of
@@ -26,6 +25,7 @@ from lightning_sg.inputs.crossing import PredictedInputs
 from lightning_sg.inputs.record import ActivationsAtHand
 from lightning_sg.ownership import Ownership, OwnsAll
 from lightning_sg.partition.trace import Trace
+from lightning_sg.plain import plain
 from lightning_sg.predictors import GradientPredictor, MLPPredictor
 from lightning_sg.recurrent.auxiliary import Auxiliary
 from lightning_sg.recurrent.boundaries import TimeCrossings
@@ -34,6 +34,7 @@ from lightning_sg.time_boundary import TimeBoundary, boundaries_in_time
 from lightning_sg.training.base import BoundaryTrainer, Profile
 from lightning_sg.training.factory import TrainerFactory
 from lightning_sg.training.learner import Learner
+from lightning_sg.training.resumed import warn_of_differences
 from lightning_sg.training.targets import TargetsOfBackwardPass
 from lightning_sg.training.trainer import TrainerOptions
 from lightning_sg.training.updates import RandomUpdates
@@ -329,28 +330,29 @@ class Session:
         in_time = self.times.here(split=self.ownership.split)
         owned = [name for name in self.trainers if self.ownership.owns(name)] + in_time
         trainers = self.all_trainers
-        return {
+        state = {
             "batches": self.batches,
-            "boundaries": gather({name: trainers[name].state_dict() for name in owned}),
+            "boundaries": gather({name: {**trainers[name].kinds(), **trainers[name].state_dict()} for name in owned}),
             "corrections": gather(self.exact.state_dict()),
             "times": gather(self.times.state_dict(in_time)),
             "inputs": gather(self.inputs.state_dict(self.ownership.owns_inputs)),
             "updates": self.updates.state_dict(),
         }
+        saved: dict[str, Any] = plain(state)
+        return saved
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores :meth:`state_dict`; a boundary that the saved run did not have starts afresh."""
+        """Restores :meth:`state_dict`; warns of boundaries that are dropped, start afresh or are set up otherwise."""
         self.batches = state["batches"]
         self.exact.load_state_dict(state["corrections"])
         self.inputs.load_state_dict(state.get("inputs", {}))  # not in checkpoints of earlier versions
         self.updates.load_state_dict(state.get("updates", {}))
         self.times.load_state_dict(state.get("times", {}))
         trainers = self.all_trainers
+        warn_of_differences(state["boundaries"], trainers)
         for name, saved in state["boundaries"].items():
             if name in trainers:
                 trainers[name].load_state_dict(saved)
-            else:
-                rank_zero_warn(f"The checkpoint has a predictor for boundary '{name}', which this model does not have.")
 
 
 __all__ = ["Session"]

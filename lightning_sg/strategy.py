@@ -11,6 +11,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -26,6 +27,7 @@ from lightning_sg._compat import (
     set_rank_zero,
 )
 from lightning_sg.callback import SyntheticGradients
+from lightning_sg.checkpoint.plugin import with_default
 from lightning_sg.distributed.arrangement import Arrangement, OneProcessArrangement, SplitArrangement
 from lightning_sg.distributed.coordination import StageCoordinator
 from lightning_sg.distributed.rendezvous import Rendezvous
@@ -35,6 +37,7 @@ from lightning_sg.distributed.startup import SplitOptions
 from lightning_sg.distributed.support import StrategyOptions, check_away, check_callbacks
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.partition.paging import PagedParameters
+from lightning_sg.plain import plain_checkpoint
 from lightning_sg.runtime import Runtime
 from lightning_sg.transport import COMPRESSIONS, Away, Chain, Compression, ProcessGrid, Watch
 
@@ -262,6 +265,16 @@ class SyntheticGradientStrategy(ParallelStrategy):
         if trainer.state.fn == TrainerFn.FITTING:
             optimizers_to_device(self.optimizers, self.root_device)
 
+    @property
+    def checkpoint_io(self) -> CheckpointIO:
+        """The user's plugin, or one that writes and reads whole checkpoints atomically and checked."""
+        self._checkpoint_io = with_default(self._checkpoint_io)
+        return self._checkpoint_io
+
+    @checkpoint_io.setter
+    def checkpoint_io(self, io: CheckpointIO) -> None:
+        self._checkpoint_io = io
+
     @contextmanager
     def tensor_init_context(self, empty_init: bool | None = None) -> Iterator[None]:
         """Around ``configure_model``: several processes make the model on the host, as each holds its own stages."""
@@ -388,12 +401,13 @@ class SyntheticGradientStrategy(ParallelStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         """Writes a checkpoint: on global rank 0, or of shards, in each process of the first replica."""
         default = super().save_checkpoint
+        checkpoint = plain_checkpoint(checkpoint)
         self._arrangement.saving.save(checkpoint, filepath, lambda: default(checkpoint, filepath, storage_options))
 
     def load_checkpoint(self, checkpoint_path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Reads a checkpoint; for shards, the metadata only: tensors are loaded later."""
+        """Reads a checkpoint, plain values only by default; for shards, what is in none: tensors are loaded later."""
         default = super().load_checkpoint
-        weights_only = args[0] if args else kwargs.get("weights_only")
+        weights_only = (args[0] if args else kwargs.get("weights_only")) in (None, True)
         return self._arrangement.saving.load(
             checkpoint_path, weights_only, lambda: default(checkpoint_path, *args, **kwargs)
         )

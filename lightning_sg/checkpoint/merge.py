@@ -6,9 +6,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from lightning_sg.checkpoint.sharded import is_sharded, merge
+from lightning_sg.checkpoint.plugin import save_whole
+from lightning_sg.checkpoint.sharded import merge
+from lightning_sg.checkpoint.shards import is_sharded
+from lightning_sg.errors import CheckpointError
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -18,7 +19,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The arguments after ``merge``; by default those of the process.
 
     Raises:
-        SystemExit: If the folder has no shards, or the file exists.
+        SystemExit: If the folder has no shards, one is damaged or refused, or the file exists or cannot be written.
     """
     arguments = parser().parse_args(args)
     if not is_sharded(arguments.folder):
@@ -28,7 +29,10 @@ def main(args: Sequence[str] | None = None) -> None:
         )
     if arguments.file.exists():
         raise SystemExit(f"{arguments.file} already exists; nothing was written. Give a new file name.")
-    torch.save(merge(arguments.folder), arguments.file)
+    try:
+        save_whole(merge(arguments.folder, weights_only=not arguments.trust), arguments.file)
+    except (CheckpointError, OSError) as error:
+        raise SystemExit(str(error)) from None
     print(arguments.file)
 
 
@@ -42,6 +46,11 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder of shards")
     parser.add_argument("file", metavar="FILE", type=Path, help="the checkpoint to write; must not exist")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="load more than tensors and plain values, which can run code that somebody put into the folder",
+    )
     return parser
 
 

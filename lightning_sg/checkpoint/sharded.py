@@ -1,35 +1,37 @@
 """Checkpoints in shards: each process writes the tensors of its own stages and reads back what it needs.
 
-Tensors are in a folder in the format of ``torch.distributed.checkpoint``, beside a file with everything else that
-Lightning saves. It is for models whose state does not fit one process; :func:`merge` makes an ordinary checkpoint.
+Each process has a folder of its own in the checkpoint, in the format of ``torch.distributed.checkpoint``, beside a file
+with everything else that Lightning saves. It is for models whose state does not fit one process; :func:`merge` makes
+an ordinary checkpoint.
 """
 
 from __future__ import annotations
 
-import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load as load_state
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as save_state
 from torch.optim import Optimizer
 
-from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.checkpoint.checksums import (
+    IN_FOLDER,
+    checksum_of,
+    read_checksums,
+    write_checksums,
+)
+from lightning_sg.checkpoint.shards import PROCESS, REST, Shards, is_sharded
+from lightning_sg.checkpoint.torch_file import save_file
+from lightning_sg.errors import CheckpointError, SyntheticGradientsError
+from lightning_sg.files import part_of, remove, replace, sync_folder
 
-_REST = "rest.pt"
 _WEIGHT, _OPTIMIZER = "state_dict.", "optimizer."
-
-
-def is_sharded(path: str | Path) -> bool:
-    """Whether a checkpoint is a folder of shards."""
-    return (Path(path) / _REST).is_file()
 
 
 def own_weights(module: nn.Module, holds: Callable[[str], bool]) -> dict[str, Any]:
@@ -45,16 +47,20 @@ def own_weights(module: nn.Module, holds: Callable[[str], bool]) -> dict[str, An
     return {name: value for name, value in module.state_dict().items() if holds(names.get(name, name))}
 
 
-def save(path: Path, checkpoint: dict[str, Any], group: Any, writes_rest: bool) -> None:
+def save(path: Path, checkpoint: dict[str, Any], position: int, meet: Callable[[], None], writes_rest: bool) -> None:
     """Writes a checkpoint. A collective of the processes of one replica.
 
-    The checkpoint is written beside ``path`` and takes its place once it is complete.
+    The checkpoint is written beside ``path`` and takes its place once it is complete and on disk.
 
     Args:
         path: The folder.
         checkpoint: As Lightning has it, with this process's own weights and optimizer states in it.
-        group: A gloo group of these processes.
-        writes_rest: Whether this process writes the metadata; one process does.
+        position: This process's place among them.
+        meet: Waits for all of them.
+        writes_rest: Whether this process writes what is in no shard; one process does.
+
+    Raises:
+        OSError: If the disk is full or fails; the checkpoint before stays as it was.
     """
     checkpoint = dict(checkpoint)
     tensors = {_WEIGHT + name: value for name, value in checkpoint.pop("state_dict").items()}
@@ -63,95 +69,151 @@ def save(path: Path, checkpoint: dict[str, Any], group: Any, writes_rest: bool) 
         for number, entry in optimizer.pop("state").items():
             for key, value in entry.items():
                 tensors[f"{_OPTIMIZER}{place}.{number}.{key}"] = value
-    beside = path.with_name(f".{path.name}.part")
+    part = part_of(path)
+    own = part / f"{PROCESS}{position}"
+    try:
+        if writes_rest:
+            remove(part)
+            part.mkdir(parents=True)
+        meet()
+        _write_own(own, tensors)
+        meet()
+    except BaseException:
+        remove(own)
+        with suppress(OSError):
+            part.rmdir()  # by the last of those that still can
+        raise
     if writes_rest:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-    dist.barrier(group)
-    save_state(tensors, storage_writer=FileSystemWriter(beside), process_group=group)
-    if writes_rest:
-        torch.save({**checkpoint, "optimizer_states": optimizers}, beside / _REST)
-        old = path.with_name(f".{path.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if path.is_file():
-            path.unlink()
-        elif path.exists():
-            path.rename(old)
-        beside.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
+        try:
+            _write_rest(part, {**checkpoint, "optimizer_states": optimizers})
+            replace(part, path)
+        except BaseException:
+            remove(part)
+            raise
 
 
-def load_rest(path: Path, weights_only: bool) -> dict[str, Any]:
-    """The metadata; :func:`load_weights` and :func:`load_optimizers` read the tensors."""
-    rest: dict[str, Any] = torch.load(path / _REST, map_location="cpu", weights_only=weights_only)
+def _write_own(folder: Path, tensors: dict[str, Any]) -> None:
+    """Writes this process's tensors, and the checksums of its files."""
+    folder.mkdir()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            save_state(
+                tensors,
+                storage_writer=FileSystemWriter(folder),
+                planner=DefaultSavePlanner(flatten_state_dict=False),
+                no_dist=True,
+            )
+    except CheckpointException as error:  # which is no Exception, and keeps the reason inside
+        reason = next(iter(error.failures.values()))[0]
+        if isinstance(reason, OSError):
+            raise OSError(
+                reason.errno, f"{reason.strerror}; an earlier checkpoint is unchanged", str(folder)
+            ) from error
+        raise reason from error
+    write_checksums(folder / IN_FOLDER, [(file.name, checksum_of(file)) for file in sorted(folder.iterdir())])
+    sync_folder(folder)
+
+
+def _write_rest(part: Path, rest: dict[str, Any]) -> None:
+    """Writes what is in no shard, and the checksums of all processes' files."""
+    checksums = {REST: save_file(rest, part / REST)}
+    for folder in sorted(part.glob(f"{PROCESS}*")):
+        own = folder / IN_FOLDER
+        checksums |= {f"{folder.name}/{name}": checksum for name, checksum in read_checksums(own).items()}
+        own.unlink()
+        sync_folder(folder)
+    write_checksums(part / IN_FOLDER, checksums.items())
+
+
+def load_rest(shards: Shards) -> dict[str, Any]:
+    """What is in no shard; :func:`load_weights` and :func:`load_optimizers` read the tensors.
+
+    Raises:
+        CheckpointError: If it is damaged, or has something in it that could run code.
+    """
+    rest = shards.rest()
+    if not isinstance(rest, dict) or "optimizer_states" not in rest:
+        raise CheckpointError(
+            f"{shards.path / REST} is not what SyntheticGradientStrategy(checkpoint='sharded') writes."
+        )
     return {**rest, "state_dict": {}, "optimizer_states": [{"state": {}, **each} for each in rest["optimizer_states"]]}
 
 
-def load_weights(path: Path, module: nn.Module, group: Any, strict: bool = True) -> None:
-    """Reads the weights into a module, tensor by tensor. A collective.
+def load_weights(shards: Shards, module: nn.Module, strict: bool = True) -> None:
+    """Reads the weights into a module, tensor by tensor.
 
     Raises:
         SyntheticGradientsError: If the names or shapes in the checkpoint are not the module's.
+        CheckpointError: If a file is damaged, or has something in it that could run code.
     """
-    saved = _metadata(path)
-    names = {name.removeprefix(_WEIGHT) for name in saved if name.startswith(_WEIGHT)}
+    shapes = {
+        name.removeprefix(_WEIGHT): entry.shape for name, entry in shards.entries.items() if name.startswith(_WEIGHT)
+    }
     own = module.state_dict()
-    shapes = {name: tuple(saved[_WEIGHT + name].size) for name in names if _is_tensor(saved[_WEIGHT + name])}
-    other = [
-        name
-        for name, value in own.items()
-        if isinstance(value, Tensor) and shapes.get(name, value.shape) != tuple(value.shape)
-    ]
+    names = set(shapes)
+    other = [name for name, value in own.items() if name in names and shapes[name] != _shape(value)]
     if other or (strict and names != set(own)):
         raise SyntheticGradientsError(
-            f"The checkpoint {path} is of another model. Only in the checkpoint: {sorted(names - set(own))}; only in "
-            f"the model: {sorted(set(own) - names)}; of another shape: {other}."
+            f"The checkpoint {shards.path} is of another model. Only in the checkpoint: {sorted(names - set(own))}; "
+            f"only in the model: {sorted(set(own) - names)}; of another shape: {other}."
         )
-    wanted = {_WEIGHT + name: value for name, value in own.items() if name in names}
-    _read(path, wanted, group)
-    in_place = {_WEIGHT + name for name, _tensor in _named_tensors(module)}
-    if others := {name: value for name, value in wanted.items() if name not in in_place}:  # metrics, extra state
-        module.load_state_dict({**own, **{name.removeprefix(_WEIGHT): others[name] for name in others}}, strict=strict)
+    in_place = {name for name, _tensor in _named_tensors(module)}
+    others: dict[str, Any] = {}  # metrics, extra state
+    for key, value in shards.read(_WEIGHT + name for name in own if name in names):
+        name = key.removeprefix(_WEIGHT)
+        if name in in_place:
+            own[name].detach().copy_(value)
+        else:
+            others[name] = value
+    if others:
+        module.load_state_dict({**own, **others}, strict=strict)
 
 
 def load_optimizers(
-    path: Path, optimizers: Sequence[Optimizer], module: nn.Module, holds: Callable[[str], bool], group: Any
+    shards: Shards, optimizers: Sequence[Optimizer], module: nn.Module, holds: Callable[[str], bool]
 ) -> None:
-    """Reads the states of the parameters that this process trains into the optimizers. A collective.
+    """Reads the states of the parameters that this process trains into the optimizers.
 
     Args:
-        path: The folder.
+        shards: The checkpoint.
         optimizers: In the order in which they were saved, with their groups restored.
         module: Whose parameters they have.
         holds: Whether this process trains the parameter of that name.
-        group: A gloo group of all processes.
+
+    Raises:
+        CheckpointError: If a file is damaged, or has something in it that could run code.
     """
-    saved = _metadata(path)
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    wanted: dict[str, Any] = {}
+    wanted: list[str] = []
     for place, optimizer in enumerate(optimizers):
         parameters = [parameter for entry in optimizer.param_groups for parameter in entry["params"]]
         own = {str(n) for n, p in enumerate(parameters) if id(p) in names and holds(names[id(p)])}
         prefix = f"{_OPTIMIZER}{place}."
-        keys = [key for key in saved if key.startswith(prefix) and key.removeprefix(prefix).split(".")[0] in own]
-        wanted |= {key: _room_for(saved[key]) for key in keys}
-    _read(path, wanted, group)
-    for optimizer, state in zip(optimizers, _states(wanted, len(optimizers))):
+        wanted += [
+            key for key in shards.entries if key.startswith(prefix) and key.removeprefix(prefix).split(".")[0] in own
+        ]
+    for optimizer, state in zip(optimizers, _states(shards.read(wanted), len(optimizers))):
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def merge(path: Path) -> dict[str, Any]:
-    """The whole checkpoint, as one process would have saved it."""
-    saved = _metadata(path)
-    everything = {key: _room_for(entry) for key, entry in saved.items()}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        _read(path, everything, None)
-    checkpoint = load_rest(path, weights_only=False)
+def merge(path: Path, weights_only: bool = True) -> dict[str, Any]:
+    """The whole checkpoint, as one process would have saved it.
+
+    Args:
+        path: The folder of shards.
+        weights_only: Whether to refuse all but tensors and plain values.
+
+    Raises:
+        CheckpointError: If a file is damaged, or has something in it that could run code.
+    """
+    shards = Shards(path, weights_only)
+    checkpoint = load_rest(shards)
+    everything = dict(shards.read(shards.entries))
     checkpoint["state_dict"] = {
         key.removeprefix(_WEIGHT): value for key, value in everything.items() if key.startswith(_WEIGHT)
     }
-    states = _states(everything, len(checkpoint["optimizer_states"]))
+    states = _states(everything.items(), len(checkpoint["optimizer_states"]))
     for optimizer, state in zip(checkpoint["optimizer_states"], states):
         optimizer["state"] = dict(sorted(state.items()))
     return checkpoint
@@ -162,29 +224,18 @@ def _named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
 
 
-def _metadata(path: Path) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = FileSystemReader(path).read_metadata().state_dict_metadata
-    return found
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
-def _read(path: Path, wanted: dict[str, Any], group: Any) -> None:
-    load_state(wanted, storage_reader=FileSystemReader(path), process_group=group)
-
-
-def _is_tensor(entry: Any) -> bool:
-    return isinstance(entry, TensorStorageMetadata)
-
-
-def _room_for(entry: Any) -> Any:
-    return torch.empty(entry.size, dtype=entry.properties.dtype) if _is_tensor(entry) else None
-
-
-def _states(found: Mapping[str, Any], count: int) -> list[dict[int, dict[str, Any]]]:
+def _states(found: Iterable[tuple[str, Any]], count: int) -> list[dict[int, dict[str, Any]]]:
+    """The values by optimizer and number of the parameter."""
     states: list[dict[int, dict[str, Any]]] = [{} for _ in range(count)]
-    for key, value in found.items():
+    for key, value in found:
         if key.startswith(_OPTIMIZER):
             place, number, name = key.removeprefix(_OPTIMIZER).split(".", 2)
-            states[int(place)].setdefault(int(number), {})[name] = value
+            if int(place) < count:
+                states[int(place)].setdefault(int(number), {})[name] = value
     return states
 
 

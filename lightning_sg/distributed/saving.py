@@ -9,15 +9,16 @@ from typing import Any, Protocol
 import lightning.pytorch as pl
 from torch.optim import Optimizer
 
-from lightning_sg.checkpoint.sharded import is_sharded, load_optimizers, load_rest, load_weights, merge, own_weights
+from lightning_sg.checkpoint.sharded import load_optimizers, load_rest, load_weights, merge, own_weights
 from lightning_sg.checkpoint.sharded import save as save_shards
+from lightning_sg.checkpoint.shards import Shards, is_sharded
 from lightning_sg.checkpoint.whole import gather_weights, own_optimizer_state
 from lightning_sg.distributed.collectives import GridCollectives
 from lightning_sg.distributed.runtime import StageRuntime
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.partition.paging import PagedParameters
 
-_SHARDS = "lightning_sg_shards"  # in a checkpoint that is being loaded: the folder with its tensors
+_SHARDS = "lightning_sg_shards"  # in a checkpoint that is being loaded: where its tensors are
 
 Checkpoint = dict[str, Any]
 
@@ -37,8 +38,14 @@ class Saving(Protocol):
     def save(self, checkpoint: Checkpoint, path: Any, default: Callable[[], None]) -> None:
         """Writes a checkpoint. A collective."""
 
-    def load(self, path: Any, weights_only: bool | None, default: Callable[[], Checkpoint]) -> Checkpoint:
-        """Reads a checkpoint."""
+    def load(self, path: Any, weights_only: bool, default: Callable[[], Checkpoint]) -> Checkpoint:
+        """Reads a checkpoint.
+
+        Args:
+            path: The file or folder.
+            weights_only: Whether to refuse all but tensors and plain values in a folder of shards.
+            default: Reads a file.
+        """
 
     def load_weights(self, checkpoint: Mapping[str, Any], strict: bool, default: Callable[[], None]) -> None:
         """Restores the weights."""
@@ -65,9 +72,9 @@ class OneProcessSaving:
         """Lightning's own."""
         default()
 
-    def load(self, path: Any, weights_only: bool | None, default: Callable[[], Checkpoint]) -> Checkpoint:
+    def load(self, path: Any, weights_only: bool, default: Callable[[], Checkpoint]) -> Checkpoint:
         """Lightning's own, and of shards the whole they make."""
-        return merge(Path(path)) if is_sharded(path) else default()
+        return merge(Path(path), weights_only) if is_sharded(path) else default()
 
     def load_weights(self, checkpoint: Mapping[str, Any], strict: bool, default: Callable[[], None]) -> None:
         """Lightning's own."""
@@ -126,27 +133,30 @@ class WholeSaving:
         """Lightning's own: on global rank 0."""
         default()
 
-    def load(self, path: Any, weights_only: bool | None, default: Callable[[], Checkpoint]) -> Checkpoint:
+    def load(self, path: Any, weights_only: bool, default: Callable[[], Checkpoint]) -> Checkpoint:
         """For shards, the metadata only; tensors are loaded later."""
         if not is_sharded(path):
-            return default()
-        return {**load_rest(Path(path), bool(weights_only)), _SHARDS: Path(path)}
+            checkpoint = default()
+            checkpoint.pop(_SHARDS, None)  # a file that says so itself is not to be believed
+            return checkpoint
+        shards = Shards(Path(path), weights_only)
+        return {**load_rest(shards), _SHARDS: shards}
 
     def load_weights(self, checkpoint: Mapping[str, Any], strict: bool, default: Callable[[], None]) -> None:
         """Restores the weights of all stages."""
         if _SHARDS not in checkpoint:
             default()
             return
-        load_weights(checkpoint[_SHARDS], self._module, None, strict)
+        load_weights(checkpoint[_SHARDS], self._module, strict)
         self._pages.let_go()
 
     def load_optimizers(self, checkpoint: Mapping[str, Any], optimizers: Sequence[Optimizer]) -> None:
         """Of shards, restores the states of this process's stages, once it knows them."""
         if _SHARDS not in checkpoint:
             return
-        runtime, group = self._runtime, None
+        runtime = self._runtime
         runtime.when_settled(
-            lambda: load_optimizers(checkpoint[_SHARDS], optimizers, self._module, runtime.ownership.holds, group)
+            lambda: load_optimizers(checkpoint[_SHARDS], optimizers, self._module, runtime.ownership.holds)
         )
 
 
@@ -169,14 +179,18 @@ class ShardedSaving(WholeSaving):
         if "://" in str(path):
             raise SyntheticGradientsError(f"checkpoint='sharded' writes to a local or shared folder, not to {path}.")
         grid, status = self._runtime.grid, self._runtime.status
-        path = Path(GridCollectives(grid, self._runtime.meetings, status).broadcast(path, 0))
+        path = Path(GridCollectives(grid, self._runtime.meetings, status).broadcast(str(path), 0))
         own = own_weights(self._module, self._runtime.ownership.writes)
         # What callbacks put there besides is not this process's, and another has it right.
         state = {name: value for name, value in checkpoint["state_dict"].items() if name in own}
-        with status.meeting("saving shards"):
-            if grid.replica == 0:
-                save_shards(path, {**checkpoint, "state_dict": state}, None, grid.rank == 0)
-            GridCollectives(grid, self._runtime.meetings, status).barrier("shards")
+        if grid.replica == 0:
+            writes_rest = grid.rank == 0
+            save_shards(path, {**checkpoint, "state_dict": state}, grid.position, self._meet, writes_rest)
+        GridCollectives(grid, self._runtime.meetings, status).barrier("shards")
+
+    def _meet(self) -> None:
+        """Waits for the processes of this replica."""
+        self._runtime.meetings.gather("saving shards", None)
 
 
 __all__ = ["OneProcessSaving", "Saving", "ShardedSaving", "WholeSaving"]

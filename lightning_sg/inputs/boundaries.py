@@ -13,6 +13,7 @@ from lightning_sg.inputs.settings import SyntheticInputs
 from lightning_sg.inputs.trainer import InputTrainer
 from lightning_sg.replicas import Replicas
 from lightning_sg.training.base import Profile
+from lightning_sg.training.resumed import warn_of_fresh
 
 
 class InputBoundaries:
@@ -37,7 +38,8 @@ class InputBoundaries:
             name: InputTrainer(name, self.settings, delay=self._delay, seed=seed, replicas=replicas) for name in names
         }
         restored, self._restored = self._restored, {}
-        self._load(restored)
+        if restored:
+            self._load(restored)
 
     def show_to(self, profile: Profile) -> None:
         """Shows the predictors' actions to the trainer's profiler."""
@@ -69,12 +71,15 @@ class InputBoundaries:
             rank_zero_warn("The checkpoint has input predictors, which SyntheticGradients(inputs=None) ignores.")
 
     def _load(self, states: dict[str, Any]) -> None:
+        fresh = self.trainers.keys() - states.keys()
+        warn_of_fresh(fresh, "the checkpoint has no input predictors for these boundaries")
         for name, state in states.items():
             if name in self.trainers:
                 self.trainers[name].load_state_dict(state)
             else:
                 rank_zero_warn(
-                    f"The checkpoint has an input predictor for boundary '{name}', which this model does not have."
+                    f"The checkpoint has an input predictor for boundary '{name}', which this model does not have: it "
+                    "is dropped."
                 )
 
 

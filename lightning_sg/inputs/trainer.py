@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 import zlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -193,12 +194,14 @@ class InputTrainer:
         if state is None or "predictor" not in state:
             return
         try:
-            self._learner.load_state_dict(state)
-        except (RuntimeError, ValueError) as error:
+            remarks = self._learner.load_state_dict(state)
+        except (KeyError, RuntimeError, ValueError) as error:
             raise SyntheticGradientsError(
                 f"The input predictor saved for boundary '{self.name}' does not fit the one configured now "
                 f"({type(self.predictor).__name__}). Resume with the one of the saved run. {error}"
             ) from error
+        for remark in remarks:  # not only on rank zero: the one process that has the input predictor restores it
+            warnings.warn(f"Input predictor at boundary '{self.name}': {remark}.", stacklevel=2)
         pending = self._replicas.share(state["pending"], _samples_of)
         for entry in tree_map_only(Tensor, lambda tensor: tensor.to(device), pending):
             record = InputRecord(**entry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -204,6 +205,8 @@ class TimeCrossing:
             self.trace.load_state_dict(state["trace"])
         if self._auxiliary is not None:
             self._auxiliary.load_state_dict(state["auxiliary"])
+        elif state["auxiliary"] is not None:
+            warnings.warn(f"The auxiliary predictor of boundary '{self.name}' is dropped.", stacklevel=2)
 
 
 __all__ = ["TimeCrossing"]

@@ -228,6 +228,10 @@ class BoundaryTrainer(ABC):
         saved["pending"] = self._replicas.join(saved["pending"], _samples_of)
         return saved
 
+    def kinds(self) -> dict[str, Any]:
+        """What supplies the gradient and how late it learns, to save beside the state: another kind is told by it."""
+        return {"kind": self.described, "delay": self.delay}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`, what depends on sizes with the next batch."""
         self.step = state["step"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -134,20 +135,55 @@ class Learner(Generic[Kind]):
             "restarts": self._restarts,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict` after :meth:`build`.
+    def kinds(self) -> dict[str, str | None]:
+        """What the optimizer and its schedule are, to save beside the state: loading tells another kind by it."""
+        return {"optimizer_kind": _kind(self._optimizer), "scheduler_kind": _kind(self._scheduler)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> list[str]:
+        """Restores :meth:`state_dict`, perhaps with :meth:`kinds` in it, after :meth:`build`.
+
+        Returns:
+            What of it is not used, or starts afresh, as sentences: parts that are set up otherwise now.
 
         Raises:
             RuntimeError: If the state is that of another predictor.
         """
         self.predictor.load_state_dict(state["predictor"])
-        if self._optimizer is not None and state["optimizer"] is not None:
-            self._optimizer.load_state_dict(state["optimizer"])
-        if self._scheduler is not None and state["scheduler"] is not None:
-            self._scheduler.load_state_dict(state["scheduler"])
+        remarks = [
+            *self._restore_part("optimizer", self._optimizer, state),
+            *self._restore_part("scheduler", self._scheduler, state),
+        ]
         if self._average is not None:
             self._average.load_state_dict(state["average"] or state["predictor"])
+        elif state["average"]:
+            remarks.append("the moving average of the predictor's parameters is dropped")
         self._restarts = state["restarts"]
+        return remarks
+
+    def _restore_part(self, part: str, now: Optimizer | LRScheduler | None, state: dict[str, Any]) -> list[str]:
+        """Restores the optimizer or its schedule, if it is of the kind that was saved."""
+        saved, kind = state[part], state.get(f"{part}_kind")  # earlier versions did not save the kind
+        if now is None or saved is None:
+            change = "is dropped" if now is None else "starts afresh"
+            return [] if now is saved else [f"the predictor's {part} {change}"]
+        if kind in (None, _kind(now)):
+            fresh = copy.deepcopy(now.state_dict())
+            with suppress(ValueError):  # of optimizers with other parameter groups
+                now.load_state_dict(saved)
+                if not isinstance(now, Optimizer) or _complete(now, fresh):
+                    return []
+            now.load_state_dict(fresh)
+        return [f"the predictor's {part} starts afresh: it was {kind or 'another'} and is {_kind(now)} now"]
+
+
+def _kind(part: Optimizer | LRScheduler | None) -> str | None:
+    return None if part is None else type(part).__name__
+
+
+def _complete(optimizer: Optimizer, fresh: dict[str, Any]) -> bool:
+    """Whether the groups have all the options that a fresh optimizer of this kind has; without, a step would fail."""
+    pairs = zip(optimizer.param_groups, fresh["param_groups"])
+    return all(new.keys() <= group.keys() for group, new in pairs)
 
 
 def _floating(tensors: Iterable[Tensor]) -> list[Tensor]:

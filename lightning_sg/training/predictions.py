@@ -186,15 +186,19 @@ class Predictions:
             "fallback": None if self._fallback is None else self._fallback.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Restores :meth:`state_dict` after :meth:`build`."""
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> list[str]:
+        """Restores :meth:`state_dict` after :meth:`build`; returns what of it is not used, as sentences."""
         self.scale.load_state_dict(state["scale"], device)
         self._learner.tell_scale(self.scale.rms)
         if self._watch is not None and state["guard"] is not None:
             self._watch.load_state_dict(state["guard"], device)
-        if self._fallback is not None and state["fallback"] is not None:
-            self._fallback.load_state_dict(state["fallback"])
-            self._fallback.tell_scale(self.scale.rms)
+        if self._fallback is None:
+            return [] if state["fallback"] is None else ["the predictor that the guard fell back to is dropped"]
+        if state["fallback"] is None:
+            return ["the predictor that the guard falls back to starts afresh"]
+        remarks = self._fallback.load_state_dict(state["fallback"])
+        self._fallback.tell_scale(self.scale.rms)
+        return [f"{remark} (of the predictor that the guard falls back to)" for remark in remarks]
 
 
 class _Suspect:

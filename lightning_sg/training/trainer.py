@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -238,6 +239,10 @@ class PredictorTrainer(BoundaryTrainer):
 
     # ------------------------------------------------------------------ checkpoints
 
+    def kinds(self) -> dict[str, Any]:
+        """See :meth:`BoundaryTrainer.kinds`; with the predictor's optimizer and its schedule."""
+        return {**super().kinds(), **self._learner.kinds()}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See :meth:`BoundaryTrainer.load_state_dict`."""
         super().load_state_dict(state)
@@ -249,18 +254,20 @@ class PredictorTrainer(BoundaryTrainer):
     def _restore(self, device: torch.device) -> None:
         # A copy: optimizers go on in the very tensors that they are given.
         state, self._restored = copy.deepcopy(self._restored), None
-        if state is None or not state.keys() - {"step", "pending"}:  # saved before the first batch
+        if state is None or not state.keys() & {"predictor", "rule"}:  # saved before the first batch
             return
         try:
             if "rule" in state:
                 raise RuntimeError(f"It was saved with {state['rule']}, which has no predictor.")
-            self._learner.load_state_dict(state)
-        except RuntimeError as error:
+            remarks = self._learner.load_state_dict(state)
+            remarks += self._predictions.load_state_dict(state, device)
+        except (KeyError, RuntimeError, ValueError) as error:
             raise SyntheticGradientsError(
                 f"The predictor saved for boundary '{self.name}' does not fit the one configured now "
                 f"({self.described}). Resume with the predictor of the saved run. {error}"
             ) from error
-        self._predictions.load_state_dict(state, device)
+        for remark in remarks:  # not only on rank zero: the one process that has the boundary's predictor restores it
+            warnings.warn(f"Boundary '{self.name}': {remark}.", stacklevel=2)
         self._restore_batches(state["pending"], device)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from torch import Tensor, nn
 
 from lightning_sg import PredictorTraining, SyntheticGradients, SyntheticGradientStrategy
-from lightning_sg.checkpoint.sharded import is_sharded, merge
+from lightning_sg.checkpoint.sharded import merge
+from lightning_sg.checkpoint.shards import is_sharded
 from lightning_sg.cli import main
 from tests.checkpoint.shards import train
 from tests.models import Classifier, assert_same_state, loader, make_trainer, state_of
@@ -36,7 +38,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
 
 def test_each_process_writes_its_own_part(first: Path) -> None:
     assert is_sharded(first)
-    sizes = [file.stat().st_size for file in sorted(first.glob("*.distcp"))]
+    sizes = [file.stat().st_size for file in sorted(first.glob("*/*.distcp"))]
     assert len(sizes) == 2
     assert max(sizes) < 0.75 * sum(sizes)
     assert [path.name for path in first.parent.iterdir() if path.name.startswith(".")] == []
@@ -159,28 +161,25 @@ def test_a_crash_while_saving_leaves_the_last_good_checkpoint(
 
     opens = Path.open
 
-    def dies(*_arguments: Any, **_options: Any) -> None:
-        os._exit(1)
-
-    def dies_within_a_shard(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+    def dies_within_the_file(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
         stream = opens(path, mode, *arguments, **options)
-        if path.suffix == ".distcp" and "w" in mode:
+        if path.suffix == ".distcp" or path.name == ".last.ckpt.part":
             stream.write(b"half")
             stream.flush()
-            dies()
+            os.kill(os.getpid(), signal.SIGKILL)
         return stream
 
     def work() -> None:
         if os.environ["RANK"] == "0":
-            # torch opens a shard as a path; Lightning writes a whole checkpoint through fsspec.
-            monkeypatch.setattr(Path, "open", dies_within_a_shard)
-            monkeypatch.setattr("fsspec.implementations.local.LocalFileOpener.write", dies)
+            monkeypatch.setattr(Path, "open", dies_within_the_file)  # by torch for a shard, by us for one file
         train(2, tmp_path, epochs=3, how=how)
 
     dead, alive = run_ranks(2, work, may_fail=True)
     assert dead is None
     if how == "sharded":
-        assert any(shard.read_bytes() == b"half" for shard in tmp_path.glob(".last.ckpt.part/*.distcp"))
+        assert any(shard.read_bytes() == b"half" for shard in tmp_path.glob(".last.ckpt.part/*/*.distcp"))
+    else:
+        assert (tmp_path / ".last.ckpt.part").read_bytes() == b"half"
     assert "is gone" in alive.message
     left = merge(tmp_path / "last.ckpt") if how == "sharded" else torch.load(tmp_path / "last.ckpt", weights_only=False)
     assert left["global_step"] == good["global_step"]

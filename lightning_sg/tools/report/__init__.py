@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightning_sg.files import write_atomically
 from lightning_sg.tools.report.compare import BoundaryMetric, Row, boundary_metrics, compare, remarks
 from lightning_sg.tools.report.page import PAGE, page
 from lightning_sg.tools.report.read import read_run
@@ -72,7 +73,8 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            (folder / name).write_bytes(content)
+            with write_atomically(folder / name) as file:
+                file.write(content)
     except OSError as error:
         raise ReportError(
             f"The report cannot be written to {folder}: {error}. Give another folder with --out."

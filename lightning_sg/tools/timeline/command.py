@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.files import write_atomically, write_text_atomically
 from lightning_sg.profiling import KINDS, LIGHTNING
 from lightning_sg.tools.text import aligned
 from lightning_sg.tools.timeline.chrome import events_of, read_spans, trace_text
@@ -32,7 +33,7 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(str(error)) from None
     print(table(stages))
     merged = arguments.folder / "timeline.json"
-    merged.write_text(_merged(stages))
+    write_text_atomically(merged, _merged(stages))
     print(f"\nWritten: {merged}  (for chrome://tracing or ui.perfetto.dev)")
     if importlib.util.find_spec("matplotlib") is None:
         print('No picture: matplotlib is missing (pip install "lightning-sg[report]").')
@@ -40,7 +41,8 @@ def main(args: Sequence[str] | None = None) -> None:
     from lightning_sg.tools.timeline.draw import draw
 
     picture = arguments.folder / "timeline.png"
-    picture.write_bytes(draw(stages, arguments.batches))
+    with write_atomically(picture) as file:
+        file.write(draw(stages, arguments.batches))
     print(f"Written: {picture}")
 
 

@@ -11,6 +11,7 @@ from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_sg.files import write_text_atomically
 from lightning_sg.profiling import BATCH
 from lightning_sg.tools.timeline.chrome import events_of, trace_text
 from lightning_sg.tools.timeline.spans import Span, shares_of
@@ -82,8 +83,12 @@ class Timeline(Profiler):
         path = os.path.join(str(self.dirpath or "."), f"fit-{self.filename}-{_rank()}.json")
         files = get_filesystem(path)
         files.makedirs(os.path.dirname(path), exist_ok=True)
-        with files.open(path, "w") as file:
-            file.write(trace_text(events_of(self.spans, _rank())))
+        text = trace_text(events_of(self.spans, _rank()))
+        if "://" in path:
+            with files.open(path, "w") as file:
+                file.write(text)
+        else:
+            write_text_atomically(path, text)
         _log.info(self.summary())
 
 
