@@ -152,7 +152,7 @@ def load_weights(shards: Shards, module: nn.Module, strict: bool = True) -> None
     }
     own = module.state_dict()
     names = set(shapes)
-    other = [name for name, value in own.items() if name in names and shapes[name] != _shape(value)]
+    other = [name for name, value in own.items() if name in names and shapes[name] not in (None, _shape(value))]
     if other or (strict and names != set(own)):
         raise SyntheticGradientsError(
             f"The checkpoint {shards.path} is of another model. Only in the checkpoint: {sorted(names - set(own))}; "
@@ -163,6 +163,8 @@ def load_weights(shards: Shards, module: nn.Module, strict: bool = True) -> None
     for key, value in shards.read(_WEIGHT + name for name in own if name in names):
         name = key.removeprefix(_WEIGHT)
         if name in in_place:
+            if not isinstance(value, Tensor):
+                raise CheckpointError(f"{name} in {shards.path} is no tensor, but a {type(value).__name__}.")
             own[name].detach().copy_(value)
         else:
             others[name] = value
