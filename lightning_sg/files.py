@@ -46,7 +46,7 @@ def write_atomically(path: str | Path, publish: Callable[[Path, Path], object] =
     part = part_of(path)
     own: os.stat_result | None = None
     try:
-        part.unlink(missing_ok=True)  # left by a process that was killed
+        remove(part)  # left by a process that was killed
         with part.open("xb") as file:
             own = os.fstat(file.fileno())
             yield file

@@ -6,29 +6,17 @@ import os
 import signal
 import stat
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lightning_sg import files
 from lightning_sg.files import part_of, replace, write_atomically, write_text_atomically
-from tests.small_disk import small_disk
+from tests.small_disk import forked, small_disk
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-def forked(work: Callable[[], None]) -> int:
-    """Runs in a forked process; returns the signal that ended it, or 0."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return os.waitpid(child, 0)[1] & 0x7F
 
 
 def test_a_file_is_there_once_it_is_complete(tmp_path: Path) -> None:

@@ -22,12 +22,13 @@ from torch.optim import Optimizer
 
 from lightning_sg.checkpoint.checksums import (
     IN_FOLDER,
+    beside,
     checksum_of,
     read_checksums,
     write_checksums,
 )
 from lightning_sg.checkpoint.shards import PROCESS, REST, Shards, is_sharded
-from lightning_sg.checkpoint.torch_file import save_file
+from lightning_sg.checkpoint.torch_file import disk_error, save_file
 from lightning_sg.errors import CheckpointError, SyntheticGradientsError
 from lightning_sg.files import part_of, remove, replace, sync_folder
 
@@ -87,6 +88,7 @@ def save(path: Path, checkpoint: dict[str, Any], position: int, meet: Callable[[
         try:
             _write_rest(part, {**checkpoint, "optimizer_states": optimizers})
             replace(part, path)
+            beside(path).unlink(missing_ok=True)  # of a whole checkpoint that was there
         except BaseException:
             remove(part)
             raise
@@ -106,11 +108,10 @@ def _write_own(folder: Path, tensors: dict[str, Any]) -> None:
             )
     except CheckpointException as error:  # which is no Exception, and keeps the reason inside
         reason = next(iter(error.failures.values()))[0]
-        if isinstance(reason, OSError):
-            raise OSError(
-                reason.errno, f"{reason.strerror}; an earlier checkpoint is unchanged", str(folder)
-            ) from error
-        raise reason from error
+        disk = disk_error(reason)
+        if disk is None:
+            raise reason from None
+        raise OSError(disk.errno, f"{disk.strerror}; an earlier checkpoint is unchanged", str(folder)) from error
     write_checksums(folder / IN_FOLDER, [(file.name, checksum_of(file)) for file in sorted(folder.iterdir())])
     sync_folder(folder)
 

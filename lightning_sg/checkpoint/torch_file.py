@@ -37,10 +37,8 @@ def save_file(value: Any, path: Path, publish: Callable[[Path, Path], object] = 
         digesting = _Digesting(file)
         try:
             torch.save(value, digesting)  # type: ignore[arg-type]  # all that torch asks of a file is `write`
-        except RuntimeError:
-            if digesting.error is not None:
-                raise digesting.error from None
-            raise
+        except RuntimeError as error:
+            raise disk_error(error) or error from None
     return digesting.checksum
 
 
@@ -69,6 +67,13 @@ def load_file(file: Path | IO[bytes], name: str | Path, weights_only: bool = Tru
         raise damaged(name, error) from error
 
 
+def disk_error(error: BaseException | None) -> OSError | None:
+    """What a file system has said, behind an error of torch's that does not say why."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def refused(name: str | Path, reason: str) -> CheckpointError:
     """The error about a file with more in it than plain values."""
     return CheckpointError(
@@ -91,25 +96,17 @@ def damaged(name: str | Path, reason: object) -> CheckpointError:
 class _Digesting:
     """Passes what is written on to a file, and computes the checksum on the way.
 
-    Attributes:
-        error: The first error of the file. torch reports another one, which does not say why.
-
     Args:
         file: The file, open for binary writing.
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self.error: OSError | None = None
         self._file = file
         self._digest = hashlib.sha256()
 
     def write(self, data: bytes) -> int:
         """Writes and returns the number of bytes."""
-        try:
-            count = self._file.write(data)
-        except OSError as error:
-            self.error = self.error or error
-            raise
+        count = self._file.write(data)
         self._digest.update(data)
         return count
 
@@ -129,4 +126,4 @@ def _reason(error: Exception) -> str:
     return found[1] if found else text.strip().split("\n")[0]
 
 
-__all__ = ["damaged", "load_file", "refused", "save_file"]
+__all__ = ["damaged", "disk_error", "load_file", "refused", "save_file"]
