@@ -68,7 +68,10 @@ class InputBoundaries:
         elif self.settings is not None:
             self._load(state)
         elif state:
-            rank_zero_warn("The checkpoint has input predictors, which SyntheticGradients(inputs=None) ignores.")
+            rank_zero_warn(
+                f"The checkpoint has input predictors for boundaries {sorted(state)}, which "
+                "SyntheticGradients(inputs=None) ignores."
+            )
 
     def _load(self, states: dict[str, Any]) -> None:
         fresh = self.trainers.keys() - states.keys()

@@ -170,7 +170,7 @@ class Learner(Generic[Kind]):
             fresh = copy.deepcopy(now.state_dict())
             with suppress(ValueError):  # of optimizers with other parameter groups
                 now.load_state_dict(saved)
-                if not isinstance(now, Optimizer) or _complete(now, fresh):
+                if kind or not isinstance(now, Optimizer) or _complete(now):
                     return []
             now.load_state_dict(fresh)
         return [f"the predictor's {part} starts afresh: it was {kind or 'another'} and is {_kind(now)} now"]
@@ -180,10 +180,9 @@ def _kind(part: Optimizer | LRScheduler | None) -> str | None:
     return None if part is None else type(part).__name__
 
 
-def _complete(optimizer: Optimizer, fresh: dict[str, Any]) -> bool:
-    """Whether the groups have all the options that a fresh optimizer of this kind has; without, a step would fail."""
-    pairs = zip(optimizer.param_groups, fresh["param_groups"])
-    return all(new.keys() <= group.keys() for group, new in pairs)
+def _complete(optimizer: Optimizer) -> bool:
+    """Whether its groups have all of its options; without one, a step would fail."""
+    return all(optimizer.defaults.keys() <= group.keys() for group in optimizer.param_groups)
 
 
 def _floating(tensors: Iterable[Tensor]) -> list[Tensor]:
