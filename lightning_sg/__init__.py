@@ -5,6 +5,7 @@ from lightning.pytorch.strategies import StrategyRegistry as _StrategyRegistry
 from lightning_sg.batch.chunks import Chunk, Chunks, parallel_streams
 from lightning_sg.boundary import Boundary
 from lightning_sg.callback import SyntheticGradients
+from lightning_sg.checkpoint.plugin import AtomicCheckpointIO
 from lightning_sg.errors import (
     BatchMismatchError,
     BoundaryError,
@@ -42,6 +43,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AlignmentGuard",
+    "AtomicCheckpointIO",
     "AutoPredictor",
     "Away",
     "BatchMismatchError",

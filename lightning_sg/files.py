@@ -20,6 +20,12 @@ def part_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.part")
 
 
+def local_path(path: str | Path) -> Path | None:
+    """A path as Lightning takes it, on this machine; ``None`` for one on another, such as ``s3://bucket/last.ckpt``."""
+    text = str(path).removeprefix("file://")
+    return None if "://" in text else Path(text).expanduser()
+
+
 @contextmanager
 def write_atomically(path: str | Path, publish: Callable[[Path, Path], object] = os.replace) -> Iterator[BinaryIO]:
     """Opens a new file that takes the place of ``path`` once it is complete and on disk.
@@ -138,4 +144,4 @@ def _exchange(one: Path, other: Path) -> bool:
     return done == 0
 
 
-__all__ = ["part_of", "remove", "replace", "sync_folder", "write_atomically", "write_text_atomically"]
+__all__ = ["local_path", "part_of", "remove", "replace", "sync_folder", "write_atomically", "write_text_atomically"]

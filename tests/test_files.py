@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import threading
@@ -122,6 +123,28 @@ def test_a_pipe_or_device_is_written_to(tmp_path: Path) -> None:
     write_text_atomically(pipe, "through")
     reader.join(10)
     assert read == ["through"]
+
+
+#: Ways to write a file that can leave half of one, and where they are right.
+_IN_PLACE = re.compile(r"\.write_text\(|\.write_bytes\(|torch\.save\(|\bopen\([^)]*[\"'][wxa]b?\+?[\"']|savefig\(")
+_RIGHT = {
+    ("files.py", 'path.open("wb")'),  # a pipe or device
+    ("files.py", 'part.open("xb")'),
+    ("checkpoint/torch_file.py", "torch.save(value, digesting)"),
+    ("tools/style.py", "figure.savefig(file"),  # to memory
+    ("tools/timeline/profiler.py", 'files.open(path, "w")'),  # on another machine
+}
+
+
+def test_nothing_else_in_the_package_writes_a_file_in_place() -> None:
+    package = Path(files.__file__).parent
+    found = [
+        f"{path.relative_to(package)}: {line.strip()}"
+        for path in sorted(package.rglob("*.py"))
+        for line in path.read_text().splitlines()
+        if _IN_PLACE.search(line) and not any(path == package / file and text in line for file, text in _RIGHT)
+    ]
+    assert found == [], "use lightning_sg.files.write_atomically"
 
 
 @pytest.mark.parametrize("at_once", [True, False])

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.cloud_io import get_filesystem
 
 from lightning_sg.checkpoint.checksums import beside, check_whole, write_checksums
-from lightning_sg.checkpoint.shards import is_sharded
+from lightning_sg.checkpoint.shards import REST, is_sharded
 from lightning_sg.checkpoint.torch_file import load_file, save_file
-from lightning_sg.files import replace, sync_folder
+from lightning_sg.errors import CheckpointError
+from lightning_sg.files import local_path, replace, sync_folder
 
 
 def save_whole(checkpoint: dict[str, Any], path: Path) -> None:
@@ -43,8 +45,9 @@ def _publish(new: Path, path: Path) -> None:
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside the one of the same name and puts it in its place; loads plain values only.
 
-    Lightning's own writes into ``TMPDIR`` and moves the file, which copies it where that is another file system. For a
-    remote path (``s3://...``), it is Lightning's own.
+    Lightning's own writes into ``TMPDIR`` and moves the file, which copies it where that is another file system.
+    :class:`~lightning_sg.SyntheticGradientStrategy` uses this one by default. For any other strategy, pass
+    ``Trainer(plugins=[AtomicCheckpointIO()])``. It leaves writing to a remote path (``s3://...``) to Lightning.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -59,10 +62,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             TypeError: For ``storage_options``.
             OSError: If the disk is full or fails; the checkpoint before stays as it was.
         """
-        if storage_options is not None or _is_remote(path):
+        local = local_path(path)
+        if storage_options is not None or local is None:
             super().save_checkpoint(checkpoint, path, storage_options)
         else:
-            save_whole(checkpoint, Path(path))
+            save_whole(checkpoint, local)
 
     def load_checkpoint(
         self,
@@ -81,20 +85,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             FileNotFoundError: If it is not there.
             CheckpointError: If it is damaged, or has something in it that could run code.
         """
-        weights_only = True if weights_only is None else weights_only
-        if _is_remote(path):
-            return super().load_checkpoint(path, map_location, weights_only)
-        if not Path(path).is_file():
+        weights_only = weights_only in (None, True)
+        local = local_path(path)
+        checkpoint: dict[str, Any]
+        if local is None:
+            with get_filesystem(path).open(str(path), "rb") as file:
+                checkpoint = load_file(file, path, weights_only, map_location)
+            return checkpoint
+        if local.is_dir():
+            raise CheckpointError(f"{path} is a folder without {REST}: neither one file nor a checkpoint in shards.")
+        if not local.is_file():
             raise FileNotFoundError(f"Checkpoint file not found: {path}")
-        check_whole(Path(path))
-        checkpoint: dict[str, Any] = load_file(Path(path), path, weights_only, map_location)
+        check_whole(local)
+        checkpoint = load_file(local, path, weights_only, map_location)
         return checkpoint
 
     def remove_checkpoint(self, path: Any) -> None:
         """Removes a checkpoint and its checksum."""
         super().remove_checkpoint(path)
-        if not _is_remote(path):
-            beside(Path(path)).unlink(missing_ok=True)
+        local = local_path(path)
+        if local is not None:
+            beside(local).unlink(missing_ok=True)
 
 
 def with_default(plugin: Any) -> Any:
@@ -107,10 +118,6 @@ def with_default(plugin: Any) -> Any:
             inner.checkpoint_io = AtomicCheckpointIO()
         inner = inner.checkpoint_io
     return plugin
-
-
-def _is_remote(path: Any) -> bool:
-    return "://" in str(path)
 
 
 __all__ = ["AtomicCheckpointIO", "save_whole", "with_default"]

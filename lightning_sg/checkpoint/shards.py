@@ -14,6 +14,7 @@ from lightning_sg.checkpoint.checksums import IN_FOLDER, check, read_checksums
 from lightning_sg.checkpoint.index import METADATA, Entry, read_index
 from lightning_sg.checkpoint.torch_file import damaged, load_file
 from lightning_sg.errors import CheckpointError
+from lightning_sg.files import local_path
 
 #: The file with everything that is in no shard; by it a folder of shards is known.
 REST = "rest.pt"
@@ -23,7 +24,8 @@ PROCESS = "process-"
 
 def is_sharded(path: str | Path) -> bool:
     """Whether a checkpoint is a folder of shards."""
-    return (Path(path) / REST).is_file()
+    local = local_path(path)
+    return local is not None and (local / REST).is_file()
 
 
 class Shards:
@@ -55,6 +57,9 @@ class Shards:
         folders = [self.path] if (self.path / METADATA).is_file() else self._folders()
         if not folders:
             raise CheckpointError(f"{self.path} has no shards: no {METADATA} in it, nor in a folder {PROCESS}0.")
+        for name in self._checksums:
+            if not (self.path / name).is_file():
+                raise CheckpointError(f"{self.path / name} is missing: the checkpoint was copied in part.")
         entries: dict[str, Entry] = {}
         for folder in folders:
             self._check(folder / METADATA)
@@ -63,9 +68,7 @@ class Shards:
 
     def _folders(self) -> list[Path]:
         found = [each for each in self.path.glob(f"{PROCESS}*") if each.name.removeprefix(PROCESS).isdigit()]
-        listed = {Path(name).parts[0] for name in self._checksums if len(Path(name).parts) > 1}
-        folders = {each.name: each for each in [*found, *(self.path / name for name in listed)]}
-        return sorted(folders.values(), key=lambda each: int(each.name.removeprefix(PROCESS)))
+        return sorted(found, key=lambda each: int(each.name.removeprefix(PROCESS)))
 
     def rest(self) -> dict[str, Any]:
         """Everything that is in no shard.

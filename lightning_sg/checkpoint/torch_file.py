@@ -59,7 +59,7 @@ def load_file(file: Path | IO[bytes], name: str | Path, weights_only: bool = Tru
         return torch.load(file, map_location=map_location, weights_only=weights_only)
     except pickle.UnpicklingError as error:
         raise (refused(name, _reason(error)) if weights_only else damaged(name, error)) from error
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:
         if not weights_only and not isinstance(error, (RuntimeError, EOFError, OSError)):

@@ -16,6 +16,7 @@ from lightning_sg.checkpoint.whole import gather_weights, own_optimizer_state
 from lightning_sg.distributed.collectives import GridCollectives
 from lightning_sg.distributed.runtime import StageRuntime
 from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.files import local_path
 from lightning_sg.partition.paging import PagedParameters
 
 _SHARDS = "lightning_sg_shards"  # in a checkpoint that is being loaded: where its tensors are
@@ -74,7 +75,9 @@ class OneProcessSaving:
 
     def load(self, path: Any, weights_only: bool, default: Callable[[], Checkpoint]) -> Checkpoint:
         """Lightning's own, and of shards the whole they make."""
-        return merge(Path(path), weights_only) if is_sharded(path) else default()
+        if not is_sharded(path):
+            return default()
+        return merge(_local(path), weights_only)
 
     def load_weights(self, checkpoint: Mapping[str, Any], strict: bool, default: Callable[[], None]) -> None:
         """Lightning's own."""
@@ -139,7 +142,7 @@ class WholeSaving:
             checkpoint = default()
             checkpoint.pop(_SHARDS, None)  # a file that says so itself is not to be believed
             return checkpoint
-        shards = Shards(Path(path), weights_only)
+        shards = Shards(_local(path), weights_only)
         return {**load_rest(shards), _SHARDS: shards}
 
     def load_weights(self, checkpoint: Mapping[str, Any], strict: bool, default: Callable[[], None]) -> None:
@@ -176,10 +179,10 @@ class ShardedSaving(WholeSaving):
         Raises:
             SyntheticGradientsError: For a remote path.
         """
-        if "://" in str(path):
+        if local_path(path) is None:
             raise SyntheticGradientsError(f"checkpoint='sharded' writes to a local or shared folder, not to {path}.")
         grid, status = self._runtime.grid, self._runtime.status
-        path = Path(GridCollectives(grid, self._runtime.meetings, status).broadcast(str(path), 0))
+        path = _local(GridCollectives(grid, self._runtime.meetings, status).broadcast(str(path), 0))
         own = own_weights(self._module, self._runtime.ownership.writes)
         # What callbacks put there besides is not this process's, and another has it right.
         state = {name: value for name, value in checkpoint["state_dict"].items() if name in own}
@@ -191,6 +194,12 @@ class ShardedSaving(WholeSaving):
     def _meet(self) -> None:
         """Waits for the processes of this replica."""
         self._runtime.meetings.gather("saving shards", None)
+
+
+def _local(path: str | Path) -> Path:
+    local = local_path(path)
+    assert local is not None
+    return local
 
 
 __all__ = ["OneProcessSaving", "Saving", "ShardedSaving", "WholeSaving"]
