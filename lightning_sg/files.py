@@ -17,7 +17,16 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
 def part_of(path: Path) -> Path:
     """Where a file or folder is written before it takes its place: beside it, under a hidden name."""
-    return path.with_name(f".{path.name}.part")
+    return path.with_name(f".{apart(path.name)}.part")
+
+
+def apart(name: str) -> str:
+    """A name for a file that goes with a checkpoint of this name, such that Lightning does not take it for one.
+
+    Lightning takes every file with ``hpc_ckpt_`` in its name for one that it saved on SLURM, and all digits after that
+    for its number.
+    """
+    return name.replace("hpc_ckpt_", "hpc_ckpt-")
 
 
 def local_path(path: str | Path) -> Path | None:
@@ -93,7 +102,7 @@ def replace(new: Path, path: Path) -> None:
         sync_folder(path.parent)
         remove(new)
     else:
-        old = path.with_name(f".{path.name}.old")
+        old = path.with_name(f".{apart(path.name)}.old")
         remove(old)
         path.rename(old)
         new.rename(path)
@@ -144,4 +153,13 @@ def _exchange(one: Path, other: Path) -> bool:
     return done == 0
 
 
-__all__ = ["local_path", "part_of", "remove", "replace", "sync_folder", "write_atomically", "write_text_atomically"]
+__all__ = [
+    "apart",
+    "local_path",
+    "part_of",
+    "remove",
+    "replace",
+    "sync_folder",
+    "write_atomically",
+    "write_text_atomically",
+]

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lightning_sg.errors import CheckpointError
-from lightning_sg.files import write_text_atomically
+from lightning_sg.files import apart, write_text_atomically
 
 #: The file with the checksums of all files in a folder of shards.
 IN_FOLDER = "checksums"
@@ -27,7 +27,7 @@ def checksum_of(file: Path) -> str:
 
 def beside(path: Path) -> Path:
     """The file with the checksum of a whole checkpoint."""
-    return path.with_name(f"{path.name}.sha256")
+    return path.with_name(f"{apart(path.name)}.sha256")
 
 
 def write_checksums(to: Path, checksums: Iterable[tuple[str, str]]) -> None:

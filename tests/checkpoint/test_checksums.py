@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
@@ -16,6 +17,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning_sg import AtomicCheckpointIO, CheckpointError, SyntheticGradients, SyntheticGradientStrategy
 from lightning_sg.checkpoint.sharded import merge
 from lightning_sg.cli import main
+from lightning_sg.files import part_of
 from tests.checkpoint.shards import train
 from tests.models import Classifier, loader, make_trainer
 from tests.ranks import run_ranks
@@ -223,6 +225,23 @@ def test_a_path_means_what_it_means_to_lightning(tmp_path: Path, monkeypatch: py
         plugin.load_checkpoint(tmp_path)
     with pytest.raises(TypeError, match="storage_options"):
         plugin.save_checkpoint({}, tmp_path / "b.ckpt", {"some": "option"})
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_lightning_does_not_take_a_checksum_for_the_newest_checkpoint_on_slurm(devices: int, tmp_path: Path) -> None:
+    def work() -> str:
+        strategy = SyntheticGradientStrategy(timeout=30)
+        trainer = make_trainer(strategy=strategy, devices=devices, max_epochs=2, default_root_dir=tmp_path)
+        trainer.fit(Classifier(), loader(shuffle=False), ckpt_path="hpc")
+        return str(trainer.ckpt_path)
+
+    run_ranks(2, lambda: train(2, tmp_path, how="whole"))
+    AtomicCheckpointIO().save_checkpoint(torch.load(tmp_path / "last.ckpt"), tmp_path / "hpc_ckpt_7.ckpt")
+    part_of(tmp_path / "hpc_ckpt_8.ckpt").touch()  # of a process that was killed
+    assert (tmp_path / "hpc_ckpt-7.ckpt.sha256").exists()
+    assert run_ranks(devices, work) == [str(tmp_path / "hpc_ckpt_7.ckpt")] * devices
+    flip(tmp_path / "hpc_ckpt_7.ckpt")
+    assert all(failure.kind == "CheckpointError" for failure in run_ranks(devices, work, may_fail=True))
 
 
 def test_a_plugin_of_the_users_writes_as_it_likes(tmp_path: Path) -> None:

@@ -119,6 +119,32 @@ def test_the_strategy_on_one_device_reads_shards(first: Path, whole: dict[str, T
     assert_same_state(whole, state_of(module))
 
 
+def test_one_replica_writes_and_all_read(tmp_path: Path) -> None:
+    def work(epochs: int, checkpoint: str | None) -> dict[str, Tensor]:
+        pl.seed_everything(3, verbose=False)
+        module = Classifier()
+        trainer = make_trainer(
+            strategy=SyntheticGradientStrategy(checkpoint="sharded", replicas=2, timeout=30),
+            devices=4,
+            callbacks=[SyntheticGradients(training=PredictorTraining(seed=2))],
+            max_epochs=epochs,
+        )
+        trainer.fit(module, loader(shuffle=False), ckpt_path=checkpoint)
+        trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
+        return state_of(module)
+
+    run_ranks(4, lambda: work(1, None))
+    assert sorted(path.name for path in (tmp_path / "1.ckpt").iterdir()) == [
+        "checksums",
+        "process-0",
+        "process-1",
+        "rest.pt",
+    ]
+    expected = run_ranks(4, lambda: work(2, None))[0]
+    for state in run_ranks(4, lambda: work(2, str(tmp_path / "1.ckpt"))):
+        assert_same_state(expected, state)
+
+
 def test_model_checkpoint_keeps_and_removes_folders(tmp_path: Path) -> None:
     def work() -> Any:
         checkpoint = ModelCheckpoint(tmp_path, "{epoch}", monitor="val_loss", save_top_k=1, save_last=True)
