@@ -96,6 +96,7 @@ class SyntheticGradients(Callback):
         self._chosen: list[str] | None = None
         self._restored: dict[str, Any] | None = None
         self._installed = False  # in the module of this run
+        self._resumes_without = False  # from a checkpoint without predictors
 
     # ------------------------------------------------------------------ what it has
 
@@ -178,6 +179,7 @@ class SyntheticGradients(Callback):
         if self._restored is not None and (session.all_trainers or not self.undecided):
             restored, self._restored = self._restored, None
             session.load_state_dict(restored)
+        self._say_what_is_fresh()
         self._runtime.follow(session)
         if batch is not None:
             session.take_over(batch, trainer)
@@ -292,8 +294,15 @@ class SyntheticGradients(Callback):
     ) -> None:
         """Says so if the checkpoint is of a run without predictors."""
         training = trainer.state.fn == TrainerFn.FITTING
-        if training and self._session is not None and not checkpoint.get("callbacks", {}).get(self.state_key):
-            warn_of_fresh(self._session.all_trainers, "the checkpoint is of a run without SyntheticGradients")
+        self._resumes_without = training and not checkpoint.get("callbacks", {}).get(self.state_key)
+        if self._installed:
+            self._say_what_is_fresh()
+
+    def _say_what_is_fresh(self) -> None:
+        """Warns, once there are boundaries, if the run is resumed from one without predictors."""
+        if self._resumes_without and self.session.all_trainers:
+            self._resumes_without = False
+            warn_of_fresh(self.session.all_trainers, "the checkpoint is of a run without SyntheticGradients")
 
 
 __all__ = ["SyntheticGradients"]

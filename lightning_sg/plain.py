@@ -1,4 +1,4 @@
-"""Turns numbers and strings of other libraries into Python's own, which a checkpoint can hold without running code."""
+"""Turns NumPy's numbers and strings into Python's own, which a checkpoint can hold without code to make them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def plain(value: Any) -> Any:
-    """A value with NumPy's numbers, and other kinds of numbers and strings, as Python's own, in all its containers.
+    """A value with NumPy's numbers and strings as Python's own, in all its containers.
 
     Containers of other kinds than dict, list and tuple stay as they are, with what is in them: their users may rely on
     them.
@@ -25,9 +25,6 @@ def plain(value: Any) -> Any:
         return type(value)(plain(each) for each in value)
     if isinstance(value, np.generic):
         return value.item()
-    for kind in (bool, int, float, str):
-        if isinstance(value, kind):
-            return value if type(value) is kind else kind(value)
     return value
 
 

@@ -46,7 +46,7 @@ class Plain(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def run(folder: Path, epochs: int, devices: int = 1, **callback: Any) -> list[str]:
+def run(folder: Path, epochs: int, devices: int = 1, module: Any = Plain, **callback: Any) -> list[str]:
     """Trains, from the folder's checkpoint if there is one, and saves; returns the warnings of all processes."""
 
     def work() -> list[str]:
@@ -60,7 +60,7 @@ def run(folder: Path, epochs: int, devices: int = 1, **callback: Any) -> list[st
         )
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            trainer.fit(Plain(), loader(shuffle=False), ckpt_path=str(path) if path.exists() else None)
+            trainer.fit(module(), loader(shuffle=False), ckpt_path=str(path) if path.exists() else None)
         trainer.save_checkpoint(path)
         return [str(each.message) for each in caught]
 
@@ -126,6 +126,34 @@ def test_a_run_that_had_no_callback_has_no_predictors_to_go_on_with(devices: int
     run(tmp_path, 1)
     (found,) = told(run(tmp_path, 2, devices, **BOTH))
     assert "start afresh at 'a', 'b': the checkpoint is of a run without SyntheticGradients" in found
+
+
+class Configured(Plain):
+    """Makes its layers when Lightning asks for them, after the callback's set-up."""
+
+    def __init__(self) -> None:
+        pl.LightningModule.__init__(self)
+
+    def configure_model(self) -> None:
+        if not hasattr(self, "a"):
+            self.a, self.b, self.c = Plain().children()
+
+
+@pytest.mark.parametrize(
+    ("module", "boundaries", "devices"),
+    [(Configured, ["a", "b"], 1), (Configured, ["a", "b"], 2), (Plain, "auto", 2)],
+)
+def test_predictors_that_are_made_later_are_named_too(
+    module: Any, boundaries: Any, devices: int, tmp_path: Path
+) -> None:
+    run(tmp_path, 1)
+    (found,) = told(run(tmp_path, 2, devices, module, boundaries=boundaries))
+    assert "the checkpoint is of a run without SyntheticGradients" in found
+    assert told(run(tmp_path, 3, devices, module, boundaries=boundaries)) == []
+    if devices == 1:
+        assert told(run(tmp_path, 4, devices, module, boundaries=[])) == [
+            DROPPED.format("a predictor", name) for name in boundaries
+        ]
 
 
 @pytest.mark.parametrize("devices", [1, 2])

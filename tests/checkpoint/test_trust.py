@@ -133,8 +133,7 @@ def test_a_planted_pickle_is_refused_in_one_process(plant: Any, how: str, shards
     assert not (tmp_path / "evidence").exists()
 
 
-@pytest.mark.parametrize("plant", PLACES)
-@pytest.mark.parametrize("asked", [{}, {"weights_only": True}])
+@pytest.mark.parametrize(("plant", "asked"), [*((plant, {}) for plant in PLACES), (in_rest, {"weights_only": True})])
 def test_a_planted_pickle_is_refused_in_two_processes(
     plant: Any, asked: dict[str, Any], honest: Path, tmp_path: Path
 ) -> None:
