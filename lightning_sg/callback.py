@@ -179,6 +179,8 @@ class SyntheticGradients(Callback):
         if self._restored is not None and (session.all_trainers or not self.undecided):
             restored, self._restored = self._restored, None
             session.load_state_dict(restored)
+        elif self._restored is not None:
+            self._say_what_waits(self._restored)
         self._say_what_is_fresh()
         self._runtime.follow(session)
         if batch is not None:
@@ -283,10 +285,15 @@ class SyntheticGradients(Callback):
             self._session.load_state_dict(state_dict)
             return
         self._restored = state_dict
-        if self._installed and not self._runtime.ownership.split:
+        if self._installed:
+            self._say_what_waits(state_dict)
+
+    def _say_what_waits(self, restored: Mapping[str, Any]) -> None:
+        """Warns that a run without boundaries, in one process, has no use for the predictors of its checkpoint."""
+        if not self._runtime.ownership.split:
             rank_zero_warn(
                 "The checkpoint has predictors, which this undivided run keeps but does not use, for boundaries "
-                f"{sorted(state_dict['boundaries'])}."
+                f"{sorted(restored['boundaries'])}."
             )
 
     def on_load_checkpoint(

@@ -21,7 +21,7 @@ def part_of(path: Path) -> Path:
 
 
 def apart(name: str) -> str:
-    """A name for a file that goes with a checkpoint of this name, such that Lightning does not take it for one.
+    """The name for a companion of a checkpoint, which Lightning must not mistake for a checkpoint.
 
     Lightning takes every file with ``hpc_ckpt_`` in its name for one that it saved on SLURM, and all digits after that
     for its number.

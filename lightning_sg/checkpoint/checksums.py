@@ -63,8 +63,8 @@ def check(file: Path, expected: str, listed_in: Path) -> None:
     """
     if checksum_of(file) != expected:
         raise CheckpointError(
-            f"{file} is not the file that was saved: its checksum is not the one in {listed_in}. It was damaged or "
-            f"replaced. Use an earlier checkpoint; to load this one all the same, delete {listed_in}."
+            f"{file} is not the file that was saved: its checksum differs from the one in {listed_in}. It was damaged "
+            f"or replaced. Use an earlier checkpoint, or delete {listed_in} to load this one anyway."
         )
 
 

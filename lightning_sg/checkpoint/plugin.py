@@ -1,4 +1,4 @@
-"""Lightning's place for how a whole checkpoint is written and read: as one file, with a checksum beside it."""
+"""The checkpoint plugin: writes one file atomically with a checksum beside it, and loads it without running code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of shards, opened for reading: where its values are, checked and loaded one by one."""
+"""Reads a folder of shards: finds its values, checks its files, and loads the values one by one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One file of a checkpoint: written as a whole or not at all, and loaded without running code that may be in it."""
+"""Writes one file of a checkpoint atomically, and loads it without running code from it."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ def disk_error(error: BaseException | None) -> OSError | None:
 def refused(name: str | Path, reason: str) -> CheckpointError:
     """The error about a file with more in it than plain values."""
     return CheckpointError(
-        f"{name} was refused, and nothing in it has run: it has more in it than tensors, numbers, strings and their "
-        f"containers: {reason}. Loading the rest can run code that somebody has put there. If you trust the file, pass "
-        "weights_only=False to Trainer.fit, validate, test or predict, or --trust to `lightning-sg merge`. If you do "
-        "not, or nothing of yours should be in it, use another checkpoint: the file may also be damaged."
+        f"{name} was refused, and nothing in it has run: by default, only tensors, numbers, strings and containers of "
+        f"these are loaded ({reason}). If you trust the file, pass weights_only=False to Trainer.fit, validate, test "
+        "or predict, or --trust to `lightning-sg merge`; code in the file can then run. Otherwise use another "
+        "checkpoint: this one may also be damaged."
     )
 
 

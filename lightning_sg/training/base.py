@@ -229,7 +229,7 @@ class BoundaryTrainer(ABC):
         return saved
 
     def kinds(self) -> dict[str, Any]:
-        """What supplies the gradient and how late it learns, to save beside the state: another kind is told by it."""
+        """The kind of predictor or rule and the delay, saved to tell what a resumed run has changed."""
         return {"kind": self.described, "delay": self.delay}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

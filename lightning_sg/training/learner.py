@@ -136,7 +136,7 @@ class Learner(Generic[Kind]):
         }
 
     def kinds(self) -> dict[str, str | None]:
-        """What the optimizer and its schedule are, to save beside the state: loading tells another kind by it."""
+        """The classes of the optimizer and its schedule, saved to tell what a resumed run has changed."""
         return {"optimizer_kind": _kind(self._optimizer), "scheduler_kind": _kind(self._scheduler)}
 
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Says by name what of a checkpoint's predictors is dropped, starts afresh, or goes on with other settings."""
+"""Names the predictors that a resumed run drops, starts afresh, or continues with other settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_sg.training.base import BoundaryTrainer
 
 
 def warn_of_differences(saved: Mapping[str, Mapping[str, Any]], trainers: Mapping[str, BoundaryTrainer]) -> None:
-    """Warns, once for each kind of difference, what a resumed run does not go on with as it was saved.
+    """Warns once for each kind of difference between a checkpoint and the run that resumes from it.
 
     Args:
         saved: The state of each boundary in the checkpoint.
@@ -30,7 +30,7 @@ def warn_of_differences(saved: Mapping[str, Mapping[str, Any]], trainers: Mappin
         if (kind := state.get("kind") or state.get("rule")) not in (None, trainer.described)
     }
     if kinds:
-        rank_zero_warn(f"Boundaries go on with another predictor or rule than they were saved with: {_listed(kinds)}.")
+        rank_zero_warn(f"Boundaries resume with another predictor or rule than they were saved with: {_listed(kinds)}.")
     delays = {
         f"'{name}' ({state['delay']} in the checkpoint, {trainer.delay} now)"
         for name, (state, trainer) in shared.items()
@@ -38,8 +38,8 @@ def warn_of_differences(saved: Mapping[str, Mapping[str, Any]], trainers: Mappin
     }
     if delays:
         rank_zero_warn(
-            f"Boundaries go on with another delay than they were saved with: {_listed(delays)}. Targets under way keep "
-            "the step at which they were due."
+            f"Boundaries resume with another delay than they were saved with: {_listed(delays)}. Targets under way "
+            "keep the step at which they were due."
         )
 
 

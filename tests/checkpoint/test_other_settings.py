@@ -114,8 +114,10 @@ def test_all_predictors_dropped_are_named(tmp_path: Path) -> None:
     assert checkpoint["callbacks"]["SyntheticGradients"]["boundaries"] == {}
 
 
-def test_an_undivided_run_says_which_predictors_it_keeps_for_later(tmp_path: Path) -> None:
-    (found,) = resumed(tmp_path, BOTH, {"boundaries": "auto"})
+@pytest.mark.parametrize("later", [False, True])
+def test_an_undivided_run_says_which_predictors_it_keeps_for_later(later: bool, tmp_path: Path) -> None:
+    run(tmp_path, 1, **BOTH)
+    (found,) = told(run(tmp_path, 2, module=Configured if later else Plain, boundaries="auto"))
     assert "keeps but does not use, for boundaries ['a', 'b']" in found
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert checkpoint["callbacks"]["SyntheticGradients"]["boundaries"].keys() == {"a", "b"}
@@ -188,7 +190,7 @@ def test_another_rule_is_named(tmp_path: Path) -> None:
     ],
     ids=lambda predictor: type(predictor).__name__,
 )
-@pytest.mark.filterwarnings("ignore:Boundaries go on with another predictor")
+@pytest.mark.filterwarnings("ignore:Boundaries resume with another predictor")
 def test_another_predictor_is_an_error_that_names_both(before: Any, after: Any, devices: int, tmp_path: Path) -> None:
     run(tmp_path, 1, devices, **kinds(before))
 
