@@ -238,14 +238,17 @@ class SyntheticGradientStrategy(ParallelStrategy):
         """Brings the processes together, once for all runs of this strategy."""
         assert self.cluster_environment is not None
         rendezvous = Rendezvous(self.cluster_environment, self._all_processes, self.timeout)
+        grid = ProcessGrid.of(
+            self.global_rank, self._all_processes, self.replicas, self.root_device, backend, self.timeout
+        )
+        if self._chain is None:
+            self._chain, self._grid = rendezvous.open_chain(grid, Watch(self.timeout, away=self.away)), None
+            atexit.register(self._chain.leave)
         if not dist.is_initialized():
-            rendezvous.open_process_group(backend)
+            rendezvous.open_process_group(backend, self._chain)
             atexit.register(_leave_process_group)
         if self._grid is None:
-            self._grid = rendezvous.open_grid(self.replicas, self.root_device, backend)
-        if self._chain is None:
-            self._chain = rendezvous.open_chain(self._grid, Watch(self.timeout, away=self.away))
-            atexit.register(self._chain.leave)
+            self._grid = rendezvous.open_groups(grid, self._chain)
         return self._grid
 
     # ------------------------------------------------------------------ set-up

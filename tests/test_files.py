@@ -131,6 +131,7 @@ _RIGHT = {
     ("files.py", 'path.open("wb")'),  # a pipe or device
     ("files.py", 'part.open("xb")'),
     ("checkpoint/torch_file.py", "torch.save(value, digesting)"),
+    ("objects.py", "torch.save(value, stream)"),  # to memory
     ("tools/style.py", "figure.savefig(file"),  # to memory
     ("tools/timeline/profiler.py", 'files.open(path, "w")'),  # on another machine
 }

@@ -4,35 +4,41 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
-from enum import IntEnum
+from functools import partial
 from typing import TypeVar
 
-import torch
 import torch.distributed as dist
 from lightning.fabric.plugins import ClusterEnvironment
 
-from lightning_sg._compat import PrefixStore, Store, default_store, init_dist_connection
+from lightning_sg._compat import PrefixStore, default_store, init_dist_connection
 from lightning_sg.errors import StageLostError
-from lightning_sg.transport import Chain, Place, ProcessGrid, RunStore, Watch, call_roll, interruptible, open_chain
-from lightning_sg.transport.endpoint import interface_of, own_address
+from lightning_sg.transport import (
+    Chain,
+    Place,
+    ProcessGrid,
+    RunStore,
+    Watch,
+    call_roll,
+    carry_between_devices,
+    interruptible,
+    open_chain,
+)
+from lightning_sg.transport.address import interface_of
 from lightning_sg.transport.words import first_line
 
 Result = TypeVar("Result")
-
-
-class Step(IntEnum):
-    """How far a process has come at start-up."""
-
-    CALLED = 0
-    IN_PROCESS_GROUP = 1
-    IN_GRID = 2
-    LINKED = 3
+_MOMENT = 0.3  # seconds in which the news of a failure comes
 
 
 class Rendezvous:
     """Brings the processes together, once for all runs of this process.
+
+    First all processes of this attempt are counted. Then neighbours connect, so that each sees when another is gone.
+    Only then torch's process groups are opened, which would say nothing about who does not come.
 
     Args:
         environment: Knows where the processes meet, and which of them this is.
@@ -48,81 +54,119 @@ class Rendezvous:
         self._processes = processes
         self._timeout = timeout
 
-    def open_process_group(self, backend: str) -> None:
-        """Waits for all processes, and opens torch's process group unless that has been done.
+    def open_chain(self, grid: ProcessGrid, watch: Watch) -> Chain:
+        """Waits for all processes, and connects with the neighbours.
+
+        Raises:
+            StageLostError: If a process does not come.
+        """
+        return open_chain(grid, PrefixStore(f"chain {next(self._chains)}", self._store().store), watch)
+
+    def open_process_group(self, backend: str, chain: Chain) -> None:
+        """Opens torch's process group, unless somebody has.
 
         Raises:
             StageLostError: If a process does not come.
         """
         if dist.is_initialized():
             return
-        environment = self._environment
-        place = Place.of(environment.main_address, environment.main_port, environment.global_rank(), self._processes)
-        run = type(self)._run = call_roll(place, self._timeout)
-        run.come_to(Step.CALLED)
-        _choose_interface(run.keeper)
-        limit, store = timedelta(seconds=self._timeout), PrefixStore("process group", run.store)
-        self._together(
-            lambda: init_dist_connection(environment, backend, timeout=limit, store=store), Step.IN_PROCESS_GROUP
-        )
+        run, limit = self._store(), timedelta(seconds=self._timeout)
+        _choose_interface(chain.address)
+        store = PrefixStore("process group", run.store)
+        self._together(lambda: init_dist_connection(self._environment, backend, timeout=limit, store=store), chain)
 
-    def open_grid(self, replicas: int, device: torch.device, backend: str) -> ProcessGrid:
-        """See :meth:`ProcessGrid.open`.
+    def open_groups(self, grid: ProcessGrid, chain: Chain) -> ProcessGrid:
+        """See :meth:`ProcessGrid.with_peers` and :func:`carry_between_devices`.
+
+        Returns:
+            The grid with its peers.
 
         Raises:
             StageLostError: If a process does not come.
         """
-        return self._together(
-            lambda: ProcessGrid.open(self._processes, replicas, device, backend, self._timeout),
-            Step.IN_GRID,
-        )
 
-    def open_chain(self, grid: ProcessGrid, watch: Watch) -> Chain:
-        """See :func:`open_chain`."""
-        run = self.run
-        chain = open_chain(grid, PrefixStore(f"chain {next(self._chains)}", run.store), watch)
-        run.come_to(Step.LINKED)
-        return chain
+        def call() -> ProcessGrid:
+            carry_between_devices(grid, chain)
+            return grid.with_peers()
 
-    @property
-    def run(self) -> RunStore:
+        return self._together(call, chain)
+
+    def _store(self) -> RunStore:
         """The store of the run; that of torch's process group, if somebody else has opened it."""
         if self._run is None:
-            store = default_store()
-            type(self)._run = RunStore(store, "", dist.get_rank(), self._processes, store)
+            type(self)._run = self._found() if dist.is_initialized() else self._called()
         assert self._run is not None
         return self._run
 
-    def _check_others(self) -> None:
-        """Raises if another process has failed meanwhile."""
-        for rank, reason in self.run.failed().items():
-            raise StageLostError(
-                f"rank {rank} failed at start-up: {reason}", f"rank {rank} failed at start-up: {reason}"
-            )
+    def _found(self) -> RunStore:
+        store = default_store()
+        return RunStore(store, "", dist.get_rank(), self._processes, store)
 
-    def _together(self, call: Callable[[], Result], step: Step) -> Result:
+    def _called(self) -> RunStore:
+        environment = self._environment
+        rank = environment.global_rank()
+        place = Place.of(environment.main_address, environment.main_port, rank, self._processes)
+        return call_roll(place, self._timeout)
+
+    def _together(self, call: Callable[[], Result], chain: Chain) -> Result:
         """Does what all processes have to do together, and says who did not if it fails."""
-        run = self.run
+        failures = Failures(self._store())
         try:
-            result = interruptible(call, self._check_others)
-        except StageLostError:
+            return interruptible(call, partial(self._check_others, chain, failures))
+        except StageLostError as error:
+            self._fail(chain, error.reason)
             raise
         except RuntimeError as error:
-            run.fail(first_line(error))
-            behind = [rank for rank in run.behind(step - 1) if rank != run.rank]
-            who = f"rank{'s' * (len(behind) > 1)} {', '.join(map(str, behind))}" if behind else "another process"
+            time.sleep(_MOMENT)
+            self._check_others(chain, failures)  # who is lost says more than how it was noticed
+            self._fail(chain, first_line(error))
             raise StageLostError(
-                f"rank {run.rank}: the processes have found each other, but {who} did not come to the process group "
-                f"within {self._timeout:g} s, or ended meanwhile ({first_line(error)}). Its own output says why.",
-                f"{who} did not come to the process group.",
+                f"rank {self._store().rank}: torch's process group could not be opened within {self._timeout:g} s "
+                f"({first_line(error)}). The output of the other processes says why."
             ) from error
-        run.come_to(step)
-        return result
+        finally:
+            failures.close()
+
+    def _fail(self, chain: Chain, reason: str) -> None:
+        chain.fail(reason)
+        self._store().fail(reason)
+
+    def _check_others(self, chain: Chain, failures: Failures) -> None:
+        """Raises if another process has failed meanwhile, or been silent for too long."""
+        for link in chain.links:
+            link.inbox.check_here(f"torch's process group ({self._processes} processes)")
+        for rank, reason in failures.found.items():
+            raise StageLostError(f"rank {rank} failed at start-up: {reason}")
 
 
-def _choose_interface(store: Store) -> None:
+class Failures:
+    """Asks the store for processes that have failed, in a thread: the store's host may be stopped.
+
+    Attributes:
+        found: The reasons, by rank.
+
+    Args:
+        run: The store of the run.
+    """
+
+    def __init__(self, run: RunStore) -> None:
+        self.found: dict[int, str] = {}
+        self._run = run
+        self._closed = threading.Event()
+        threading.Thread(target=self._ask, name="lightning_sg failures", daemon=True).start()
+
+    def close(self) -> None:
+        """Asks no more."""
+        self._closed.set()
+
+    def _ask(self) -> None:
+        while not self._closed.wait(_MOMENT):
+            self.found = self._run.failed()
+
+
+def _choose_interface(address: str) -> None:
     """Has gloo listen where the other machines reach this one; it would go by what the host's own name resolves to."""
-    interface = interface_of(own_address(store))
+    interface = interface_of(address)
     if interface is not None and "GLOO_SOCKET_IFNAME" not in os.environ:
         os.environ["GLOO_SOCKET_IFNAME"] = interface
 

@@ -7,7 +7,7 @@ from lightning_sg.transport.grid import ProcessGrid
 from lightning_sg.transport.interruptible import interruptible
 from lightning_sg.transport.link import Downstream, Link, Upstream
 from lightning_sg.transport.message import Activations, Message, Residual, Target
-from lightning_sg.transport.opening import open_chain
+from lightning_sg.transport.opening import carry_between_devices, open_chain
 from lightning_sg.transport.roll_call import Place, RunStore, call_roll
 from lightning_sg.transport.watch import Watch
 
@@ -28,6 +28,7 @@ __all__ = [
     "Upstream",
     "Watch",
     "call_roll",
+    "carry_between_devices",
     "interruptible",
     "open_chain",
 ]

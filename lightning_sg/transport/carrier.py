@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_sg.transport.message import OF_BATCHES, Message
+
 
 class Carrier(Protocol):
     """The way of the tensors of one link.
@@ -109,6 +111,28 @@ class DeviceCarrier:
                 del works, tensors
 
 
+class Carriers:
+    """The ways of one link's tensors.
+
+    What stages do together goes through the host, as it is used there.
+
+    Attributes:
+        host: The way of all other tensors.
+        of_batches: The way of activations, targets and residuals.
+
+    Args:
+        device: The device on which tensors of batches are used.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.host = HostCarrier(device)
+        self.of_batches: Carrier = self.host
+
+    def way_of(self, message: Message) -> Carrier:
+        """The way of a message's tensors."""
+        return self.of_batches if isinstance(message, OF_BATCHES) else self.host
+
+
 @contextmanager
 def on_stream(stream: torch.cuda.Stream | None) -> Iterator[None]:
     """Has the calling thread work on ``stream``."""
@@ -125,4 +149,4 @@ def bytes_of(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1).view(torch.uint8)
 
 
-__all__ = ["Carrier", "DeviceCarrier", "HostCarrier", "bytes_of", "on_stream"]
+__all__ = ["Carrier", "Carriers", "DeviceCarrier", "HostCarrier", "bytes_of", "on_stream"]

@@ -30,13 +30,22 @@ class Chain:
         upstream: See above.
         downstream: See above.
         watch: What this process is doing.
+        address: Where the other machines reach this one.
     """
 
-    def __init__(self, position: int, upstream: Upstream | None, downstream: Downstream | None, watch: Watch) -> None:
+    def __init__(
+        self,
+        position: int,
+        upstream: Upstream | None,
+        downstream: Downstream | None,
+        watch: Watch,
+        address: str = "127.0.0.1",
+    ) -> None:
         self.position = position
         self.upstream = upstream
         self.downstream = downstream
         self.watch = watch
+        self.address = address
         self._meetings = 0
 
     @property

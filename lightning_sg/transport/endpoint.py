@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 import json
 import os
 import secrets
 import socket
-import struct
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +19,6 @@ from lightning_sg.transport.line import Contact
 #: An environment variable with a secret of the user's, for networks in which others can read the store.
 SECRET = "LIGHTNING_SG_SECRET"
 _BYTES = 32
-_SIOCGIFADDR = 0x8915  # asks Linux for the address of an interface
 _SECONDS = 3.0  # for a handshake: who connects by mistake does not keep others waiting for longer
 _SLICE = 0.2  # seconds between two looks, so that signals are answered
 
@@ -35,18 +32,20 @@ class Meeting:
         name: The link's name in it.
         key: What only processes of this run know.
         incarnation: Differs for each process.
+        address: Where the other machines reach this one.
     """
 
     store: Store
     name: str
     key: bytes
     incarnation: str
+    address: str
 
 
 class Listener:
     """The end of a link that is connected to.
 
-    The socket is open on one address only, the one from which this machine reaches the store.
+    The socket is open on one address only, where the other machines reach this one.
 
     Args:
         meeting: Where the other end finds it.
@@ -56,7 +55,7 @@ class Listener:
     def __init__(self, meeting: Meeting, *, lasting: bool) -> None:
         self._meeting = meeting
         self._lasting = lasting
-        host = own_address(meeting.store)
+        host = meeting.address
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket: socket.socket | None = socket.create_server((host, 0), family=family)
         port = self._socket.getsockname()[1]
@@ -148,30 +147,6 @@ def key_of_run(store: Store) -> bytes:
     return hashlib.sha256(drawn + os.environ.get(SECRET, "").encode()).digest()
 
 
-def own_address(store: Store) -> str:
-    """The address from which this machine reaches the store's host."""
-    inner = store
-    while hasattr(inner, "underlying_store"):
-        inner = inner.underlying_store
-    host = getattr(inner, "host", "localhost")
-    port = getattr(inner, "port", 0) or 9
-    family, kind, _protocol, _name, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind) as probe:
-        probe.connect(address)  # sends nothing
-        found: str = probe.getsockname()[0]
-    return found
-
-
-def interface_of(address: str) -> str | None:
-    """The name of the network interface with an IPv4 address; ``None`` if it is not known."""
-    for _index, name in socket.if_nameindex():
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
-            request = struct.pack("256s", name.encode()[:15])
-            if socket.inet_ntoa(fcntl.ioctl(probe, _SIOCGIFADDR, request)[20:24]) == address:
-                return name
-    return None
-
-
 def _timed(sock: socket.socket) -> Connection:
     connection = Connection(sock)
     sock.settimeout(_SECONDS)
@@ -193,4 +168,4 @@ def _proof(key: bytes, role: bytes, first: bytes, second: bytes) -> bytes:
     return hmac.digest(key, role + first + second, "sha256")
 
 
-__all__ = ["SECRET", "Connector", "Listener", "Meeting", "interface_of", "key_of_run", "own_address"]
+__all__ = ["SECRET", "Connector", "Listener", "Meeting", "key_of_run"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
@@ -36,26 +36,32 @@ class ProcessGrid:
     peers: Replicas = Replicas()
 
     @classmethod
-    def open(cls, processes: int, replicas: int, device: torch.device, backend: str, timeout: float) -> ProcessGrid:
-        """Makes the process groups. A collective of all processes.
+    def of(
+        cls, rank: int, processes: int, replicas: int, device: torch.device, backend: str, timeout: float
+    ) -> ProcessGrid:
+        """Places the processes; :meth:`with_peers` makes the groups of replicas.
 
         Args:
+            rank: This process's global rank.
             processes: The number of processes, a multiple of ``replicas``.
             replicas: The number of replicas.
             device: This process's device.
             backend: The backend for tensors.
             timeout: How many seconds a process waits for another.
         """
-        limit = timedelta(seconds=timeout)
         stages = processes // replicas
         rows = tuple(tuple(range(first + stages - 1, first - 1, -1)) for first in range(0, processes, stages))
-        replica, position = divmod(dist.get_rank(), stages)
-        position = stages - 1 - position
-        if replicas == 1:
-            return cls(rows, replica, position, device, backend, timeout)
+        replica, position = divmod(rank, stages)
+        return cls(rows, replica, stages - 1 - position, device, backend, timeout)
+
+    def with_peers(self) -> ProcessGrid:
+        """Makes the process groups of the replicas. A collective of all processes."""
+        if len(self.stage_ranks) == 1:
+            return self
+        limit = timedelta(seconds=self.timeout)
         # Every process takes part in making every group.
-        every_peers = [_open_peers(list(column), replica, backend, limit) for column in zip(*rows)]
-        return cls(rows, replica, position, device, backend, timeout, every_peers[position])
+        peers = [_open_peers(list(column), self.replica, self.backend, limit) for column in zip(*self.stage_ranks)]
+        return replace(self, peers=peers[self.position])
 
     @property
     def ranks(self) -> tuple[int, ...]:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from lightning_sg.errors import BatchMismatchError, StageLostError
-from lightning_sg.transport.carrier import Carrier, on_stream
+from lightning_sg.transport.carrier import Carriers, on_stream
 from lightning_sg.transport.connection import Connection
 from lightning_sg.transport.line import Line, LineBrokenError
 from lightning_sg.transport.message import (
+    OF_BATCHES,
     Activations,
     Alive,
     Arrived,
@@ -33,7 +34,6 @@ from lightning_sg.transport.words import first_line
 
 Numbered = TypeVar("Numbered", Activations, Target, Residual, Gathering, Gathered, Copy)
 
-_OF_BATCHES = (Activations, Target, Residual)
 _SLICE = 0.2  # seconds between two looks at what else may end a wait
 _GRACE = 0.25  # of the timeout: for the error of a neighbour that waits for somebody itself
 
@@ -68,7 +68,7 @@ class Inbox:
 
     Args:
         line: The connection.
-        carrier: The way of the tensors.
+        carriers: The ways of the tensors.
         sender: The sending stage.
         device: Where tensors are to be.
         watch: What this process does, how long it waits, and what else ends a wait.
@@ -77,7 +77,7 @@ class Inbox:
     def __init__(
         self,
         line: Line,
-        carrier: Carrier,
+        carriers: Carriers,
         sender: Neighbour,
         device: torch.device,
         watch: Watch,
@@ -86,7 +86,7 @@ class Inbox:
         self.meetings = 0
         self.on_heard: Callable[[int], None] = lambda number: None
         self._line = line
-        self._carrier = carrier
+        self._carriers = carriers
         self.sender = sender
         self._device = device
         self._watch = watch
@@ -95,7 +95,7 @@ class Inbox:
         self._lost: str | None = None
         self._ended = False
         self._changed = threading.Condition()
-        self._stream = carrier.stream()
+        self._stream = carriers.host.stream()
         self._thread = threading.Thread(target=self._run, name=f"lightning_sg inbox from {sender.name}", daemon=True)
 
     def start(self) -> None:
@@ -147,6 +147,23 @@ class Inbox:
         with self._changed:
             return (kind, number) in self._messages
 
+    def check_here(self, what: str) -> None:
+        """Looks after the sender while something else is waited for, to which it has to come.
+
+        Args:
+            what: What is waited for.
+
+        Raises:
+            StageLostError: If the sender is gone, failed, or has been silent for the timeout.
+        """
+        with self._changed:
+            if self._lost is not None:
+                raise StageLostError(f"{self._lost} This stage was waiting for {what}.", self._lost)
+            if self.silent > self._watch.timeout:
+                reason = f"{self.sender.name} did not come to {what}. {self._why_not(self.silent)}"
+                raise StageLostError(reason, reason)
+        self._watch.check()
+
     @property
     def silent(self) -> float:
         """For how many seconds there has been no sign of life."""
@@ -156,7 +173,7 @@ class Inbox:
         """Drops messages about batches that nobody has asked for, at the end of a run."""
         with self._changed:
             self._dropped.clear()
-            self._messages = {key: value for key, value in self._messages.items() if key[0] not in _OF_BATCHES}
+            self._messages = {key: value for key, value in self._messages.items() if key[0] not in OF_BATCHES}
 
     def _check(self, kind: type[Message], number: int, waiting_for: str, waited: float) -> None:
         """Raises if there is no sense in waiting on."""
@@ -165,7 +182,7 @@ class Inbox:
             raise StageLostError(f"{self._lost} {waiting}", self._lost)
         if self._ended:
             raise StageLostError(f"{sender.name} has ended its run in good order. {waiting}")
-        if kind in _OF_BATCHES and sender.meeting is not None and sender.meeting[0] > self.meetings:
+        if kind in OF_BATCHES and sender.meeting is not None and sender.meeting[0] > self.meetings:
             raise BatchMismatchError(
                 f"{sender.name} has no more batches: it has come to '{sender.meeting[1]}' while this stage waits for "
                 f"{waiting_for}. Every stage must be given the same batches: loaders of the same length, and no rank "
@@ -240,12 +257,13 @@ class Inbox:
         return not isinstance(message, (End, Failed))
 
     def _parts(self, message: Message, connection: Connection) -> list[list[Tensor]]:
-        parts = [spec.empty(self._carrier.device) for spec in message.specs]
+        carrier = self._carriers.way_of(message)
+        parts = [spec.empty(carrier.device) for spec in message.specs]
         flat = [part for each in parts for part in each]
-        if self._carrier.in_frame:
+        if carrier.in_frame:
             connection.fill(flat)
         else:
-            self._carrier.receive(flat)
+            carrier.receive(flat)
         return parts
 
     def _deliver(self, message: Message, parts: list[list[Tensor]]) -> None:
@@ -262,10 +280,12 @@ class Inbox:
             elif (type(message), message.number) in self._dropped:
                 self._dropped.discard((type(message), message.number))
             elif not isinstance(message, Alive):
+                of_batch = isinstance(message, OF_BATCHES)
+                device = self._device if of_batch else torch.device("cpu")
                 message.tensors = [
-                    spec.arrange([part.to(self._device) for part in each]) for spec, each in zip(message.specs, parts)
+                    spec.arrange([part.to(device) for part in each]) for spec, each in zip(message.specs, parts)
                 ]
-                event = self._stream.record_event() if self._stream is not None else None
+                event = self._stream.record_event() if self._stream is not None and of_batch else None
                 self._messages[type(message), message.number] = (message, event)
             self._changed.notify_all()
 

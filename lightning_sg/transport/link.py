@@ -7,7 +7,7 @@ from contextlib import suppress
 import torch
 
 from lightning_sg.errors import StageLostError
-from lightning_sg.transport.carrier import Carrier
+from lightning_sg.transport.carrier import Carrier, Carriers
 from lightning_sg.transport.inbox import Inbox, Neighbour
 from lightning_sg.transport.line import Contact, Dial, Line
 from lightning_sg.transport.message import Alive, Arrived, End, Failed, Message
@@ -28,23 +28,21 @@ class Link:
     Args:
         dial: Makes the connection.
         contact: The first connection.
-        carrier: The way of the tensors.
         neighbour: What is known of the neighbour.
         device: Where tensors are to be.
         watch: What this process does, and what else may end a wait.
     """
 
-    def __init__(
-        self, dial: Dial, contact: Contact, carrier: Carrier, neighbour: Neighbour, device: torch.device, watch: Watch
-    ) -> None:
+    def __init__(self, dial: Dial, contact: Contact, neighbour: Neighbour, device: torch.device, watch: Watch) -> None:
         self._dial = dial
         self._neighbour = neighbour
         self._watch = watch
+        self._carriers = carriers = Carriers(device)
         patience = 0.0 if watch.away is None else watch.away.seconds
         self._line = Line(dial, contact, patience)
-        self.inbox = Inbox(self._line, carrier, neighbour, device, watch)
+        self.inbox = Inbox(self._line, carriers, neighbour, device, watch)
         self.outbox = Outbox(
-            self._line, carrier, neighbour.name, self._alive, watch.interval, lambda: self.inbox.number
+            self._line, carriers, neighbour.name, self._alive, watch.interval, lambda: self.inbox.number
         )
         self._line.on_contact = self.outbox.again
         self.inbox.on_heard = self.outbox.heard
@@ -58,6 +56,10 @@ class Link:
     @neighbour.setter
     def neighbour(self, name: str) -> None:
         self._neighbour.name = self.outbox.to = name
+
+    def carry(self, carrier: Carrier) -> None:
+        """Has the tensors of batches take another way from now on; nothing about batches may be under way."""
+        self._carriers.of_batches = carrier
 
     def _alive(self) -> Alive:
         return Alive(doing=self._watch.doing, waits=self._watch.waits)

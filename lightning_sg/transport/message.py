@@ -198,10 +198,13 @@ class Failed(Message):
     reason: str = ""
 
 
+#: What is sent about batches.
+OF_BATCHES = (Activations, Target, Residual)
 _KINDS = (Activations, Target, Residual, Arrived, Gathering, Gathered, Copy, Alive, End, Failed)
 _TYPES: dict[str, type[Message]] = {kind.__name__: kind for kind in _KINDS}
 
 __all__ = [
+    "OF_BATCHES",
     "Activations",
     "Alive",
     "Arrived",

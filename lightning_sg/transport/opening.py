@@ -12,7 +12,8 @@ import torch.distributed as dist
 
 from lightning_sg._compat import PrefixStore, Store
 from lightning_sg.errors import StageLostError
-from lightning_sg.transport.carrier import Carrier, DeviceCarrier, HostCarrier
+from lightning_sg.transport.address import address_in_run
+from lightning_sg.transport.carrier import DeviceCarrier
 from lightning_sg.transport.chain import Chain
 from lightning_sg.transport.endpoint import Connector, Listener, Meeting, key_of_run
 from lightning_sg.transport.grid import ProcessGrid
@@ -41,30 +42,27 @@ def open_chain(grid: ProcessGrid, store: Store, watch: Watch, names: Sequence[st
         StageLostError: If a neighbour cannot be reached within the timeout.
     """
     names = names or [f"process {place} of {len(grid.ranks)} (rank {rank})" for place, rank in enumerate(grid.ranks)]
-    carriers = _carriers(grid)
     place = grid.position
+    address = address_in_run(store, grid.rank, sum(map(len, grid.stage_ranks)), watch)
     key = key_of_run(store)
-    listener = (
-        None
-        if grid.is_last
-        else Listener(_meeting(store, grid.ranks[place : place + 2], key), lasting=watch.away is not None)
-    )
+
+    def meeting(above: int) -> Meeting:
+        pair = grid.ranks[above : above + 2]
+        return Meeting(PrefixStore("links", store), f"{pair[0]}-{pair[1]}", key, INCARNATION, address)
+
+    listener = None if grid.is_last else Listener(meeting(place), lasting=watch.away is not None)
     upstream = None
     if not grid.is_first:
-        dial = Connector(_meeting(store, grid.ranks[place - 1 : place + 1], key))
+        dial = Connector(meeting(place - 1))
         above = Neighbour(names[place - 1])
         contact = _reach(dial, above.name, watch)
-        upstream = Upstream(dial, contact, carriers[grid.ranks[place - 1]], above, grid.device, watch)
+        upstream = Upstream(dial, contact, above, grid.device, watch)
     downstream = None
     if listener is not None:
         below = Neighbour(names[place + 1])
         contact = _reach(listener, below.name, watch)
-        downstream = Downstream(listener, contact, carriers[grid.ranks[place + 1]], below, grid.device, watch)
-    return Chain(place, upstream, downstream, watch)
-
-
-def _meeting(store: Store, ranks: Sequence[int], key: bytes) -> Meeting:
-    return Meeting(PrefixStore("links", store), f"{ranks[0]}-{ranks[1]}", key, INCARNATION)
+        downstream = Downstream(listener, contact, below, grid.device, watch)
+    return Chain(place, upstream, downstream, watch, address)
 
 
 def _reach(dial: Dial, name: str, watch: Watch) -> Contact:
@@ -81,22 +79,24 @@ def _reach(dial: Dial, name: str, watch: Watch) -> Contact:
                 ) from error
 
 
-def _carriers(grid: ProcessGrid) -> dict[int, Carrier]:
-    """By the neighbour's rank, the way of the tensors."""
-    carriers: dict[int, Carrier] = {}
-    on_device = grid.backend == "nccl" and grid.device.type == "cuda"
+def carry_between_devices(grid: ProcessGrid, chain: Chain) -> None:
+    """Has tensors of batches travel over NCCL from CUDA device to CUDA device. A collective of all processes.
+
+    Args:
+        grid: The processes; with another backend or device, tensors stay with their messages.
+        chain: The links.
+    """
+    if grid.backend != "nccl" or grid.device.type != "cuda":
+        return
     limit = timedelta(seconds=grid.timeout)
     # Every process takes part in making every group.
     for ranks in grid.stage_ranks:
-        for pair in pairwise(ranks):
-            down, up = (dist.new_group(list(pair), backend="nccl", timeout=limit) if on_device else None for _ in "du")
-            if grid.rank in pair:
-                neighbour, first = (pair[1], True) if grid.rank == pair[0] else (pair[0], False)
-                out, back = (down, up) if first else (up, down)
-                carriers[neighbour] = (
-                    DeviceCarrier(grid.device, neighbour, out, back) if on_device else HostCarrier(grid.device)
-                )
-    return carriers
+        for above, below in pairwise(ranks):
+            down, up = (dist.new_group([above, below], backend="nccl", timeout=limit) for _ in "du")
+            if grid.rank == above and chain.downstream is not None:
+                chain.downstream.carry(DeviceCarrier(grid.device, below, down, up))
+            elif grid.rank == below and chain.upstream is not None:
+                chain.upstream.carry(DeviceCarrier(grid.device, above, up, down))
 
 
-__all__ = ["INCARNATION", "open_chain"]
+__all__ = ["INCARNATION", "carry_between_devices", "open_chain"]

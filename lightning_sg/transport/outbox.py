@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightning_sg.errors import StageLostError
-from lightning_sg.transport.carrier import Carrier
+from lightning_sg.transport.carrier import Carriers
 from lightning_sg.transport.line import Contact, Line, LineBrokenError
 from lightning_sg.transport.message import Alive, Message
 from lightning_sg.transport.words import first_line
@@ -35,7 +35,7 @@ class Outbox:
 
     Args:
         line: The connection.
-        carrier: The way of the tensors.
+        carriers: The ways of the tensors.
         to: The receiving stage's name, for messages.
         alive: The message that says that this process runs; sent when there has been nothing else to send.
         every: After how many seconds.
@@ -45,7 +45,7 @@ class Outbox:
     def __init__(
         self,
         line: Line,
-        carrier: Carrier,
+        carriers: Carriers,
         to: str,
         alive: Callable[[], Alive],
         every: float,
@@ -53,7 +53,7 @@ class Outbox:
     ) -> None:
         self.to = to
         self._line = line
-        self._carrier = carrier
+        self._carriers = carriers
         self._alive = alive
         self._every = every
         self._heard = heard
@@ -73,7 +73,8 @@ class Outbox:
             StageLostError: If the receiving process is gone.
         """
         parts = [part for spec, tensor in zip(message.specs, message.tensors) for part in spec.parts(tensor)]
-        tensors = [part.to(self._carrier.device) for part in parts]
+        carrier = self._carriers.way_of(message)
+        tensors = [part.to(carrier.device) for part in parts]
         with self._changed:
             if self._error is not None:
                 what = message.doing or f"the message '{type(message).__name__.lower()}'"
@@ -81,10 +82,10 @@ class Outbox:
                     f"{self.to} is gone: {what} could not be sent to it ({self._error}). Its own output says why."
                 )
             self._count += 1
-            in_frame = tensors if self._carrier.in_frame else []
+            in_frame = tensors if carrier.in_frame else []
             self._waiting.append(_Frame(self._count, message.encode(), in_frame))
             self._changed.notify_all()
-        self._carrier.send(tensors)
+        carrier.send(tensors)
 
     def heard(self, number: int) -> None:
         """The receiver has everything up to this frame."""

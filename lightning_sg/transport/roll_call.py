@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +15,13 @@ from datetime import timedelta
 
 from lightning_sg._compat import PrefixStore, Store, TCPStore
 from lightning_sg.errors import StageLostError
+from lightning_sg.transport.interruptible import interruptible
 from lightning_sg.transport.words import first_line
 
 _SLICE = 0.1  # seconds between two looks, so that signals are answered
+_KEEPER = "rank 0, which keeps the store,"
+_LINGER = 0.5  # seconds
+_PATIENCE = 2.0  # seconds for a last word
 _ANSWER = timedelta(seconds=10)  # for one question to a store that is there
 
 
@@ -77,22 +82,16 @@ class RunStore:
         except RuntimeError:
             return None
 
-    def come_to(self, step: int) -> None:
-        """Notes how far this process has come at start-up."""
-        self.post(f"come/{self.rank}", str(step))
-
     def fail(self, reason: str) -> None:
-        """Tells the processes that have no link to this one yet why it stops."""
-        self.post(f"failed/{self.rank}", reason)
+        """Tells the processes that have no link to this one why it stops, if the store answers."""
+        teller = threading.Thread(target=self.post, args=(f"failed/{self.rank}", reason), daemon=True)
+        teller.start()
+        teller.join(_PATIENCE)
 
     def failed(self) -> dict[int, str]:
         """The reasons of processes that have failed, by rank."""
         found = {rank: self.read(f"failed/{rank}") for rank in range(self.processes) if rank != self.rank}
         return {rank: reason for rank, reason in found.items() if reason is not None}
-
-    def behind(self, step: int) -> list[int]:
-        """The ranks that have not come as far."""
-        return [rank for rank in range(self.processes) if int(self.read(f"come/{rank}") or -1) < step]
 
 
 def call_roll(place: Place, timeout: float, check: Callable[[], None] = lambda: None) -> RunStore:
@@ -110,21 +109,17 @@ def call_roll(place: Place, timeout: float, check: Callable[[], None] = lambda: 
     Raises:
         StageLostError: If a process does not come in time.
     """
-    deadline = time.monotonic() + timeout
-    name = secrets.token_hex(8)
-    missing = "rank 0, which keeps the store"
-    while True:
+    call = _RollCall(place, time.monotonic() + timeout)
+
+    def look() -> None:
         check()
-        try:
-            keeper = _open(place, deadline, check)
-            missing = "others"
-            return _agree(PrefixStore("lightning_sg", keeper), keeper, place, name, deadline, check)
-        except _StoreGoneError as error:
-            if time.monotonic() >= deadline:
-                raise _missing(place, timeout, missing if missing != "others" else "rank 0", str(error)) from error
-        except _MissingError as error:
-            raise _missing(place, timeout, str(error), "") from None
-        time.sleep(_SLICE)
+        if time.monotonic() >= call.deadline + _ANSWER.total_seconds() / 10:  # it hangs in a question to the store
+            raise _missing(place, timeout, _KEEPER, "the store does not answer")
+
+    try:
+        return interruptible(call.hold, look)
+    except _MissingError as error:
+        raise _missing(place, timeout, call.missing, str(error)) from None
 
 
 class _StoreGoneError(Exception):
@@ -132,43 +127,80 @@ class _StoreGoneError(Exception):
 
 
 class _MissingError(Exception):
-    """Processes have not come."""
+    """Processes have not come in time."""
 
 
-def _open(place: Place, deadline: float, check: Callable[[], None]) -> Store:
-    """The store; connecting to one that is not there yet would block in C++, so a socket tries first."""
-    keeps = place.rank == 0 and not place.kept_elsewhere
-    while not keeps:
-        check()
+class _RollCall:
+    """One process's part in a roll call; in a thread, as questions to a store whose host is stopped block.
+
+    Attributes:
+        deadline: When to give up, on the monotonic clock.
+        missing: Who has not come, as far as is known.
+    """
+
+    def __init__(self, place: Place, deadline: float) -> None:
+        self.deadline = deadline
+        self.missing = _KEEPER
+        self._place = place
+        self._name = secrets.token_hex(8)
+
+    def hold(self) -> RunStore:
+        """Takes part until all have agreed; a store that goes away was a dead attempt's.
+
+        Raises:
+            _MissingError: At the deadline.
+        """
+        reason = ""
+        while time.monotonic() < self.deadline:
+            try:
+                keeper = self._open()
+                return self._agree(PrefixStore("lightning_sg", keeper), keeper)
+            except _StoreGoneError as error:
+                reason = str(error)
+                time.sleep(_SLICE)
+        raise _MissingError(reason)
+
+    def _open(self) -> Store:
+        """The store; one that is not there yet would be waited for for long, so a socket tries first."""
+        place = self._place
+        keeps = place.rank == 0 and not place.kept_elsewhere
         try:
-            socket.create_connection((place.host, place.port), 1.0).close()
-            break
-        except OSError as error:
-            if time.monotonic() >= deadline:
-                raise _StoreGoneError(first_line(error)) from error
-            time.sleep(_SLICE)
-    try:
-        return TCPStore(place.host, place.port, None, keeps, _ANSWER, wait_for_workers=False)
-    except RuntimeError as error:
-        raise _StoreGoneError(first_line(error)) from error
+            if not keeps:
+                socket.create_connection((place.host, place.port), 1.0).close()
+            return TCPStore(place.host, place.port, None, keeps, _ANSWER, wait_for_workers=False)
+        except (OSError, RuntimeError) as error:
+            raise _StoreGoneError(first_line(error)) from error
 
+    def _agree(self, store: Store, keeper: Store) -> RunStore:
+        place, step = self._place, _propose if self._place.rank == 0 else _answer
+        try:
+            while time.monotonic() < self.deadline:
+                store.set(f"here/{place.rank}", self._name)
+                attempt = step(store, place, self._name)
+                if attempt is not None:
+                    own = PrefixStore(f"attempt {attempt}", store)
+                    return RunStore(own, attempt, place.rank, place.processes, keeper)
+                self._learn(store)
+                time.sleep(_SLICE / 2)
+            if place.rank == 0:
+                store.set(f"given up/{self._proposed(store)}", self.missing)
+                time.sleep(_LINGER)  # so that the others can read it
+        except RuntimeError as error:
+            self.missing = _KEEPER
+            raise _StoreGoneError(first_line(error)) from error
+        raise _MissingError("")
 
-def _agree(
-    store: Store, keeper: Store, place: Place, name: str, deadline: float, check: Callable[[], None]
-) -> RunStore:
-    try:
-        while True:
-            store.set(f"here/{place.rank}", name)
-            attempt = (_propose if place.rank == 0 else _answer)(store, place, name)
-            if attempt is not None:
-                own = PrefixStore(f"attempt {attempt}", store)
-                return RunStore(own, attempt, place.rank, place.processes, keeper)
-            check()
-            if time.monotonic() >= deadline:
-                raise _MissingError(store.get("missing").decode() if store.check(["missing"]) else "rank 0")
-            time.sleep(_SLICE / 2)
-    except RuntimeError as error:
-        raise _StoreGoneError(first_line(error)) from error
+    def _learn(self, store: Store) -> None:
+        """Who is missing says rank 0, which may give up before this process does."""
+        given_up = f"given up/{self._proposed(store)}"
+        if self._place.rank and store.check([given_up]):
+            self.missing = store.get(given_up).decode()
+            raise _MissingError("")
+        if store.check(["missing"]):
+            self.missing = store.get("missing").decode()
+
+    def _proposed(self, store: Store) -> str:
+        return _name_of(store.get("proposal").decode()) if store.check(["proposal"]) else ""
 
 
 def _propose(store: Store, place: Place, name: str) -> str | None:

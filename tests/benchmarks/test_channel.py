@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.channel import DEVICE, Channel, NoChannelError, address
-from lightning_sg.transport import Activations, ProcessGrid, open_links
-from tests.ranks import run_ranks
+from lightning_sg.transport import Activations, ProcessGrid, Watch, open_chain
+from tests.ranks import default_store, run_ranks
 
 _ECHO = """
 import socket, sys
@@ -103,9 +103,9 @@ def test_messages_on_a_slow_link_are_under_way_together() -> None:
         channel.enter_as(rank)
         os.environ.update(MASTER_ADDR=address(0), GLOO_SOCKET_IFNAME=DEVICE)
         dist.init_process_group("gloo", timeout=timedelta(seconds=30))
-        upstream, downstream = open_links(
-            ProcessGrid(((0, 1),), 0, rank, torch.device("cpu"), "gloo", 30.0), ["a", "b"]
-        )
+        grid = ProcessGrid(((0, 1),), 0, rank, torch.device("cpu"), "gloo", 30.0)
+        chain = open_chain(grid, default_store(), Watch(30.0), ["a", "b"])
+        upstream, downstream = chain.upstream, chain.downstream
         if downstream is not None:
             for number in range(count):
                 downstream.send(Activations(number=number, tensors=[torch.ones(100)]))

@@ -1,0 +1,183 @@
+"""Processes that meet: all of one attempt, or an error that names who is missing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_sg._compat import PrefixStore, TCPStore
+from lightning_sg.errors import StageLostError
+from lightning_sg.transport import Place, RunStore, call_roll, interruptible
+from tests.ranks import free_port, run_ranks
+
+
+def rank() -> int:
+    return int(os.environ["RANK"])
+
+
+def here(timeout: float = 3.0, processes: int | None = None) -> RunStore:
+    """The roll call of this rank, by the environment that run_ranks makes."""
+    count = processes or int(os.environ["WORLD_SIZE"])
+    return call_roll(Place.of(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), rank(), count), timeout)
+
+
+def wait_for_all(run: RunStore) -> None:
+    """The store ends with rank 0."""
+    run.post(f"done/{run.rank}", "")
+    deadline = time.monotonic() + 10
+    while any(run.read(f"done/{other}") is None for other in range(run.processes)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)
+
+
+def test_all_get_the_same_attempt_and_a_store_of_their_own() -> None:
+    def work() -> Any:
+        run = here(20)
+        run.post(f"note/{rank()}", f"from {rank()}")
+        wait_for_all(run)
+        return run.attempt, run.read("note/1") if rank() == 0 else "from 1", run.read("note/9")
+
+    first, *others = run_ranks(3, work)
+    assert first[1:] == ("from 1", None)
+    assert all(other == first for other in others)
+
+
+def test_ranks_that_never_come_are_named() -> None:
+    def work() -> None:
+        if rank() == 0:
+            here(1.0)
+
+    error, *_ = run_ranks(3, work, may_fail=True)
+    assert error.kind == "StageLostError"
+    assert error.message.startswith("rank 0: ranks 1, 2 did not come within 1 s (3 processes meet at 127.0.0.1:")
+
+
+def test_a_rank_0_that_never_comes_is_named() -> None:
+    def work() -> None:
+        if rank() == 1:
+            here(1.0)
+
+    _, error = run_ranks(2, work, may_fail=True)
+    assert error.kind == "StageLostError"
+    assert "rank 1: rank 0, which keeps the store, did not come within 1 s" in error.message
+
+
+@pytest.mark.parametrize("lost", [0, 2])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_is_lost_meanwhile_is_named(how: signal.Signals, lost: int) -> None:
+    def work() -> Any:
+        began = time.monotonic()
+        if rank() == 1:
+            time.sleep(1.0)
+        if rank() == lost:
+            end = os.getpid()
+            if os.fork() == 0:  # outside of this process, which may be stopped
+                time.sleep(0.4)
+                os.kill(end, how)
+                time.sleep(6)
+                os.kill(end, signal.SIGKILL)
+                os._exit(0)
+        try:
+            here(2.5)
+        except StageLostError as error:
+            return str(error), time.monotonic() - began
+        return None
+
+    results = run_ranks(3, work, may_fail=True)
+    for number, result in enumerate(results):
+        if number != lost:
+            text, seconds = result
+            assert f"rank {lost}" in text
+            assert seconds < 10
+
+
+def test_local_rank_left_in_the_environment_is_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(StageLostError, match=r"LOCAL_RANK is set in the environment.*unset it"):
+        call_roll(Place("127.0.0.1", free_port(), 0, 2), 0.5)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("waiting", [0, 1])
+def test_a_waiting_rank_hears_signals(waiting: int, how: signal.Signals) -> None:
+    class Heard(BaseException):
+        pass
+
+    def hear(number: int, frame: Any) -> None:
+        raise Heard
+
+    def work() -> Any:
+        if rank() != waiting:
+            return None
+        signal.signal(how, hear)
+        threading.Timer(0.5, os.kill, (os.getpid(), how)).start()
+        began = time.monotonic()
+        try:
+            here(20)
+        except Heard:
+            return time.monotonic() - began
+        return None
+
+    assert run_ranks(2, work)[waiting] < 3
+
+
+def test_what_dead_attempts_left_is_no_news() -> None:
+    """As torchrun's agent leaves it: names, a proposal, agreements and a failure, in one store for all attempts."""
+    port = free_port()
+    server = TCPStore("127.0.0.1", port, 1, True, wait_for_workers=False)
+    old = PrefixStore("lightning_sg", server)
+    old.set("proposal", '{"0": "dead", "1": "dead"}')
+    for number in range(2):
+        old.set(f"here/{number}", "dead")
+
+    def work() -> Any:
+        os.environ.update(MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
+        if rank() == 1:
+            time.sleep(1.0)
+        run = here(8)
+        news = run.failed()
+        run.fail("of this attempt")
+        return run.attempt, news
+
+    attempts = []
+    for _ in range(2):  # the second attempt finds what the first left
+        first, second = run_ranks(2, work)
+        assert first[0] == second[0]
+        assert not first[1] or first[1] == {1: "of this attempt"}
+        attempts.append(first[0])
+    assert attempts[0] != attempts[1]
+
+
+def test_a_process_that_takes_the_place_of_a_dead_one_is_counted_and_the_dead_one_not(tmp_path: Path) -> None:
+    def work() -> Any:
+        if rank() == 2:
+            time.sleep(2)
+        if rank() == 1:
+            dead = os.fork()
+            if dead == 0:
+                threading.Timer(0.8, os._exit, (1,)).start()
+                here(8)
+            os.waitpid(dead, 0)
+        run = here(8)
+        wait_for_all(run)
+        return run.attempt
+
+    first, second, third = run_ranks(3, work)
+    assert first == second == third
+
+
+def test_an_interruptible_call_returns_and_raises() -> None:
+    def fail() -> None:
+        raise KeyError("x")
+
+    assert interruptible(lambda: 3) == 3
+    with pytest.raises(KeyError):
+        interruptible(fail)
+    with pytest.raises(KeyError):
+        interruptible(lambda: time.sleep(1), fail)
