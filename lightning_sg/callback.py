@@ -57,7 +57,7 @@ class SyntheticGradients(Callback):
             by what crosses and what there is to predict from, see :class:`~lightning_sg.AutoPredictor`, and says so.
         delay: Extra steps before a predictor learns from a target; 0 means the next step. With the stages on several
             processes, a stage may be so many batches ahead of the next; 0 leaves it least time to wait for, larger
-            values ride out longer hiccups.
+            values ride out longer hiccups. At most 1,000, as each step keeps one more batch's activations.
         context: What predictors are told of a batch besides activations: ``"auto"`` (the labels of an ``(x, y)``
             pair, or of a dict under the usual names), a key, an index, a function of the batch, or ``None``.
         exact: When exact gradients travel up and what is done with them, see :class:`~lightning_sg.ExactGradients`.
@@ -70,7 +70,10 @@ class SyntheticGradients(Callback):
             ``None``: stages go on with the true ones.
 
     Raises:
-        BoundaryError: At the start of training, if a boundary is unknown, not reached, or gone around.
+        TypeError: If an argument is of another type.
+        ValueError: If an argument is out of range, or two do not go together.
+        BoundaryError: If a boundary is listed more than once; at the start of training, if a boundary is unknown, not
+            reached, or gone around, or if no gradient reaches the stage before it.
     """
 
     def __init__(

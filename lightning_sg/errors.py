@@ -9,6 +9,10 @@ class BoundaryError(SyntheticGradientsError):
     """A boundary is unknown, was not reached, was reached twice, or does not cut the network."""
 
 
+class RepeatedBoundaryError(BoundaryError, ValueError):
+    """The argument ``boundaries`` has a name twice."""
+
+
 class PartitionError(SyntheticGradientsError):
     """The stages between the boundaries cannot be placed on the processes."""
 

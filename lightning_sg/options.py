@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
+from lightning_sg.arguments import MOST_BATCHES, check_fields, flag, function, number, optional, whole
+
 
 @dataclass(frozen=True)
 class ExactGradients:
@@ -22,13 +24,14 @@ class ExactGradients:
         bootstrap: Whether predictors also learn on the batches between, from targets that are themselves predictions
             in part. The targets of the last boundary are always exact.
         correction: How much of the error of its synthetic gradient, g - ĝ, a stage applies when the exact gradient
-            arrives. At 1, what the stage applies of that batch in total is the exact gradient, a part of it late. Costs
-            the rest of a backward pass.
+            arrives, 0 to 100. At 1, what the stage applies of that batch in total is the exact gradient, a part of it
+            late. Costs the rest of a backward pass.
         warm_up: The number of batches at the start on which every stage waits for the true gradient and uses it, while
             the predictors learn.
 
     Raises:
-        ValueError: If a number is negative, or there is a correction without exact gradients.
+        TypeError: If an argument is of another type.
+        ValueError: If a number is out of range, or there is a correction without exact gradients.
     """
 
     every: int = 4
@@ -37,11 +40,14 @@ class ExactGradients:
     warm_up: int = 0
 
     def __post_init__(self) -> None:
-        if self.every < 0 or self.warm_up < 0 or self.correction < 0:
-            raise ValueError(
-                "ExactGradients needs every, warm_up and correction >= 0, not "
-                f"{self.every}, {self.warm_up} and {self.correction}."
-            )
+        check_fields(
+            "ExactGradients",
+            self,
+            every=whole(0, MOST_BATCHES),
+            bootstrap=flag(),
+            correction=number(least=0, most=100),
+            warm_up=whole(0, MOST_BATCHES),
+        )
         if self.correction and not self.every:
             raise ValueError("ExactGradients(correction=...) needs exact gradients: every must be 1 or more.")
 
@@ -55,14 +61,15 @@ class PredictorTraining:
             :meth:`GradientPredictor.default_optimizer`.
         lr_scheduler: Makes a learning-rate schedule from a predictor's optimizer; it is stepped with the optimizer.
         every: Train on every how many-th batch.
-        updates: Optimizer steps for each batch that a predictor learns from.
+        updates: Optimizer steps for each batch that a predictor learns from, at most 1,000.
         ema: Decay of an exponential moving average of a predictor's parameters, which then predicts; 0 for none.
-        bound: The largest ratio of a prediction's size to that of recent targets.
-        seed: Seeds the predictors' initial weights; by default torch's current seed.
+        bound: The largest ratio of a prediction's size to that of recent targets; 1e9 bounds nothing.
+        seed: Seeds the predictors' initial weights, 0 to 2**64 - 1; by default torch's current seed.
         update_probability: With this probability a stage is updated at a step, and its predictor learns from that
             batch. Below 1 only to study stages that are updated at random times.
 
     Raises:
+        TypeError: If an argument is of another type.
         ValueError: If a number is out of range.
     """
 
@@ -76,17 +83,18 @@ class PredictorTraining:
     update_probability: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.updates < 1 or self.bound <= 0:
-            raise ValueError(
-                "PredictorTraining needs every and updates >= 1 and bound > 0, not "
-                f"{self.every}, {self.updates} and {self.bound}."
-            )
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"PredictorTraining needs ema from 0 to below 1, not {self.ema}.")
-        if not 0 < self.update_probability <= 1:
-            raise ValueError(
-                f"PredictorTraining needs update_probability above 0 and at most 1, not {self.update_probability}."
-            )
+        check_fields(
+            "PredictorTraining",
+            self,
+            optimizer=optional(function("a function of the parameters that makes an optimizer, such as a class")),
+            lr_scheduler=optional(function("a function of the optimizer that makes a schedule, such as a class")),
+            every=whole(1, MOST_BATCHES),
+            updates=whole(1, 1_000),
+            ema=number(least=0, below=1),
+            bound=number(above=0, most=1e12),
+            seed=optional(whole(0, 2**64 - 1)),
+            update_probability=number(above=0, most=1),
+        )
 
 
 __all__ = ["ExactGradients", "PredictorTraining"]

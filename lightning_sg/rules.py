@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from lightning_sg.arguments import checked, number
+
 
 class BoundaryRule:
     """What a stage is given at its end without a prediction; the base class is for the rules of this package.
@@ -46,13 +48,12 @@ class DelayedGradient(BoundaryRule):
         shrink: What a late gradient is multiplied by for each boundary on its way, above 0 and at most 1.
 
     Raises:
+        TypeError: If ``shrink`` is no number.
         ValueError: If ``shrink`` is out of range.
     """
 
     def __init__(self, shrink: float = 1.0) -> None:
-        if not 0 < shrink <= 1:
-            raise ValueError(f"DelayedGradient needs 0 < shrink <= 1, not {shrink}.")
-        self.shrink = float(shrink)
+        self.shrink = float(checked(type(self).__name__, "shrink", shrink, number(above=0, most=1)))
 
     def late_share(self, distance: int) -> float:
         """See :meth:`BoundaryRule.late_share`."""

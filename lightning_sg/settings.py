@@ -6,13 +6,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from lightning_sg.arguments import (
+    by_name,
+    check_fields,
+    context_source,
+    either,
+    instance,
+    listed,
+    one_of,
+    optional,
+    text,
+    whole,
+)
 from lightning_sg.batch.context import ContextSource
+from lightning_sg.errors import RepeatedBoundaryError
 from lightning_sg.inputs.settings import SyntheticInputs
 from lightning_sg.options import ExactGradients, PredictorTraining
-from lightning_sg.predictors import AutoPredictor
+from lightning_sg.predictors import AutoPredictor, GradientPredictor
 from lightning_sg.recurrent.settings import ThroughTime
+from lightning_sg.rules import BoundaryRule
 from lightning_sg.training.factory import Template
 from lightning_sg.training.guard import AlignmentGuard
+
+#: The most steps that a target may be late. Each step of delay keeps one more batch of activations at each boundary.
+MOST_DELAY = 1_000
 
 
 @dataclass(frozen=True)
@@ -20,7 +37,9 @@ class Settings:
     """The options of :class:`~lightning_sg.SyntheticGradients`, which describes them.
 
     Raises:
+        TypeError: If one is of another type.
         ValueError: If one is out of range, or two do not go together.
+        BoundaryError: If a boundary is listed more than once.
     """
 
     boundaries: Sequence[str] | Literal["auto"] | None = None
@@ -34,17 +53,40 @@ class Settings:
     inputs: SyntheticInputs | None = None
 
     def __post_init__(self) -> None:
-        if self.delay < 0:
-            raise ValueError(f"SyntheticGradients needs delay >= 0, not {self.delay}.")
+        self._check_boundaries()
+        template = instance(GradientPredictor, BoundaryRule, words="a gradient predictor or a rule")
+        templates = by_name(template, "a dict of predictors and rules by boundary name")
+        check_fields(
+            "SyntheticGradients",
+            self,
+            predictor=either(one_of("auto"), template, templates),
+            delay=whole(0, MOST_DELAY),
+            context=optional(context_source()),
+            exact=instance(ExactGradients),
+            training=instance(PredictorTraining),
+            guard=optional(instance(AlignmentGuard)),
+            through_time=instance(ThroughTime),
+            inputs=optional(instance(SyntheticInputs)),
+        )
         if self.exact.correction and self.training.update_probability < 1:
             raise ValueError(
                 "ExactGradients(correction=...) does not go with PredictorTraining(update_probability=...) below 1: a "
                 "stage that was not updated with a batch has nothing to correct. Use correction=0."
             )
+
+    def _check_boundaries(self) -> None:
         if isinstance(self.boundaries, str) and self.boundaries != "auto":
-            raise ValueError(f"boundaries takes a list of names: boundaries=['{self.boundaries}'].")
-        if isinstance(self.predictor, str) and self.predictor != "auto":
-            raise ValueError(f"predictor must be 'auto', a predictor, or one by boundary name, not '{self.predictor}'.")
+            raise ValueError(
+                "SyntheticGradients(boundaries=...): boundaries takes a list of names: "
+                f"boundaries=['{self.boundaries}']."
+            )
+        names = listed(text(), "a list of names of submodules")
+        check_fields("SyntheticGradients", self, boundaries=optional(either(one_of("auto"), names)))
+        repeated = sorted({name for name in self.names or () if list(self.names or ()).count(name) > 1})
+        if repeated:
+            raise RepeatedBoundaryError(
+                f"SyntheticGradients(boundaries=...): boundary {repeated} is listed more than once."
+            )
 
     @property
     def automatic(self) -> bool:
@@ -64,4 +106,4 @@ class Settings:
         return AutoPredictor() if isinstance(self.predictor, str) else self.predictor
 
 
-__all__ = ["Settings"]
+__all__ = ["MOST_DELAY", "Settings"]

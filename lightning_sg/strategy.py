@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -26,23 +25,28 @@ from lightning_sg._compat import (
     optimizers_to_device,
     set_rank_zero,
 )
+from lightning_sg.arguments import checked, instance, number, one_of, optional, whole
 from lightning_sg.callback import SyntheticGradients
 from lightning_sg.checkpoint.plugin import with_default
 from lightning_sg.distributed.arrangement import Arrangement, OneProcessArrangement, SplitArrangement
 from lightning_sg.distributed.coordination import StageCoordinator
 from lightning_sg.distributed.rendezvous import Rendezvous
+from lightning_sg.distributed.reusable import ReusableStrategy
 from lightning_sg.distributed.runtime import StageRuntime
 from lightning_sg.distributed.signals import EndedBySignal
 from lightning_sg.distributed.startup import SplitOptions
-from lightning_sg.distributed.support import StrategyOptions, check_away, check_callbacks
+from lightning_sg.distributed.support import DDP_OPTIONS, StrategyOptions, check_away, check_callbacks
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.partition.paging import PagedParameters
 from lightning_sg.plain import plain_checkpoint
 from lightning_sg.runtime import Runtime
 from lightning_sg.transport import COMPRESSIONS, Away, Chain, Compression, ProcessGrid, Watch
 
+#: The longest timeout: 30 days.
+MOST_SECONDS = 30 * 24 * 60 * 60.0
 
-class SyntheticGradientStrategy(ParallelStrategy):
+
+class SyntheticGradientStrategy(ReusableStrategy):
     """Splits a LightningModule at its boundaries over the devices and trains the stages decoupled.
 
     ``Trainer(strategy="synthetic_gradients", devices=2)`` is all it takes for a model with a
@@ -54,7 +58,8 @@ class SyntheticGradientStrategy(ParallelStrategy):
     expects loggers, progress bar and checkpoints.
 
     Args:
-        timeout: How many seconds a stage waits for its neighbour before it gives up with an error that names it.
+        timeout: How many seconds a stage waits for its neighbour before it gives up with an error that names it. At
+            most 30 days.
         start_method: How processes are started: ``"popen"`` runs the script again for each, ``"spawn"`` and
             ``"fork"`` do not (``"fork"`` is for notebooks). Under torchrun or SLURM, none are started.
         wire: How activations and targets travel between processes in training: ``"full"`` unchanged, or, for slow
@@ -75,6 +80,11 @@ class SyntheticGradientStrategy(ParallelStrategy):
             an ordinary checkpoint of it.
         away: How long a stage goes on by itself while a neighbour is silent; by default it waits.
         process_group_backend: ``"nccl"`` or ``"gloo"``; by default, the one that suits the device.
+        **kwargs: Arguments of Lightning's ``ParallelStrategy``, such as ``parallel_devices`` and ``checkpoint_io``.
+
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: If an argument is out of range.
     """
 
     strategy_name = "synthetic_gradients"
@@ -94,32 +104,20 @@ class SyntheticGradientStrategy(ParallelStrategy):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if replicas < 1:
-            raise ValueError(f"replicas is how many copies of the model are trained, at least 1, not {replicas}.")
-        if timeout <= 0:
-            raise ValueError(f"timeout is in seconds and must be positive, not {timeout}.")
-        if wire not in COMPRESSIONS:
-            raise ValueError(f"wire is one of {COMPRESSIONS}, not {wire!r}.")
-        for name, value, (one, other) in (
-            ("clip_over", clip_over, ("stages", "model")),
-            ("checkpoint", checkpoint, ("whole", "sharded")),
-            ("tied_weights", tied_weights, ("refuse", "synchronize")),
-        ):
-            if value not in (one, other):
-                raise ValueError(f"{name} is '{one}' or '{other}', not {value!r}.")
-        if away is not None and not isinstance(away, Away):
-            raise TypeError(f"SyntheticGradientStrategy(away=...) takes an Away, not {away!r}.")
-        self.away = away
-        self.checkpoint = checkpoint
-        self.tied_weights = tied_weights
-        self.timeout = timeout
-        self.clip_over = clip_over
-        self.wire: Compression = wire
-        self.start_method = start_method
-        self.replicas = replicas
+        name = type(self).__name__
+        self.timeout = checked(name, "timeout", timeout, number(above=0, most=MOST_SECONDS))
+        self.start_method = checked(name, "start_method", start_method, one_of("popen", "spawn", "fork"))
+        backend = checked(name, "process_group_backend", process_group_backend, optional(one_of("nccl", "gloo")))
+        self._process_group_backend = backend
+        self.wire: Compression = checked(name, "wire", wire, one_of(*COMPRESSIONS))
+        self.clip_over = checked(name, "clip_over", clip_over, one_of("stages", "model"))
+        self.replicas = checked(name, "replicas", replicas, whole(1, 100_000))
+        ddp = checked(name, "ddp", ddp, optional(DDP_OPTIONS))
         self.ddp = dict(ddp or {})
+        self.checkpoint = checked(name, "checkpoint", checkpoint, one_of("whole", "sharded"))
+        self.tied_weights = checked(name, "tied_weights", tied_weights, one_of("refuse", "synchronize"))
+        self.away = checked(name, "away", away, optional(instance(Away)))
         self.num_nodes = 1
-        self._process_group_backend = process_group_backend
         self._layer_sync: Any = None  # Lightning puts it here, by this name, for `sync_batchnorm=True`
         self._grid: ProcessGrid | None = None
         self._chain: Chain | None = None
@@ -250,6 +248,10 @@ class SyntheticGradientStrategy(ParallelStrategy):
         if self._grid is None:
             self._grid = rendezvous.open_groups(grid, self._chain)
         return self._grid
+
+    def leave_trainer(self) -> None:
+        """Another Trainer takes the strategy, perhaps with other processes."""
+        self._chain = self._grid = None
 
     # ------------------------------------------------------------------ set-up
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sg._compat import FakeTensor, tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+from lightning_sg.arguments import checked, optional, which_samples, whole
 from lightning_sg.batch.chunks import Which
 from lightning_sg.errors import BoundaryError
 
@@ -89,7 +90,8 @@ class CutInTime(nn.Module):
 
     def __init__(self, batch_dim: int | None) -> None:
         super().__init__()
-        self.batch_dim = batch_dim
+        # Recurrent states have few dimensions; a negative one would not mean the same for all of their tensors.
+        self.batch_dim = checked(type(self).__name__, "batch_dim", batch_dim, optional(whole(0, 63)))
         self._handover: Handover | None = None
         self._written: dict[bool, list[Written]] = {True: [], False: []}
 
@@ -209,6 +211,10 @@ class TimeBoundary(CutInTime):
         batch_dim: The batch dimension of the state's tensors. By default the second dimension of tensors with three,
             as in ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` whatever their ``batch_first``, and the first of all others.
 
+    Raises:
+        TypeError: If ``batch_dim`` is no whole number.
+        ValueError: If ``batch_dim`` is negative.
+
     Example::
 
         >>> import torch
@@ -238,8 +244,10 @@ class TimeBoundary(CutInTime):
             default, ``None``, for zero.
 
         Raises:
+            TypeError: If ``first`` is neither.
             BoundaryError: If ``initial`` has another structure than the state.
         """
+        first = checked("TimeBoundary.read", "first", first, which_samples())
         if not isinstance(first, Tensor) and first:
             self.forget()
         if not self._mine:
@@ -256,8 +264,10 @@ class TimeBoundary(CutInTime):
                 there is no synthetic gradient, because no chunk follows.
 
         Raises:
+            TypeError: If ``last`` is neither.
             BoundaryError: If ``state`` contains no tensor, or a tensor without the batch dimension.
         """
+        last = checked("TimeBoundary.write", "last", last, which_samples())
         if _without_data(tree_leaves(state)):  # of another process, or in a traced step
             return
         written = self._write(state, last)
@@ -298,19 +308,18 @@ class MessageBoundary(CutInTime):
 
     Args:
         batch_dim: The batch dimension of a message's tensors, see :class:`TimeBoundary`.
-        most: How many messages may wait to be received. More raise an error.
+        most: How many messages may wait to be received, at most 1,000,000. More raise an error.
 
     Raises:
-        ValueError: If ``most`` is below 1.
+        TypeError: If an argument is no whole number.
+        ValueError: If an argument is out of range.
     """
 
     uses = ("send", "receive")
 
     def __init__(self, batch_dim: int | None = None, most: int = 1000) -> None:
-        if most < 1:
-            raise ValueError(f"MessageBoundary needs room for a message or more, not most={most}.")
         super().__init__(batch_dim)
-        self.most = most
+        self.most = checked(type(self).__name__, "most", most, whole(1, 1_000_000))
 
     def send(self, message: Any, context: Any = None) -> None:
         """Sends a message.

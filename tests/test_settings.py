@@ -17,10 +17,10 @@ def test_the_callback_can_be_pickled_for_spawn() -> None:
 @pytest.mark.parametrize(
     ("options", "arguments", "message"),
     [
-        (SyntheticGradients, {"delay": -1}, "delay >= 0"),
+        (SyntheticGradients, {"delay": -1}, "delay must be a whole number from 0"),
         (SyntheticGradients, {"boundaries": "first"}, "boundaries"),
-        (PredictorTraining, {"every": 0}, "every and updates >= 1"),
-        (PredictorTraining, {"bound": 0.0}, "bound > 0"),
+        (PredictorTraining, {"every": 0}, "every must be a whole number from 1"),
+        (PredictorTraining, {"bound": 0.0}, "bound must be a finite number above 0"),
     ],
 )
 def test_arguments_out_of_range(options: type, arguments: dict[str, Any], message: str) -> None:

@@ -68,5 +68,5 @@ def test_a_callback_from_a_split_run_serves_in_one_process_again() -> None:
 
 
 def test_an_unknown_wire_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"wire is one of \('full', 'bf16', 'int8'\), not 'int4'"):
+    with pytest.raises(ValueError, match=r"wire must be 'full', 'bf16' or 'int8', not 'int4'"):
         SyntheticGradientStrategy(wire="int4")  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_sg._compat import tree_leaves, tree_map_only
+from lightning_sg.arguments import MOST_BATCHES, checked, context_source, flag, function, instance, optional, whole
 from lightning_sg.batch.entries import entry_of
 
 Cut = Callable[[Any, int, int], Any]
@@ -57,7 +58,8 @@ class Chunks:
             for progress bars, schedules over an epoch and ``val_check_interval``.
 
     Raises:
-        ValueError: If ``length`` is below 1, or a batch has no tensor with time steps.
+        TypeError: If an argument is of another type.
+        ValueError: If a length is out of range, or a batch has no tensor with time steps.
         SyntheticGradientsError: If a batch has no entry that ``lengths`` names.
 
     Example::
@@ -78,14 +80,13 @@ class Chunks:
         cut: Cut | None = None,
         sequence_length: int | None = None,
     ) -> None:
-        if length < 1:
-            raise ValueError(f"Chunks needs a length of 1 or more, not {length}.")
-        self.loader = loader
-        self.length = length
-        self.batch_first = batch_first
-        self.lengths = lengths
-        self.stateful = stateful
-        self.sequence_length = sequence_length
+        self.loader = checked("Chunks", "loader", loader, instance(Iterable, words="a data loader or another iterable"))
+        self.length = checked("Chunks", "length", length, whole(1, MOST_BATCHES))
+        self.batch_first = checked("Chunks", "batch_first", batch_first, flag())
+        self.lengths = checked("Chunks", "lengths", lengths, optional(context_source()))
+        self.stateful = checked("Chunks", "stateful", stateful, flag())
+        self.sequence_length = checked("Chunks", "sequence_length", sequence_length, optional(whole(1, MOST_BATCHES)))
+        cut = checked("Chunks", "cut", cut, optional(function("a function of a batch, a start and a stop")))
         self._cut = cut or self._cut_time
         self._done = 0
         self._skip = 0
@@ -182,8 +183,13 @@ def parallel_streams(sequence: Tensor, number: int, *, shift: int = 1) -> tuple[
         Inputs and labels, ``(N, (L - shift) // N, ...)`` each.
 
     Raises:
-        ValueError: If the sequence is too short for N streams.
+        TypeError: If an argument is of another type.
+        ValueError: If a number is out of range, or the sequence is too short for N streams.
     """
+    name = "parallel_streams"
+    sequence = checked(name, "sequence", sequence, instance(Tensor))
+    number = checked(name, "number", number, whole(1, MOST_BATCHES))
+    shift = checked(name, "shift", shift, whole(0, MOST_BATCHES))
     length = (len(sequence) - shift) // number
     if length < 1:
         raise ValueError(f"A sequence of {len(sequence)} steps does not make {number} streams.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,9 +11,25 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS, Optimizer
 
+from lightning_sg.arguments import Check
 from lightning_sg.errors import SyntheticGradientsError
+
+
+def _ddp_options(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        raise TypeError
+    known = set(inspect.signature(DistributedDataParallel).parameters) - {"module", "process_group"}
+    unknown = sorted(map(repr, set(value) - known))
+    if unknown:
+        raise ValueError(f"It takes no {', '.join(unknown)}.")
+    return value
+
+
+#: What the argument ``ddp`` may be. The module and the process group are the strategy's.
+DDP_OPTIONS = Check("a dict of arguments of DistributedDataParallel", _ddp_options)
 
 
 @dataclass(frozen=True)
@@ -146,6 +163,7 @@ def _refuse_watched_parameters(module: nn.Module) -> None:
 
 
 __all__ = [
+    "DDP_OPTIONS",
     "StrategyOptions",
     "check_away",
     "check_callbacks",

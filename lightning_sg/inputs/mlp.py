@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_sg.arguments import checked
 from lightning_sg.inputs.base import Activations, InputPredictor
-from lightning_sg.predictors.layers import HiddenNorm, check_hidden_norm, zero_ended
+from lightning_sg.predictors.layers import DEPTH, HIDDEN_NORM, WIDTH, HiddenNorm, zero_ended
 from lightning_sg.predictors.normalize import InputScale
 
 _MEMORY = 0.99
@@ -32,12 +33,10 @@ class MLPInputPredictor(InputPredictor):
 
     def __init__(self, hidden: int = 256, layers: int = 2, hidden_norm: HiddenNorm = "batch") -> None:
         super().__init__()
-        if hidden < 1 or layers < 0:
-            raise ValueError(f"MLPInputPredictor needs hidden >= 1 and layers >= 0, not {hidden} and {layers}.")
-        check_hidden_norm(hidden_norm)
-        self.hidden = hidden
-        self.layers = layers
-        self.hidden_norm: HiddenNorm = hidden_norm
+        name = type(self).__name__
+        self.hidden = checked(name, "hidden", hidden, WIDTH)
+        self.layers = checked(name, "layers", layers, DEPTH)
+        self.hidden_norm: HiddenNorm = checked(name, "hidden_norm", hidden_norm, HIDDEN_NORM)
         self.scale = InputScale("scale")
 
     def build(self, features: Tensor, shapes: list[tuple[int, ...]]) -> None:

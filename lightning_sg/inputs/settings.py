@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning.pytorch.cli import OptimizerCallable
 
+from lightning_sg.arguments import MOST_BATCHES, checked, context_source, function, instance, optional, whole
 from lightning_sg.batch.context import ContextSource
 from lightning_sg.inputs.base import InputPredictor
 from lightning_sg.inputs.mlp import MLPInputPredictor
@@ -27,7 +28,8 @@ class SyntheticInputs:
             It always waits until they have learned from one batch.
 
     Raises:
-        ValueError: If ``warm_up`` is negative or ``source`` is ``None``.
+        TypeError: If an argument is of another type.
+        ValueError: If ``warm_up`` is out of range or ``source`` is ``None``.
     """
 
     def __init__(
@@ -37,14 +39,15 @@ class SyntheticInputs:
         source: ContextSource = "auto",
         warm_up: int = 0,
     ) -> None:
-        if warm_up < 0:
-            raise ValueError(f"SyntheticInputs needs warm_up >= 0, not {warm_up}.")
+        name = type(self).__name__
         if source is None:
             raise ValueError("SyntheticInputs(source=None) leaves nothing to predict from. Name an entry of the batch.")
-        self.predictor = predictor or MLPInputPredictor()
-        self.optimizer = optimizer
-        self.source = source
-        self.warm_up = warm_up
+        predictor = checked(name, "predictor", predictor, optional(instance(InputPredictor)))
+        self.predictor = MLPInputPredictor() if predictor is None else predictor
+        makes = function("a function of the parameters that makes an optimizer, such as a class")
+        self.optimizer = checked(name, "optimizer", optimizer, optional(makes))
+        self.source = checked(name, "source", source, context_source())
+        self.warm_up = checked(name, "warm_up", warm_up, whole(0, MOST_BATCHES))
 
 
 __all__ = ["SyntheticInputs"]

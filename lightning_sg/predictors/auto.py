@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_sg.arguments import checked, instance, optional
 from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
 from lightning_sg.predictors.direct import LinearPredictor, MLPPredictor
 from lightning_sg.predictors.loss_model import LossModelArguments, LossModelPredictor
-from lightning_sg.predictors.tasks import tasks_of
+from lightning_sg.predictors.tasks import CLASSES, tasks_of
 from lightning_sg.predictors.view import place_of
 
 #: The options of :class:`~lightning_sg.LossModelPredictor` for each form of task, see :func:`form_of`.
@@ -59,17 +60,20 @@ class AutoPredictor(GradientPredictor):
             ``{"hidden": 256}``.
 
     Raises:
+        TypeError: If an argument is of another type.
         ValueError: If there is no such option, or it is out of range.
     """
 
     def __init__(self, classes: int | dict[str, int] | None = None, options: LossModelArguments | None = None) -> None:
         super().__init__()
-        self.classes = classes
+        self.classes = checked("AutoPredictor", "classes", classes, CLASSES)
+        named = optional(instance(Mapping, words="a dict of arguments of LossModelPredictor"))
+        options = checked("AutoPredictor", "options", options, named)
         self.options: dict[str, Any] = {**(options or {})}
         try:
             LossModelPredictor(**self.options)
-        except TypeError as error:
-            raise ValueError(f"AutoPredictor: options are those of LossModelPredictor. {error}") from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"AutoPredictor(options=...): options are those of LossModelPredictor. {error}") from error
         self.chosen: GradientPredictor | None = None
         self._of_state = False
         self._choice = "not chosen yet: the first batch decides"

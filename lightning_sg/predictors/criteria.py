@@ -35,16 +35,6 @@ class Criterion(Protocol):
         """Returns ``(N,)`` for outputs ``(N, K)``, ``(N, T, K)`` or ``(N, H, W, K)``."""
 
 
-def check_kind(kind: str) -> None:
-    """Checks the name of a loss.
-
-    Raises:
-        ValueError: If ``kind`` is not one of :data:`Kind`.
-    """
-    if kind not in get_args(Kind):
-        raise ValueError(f"losses must be among {', '.join(get_args(Kind))}, not '{kind}'.")
-
-
 @dataclass(frozen=True)
 class LabelLoss:
     """Cross-entropy that weights positions and cells as the model's own loss does.
@@ -228,7 +218,6 @@ __all__ = [
     "LabelLoss",
     "NumberLoss",
     "by_sample",
-    "check_kind",
     "grid",
     "kind_of",
 ]

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_sg.arguments import checked, flag
 from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
 from lightning_sg.predictors.features import (
     beside,
@@ -15,8 +16,8 @@ from lightning_sg.predictors.features import (
     join_rows,
     split_rows,
 )
-from lightning_sg.predictors.layers import zero_ended
-from lightning_sg.predictors.normalize import InputScale, Normalization
+from lightning_sg.predictors.layers import DEPTH, WIDTH, zero_ended
+from lightning_sg.predictors.normalize import NORMALIZATION, InputScale, Normalization
 
 
 class MLPPredictor(GradientPredictor):
@@ -33,6 +34,7 @@ class MLPPredictor(GradientPredictor):
         normalize: How the input is scaled, see :class:`~lightning_sg.predictors.normalize.InputScale`.
 
     Raises:
+        TypeError: If an option is of another type.
         ValueError: If an option is out of range.
     """
 
@@ -40,12 +42,11 @@ class MLPPredictor(GradientPredictor):
         self, hidden: int = 256, layers: int = 1, conditional: bool = True, normalize: Normalization = "layer"
     ) -> None:
         super().__init__()
-        if hidden < 1 or layers < 0:
-            raise ValueError(f"MLPPredictor needs hidden >= 1 and layers >= 0, not {hidden} and {layers}.")
-        self.hidden = hidden
-        self.layers = layers
-        self.conditional = conditional
-        self.scale = InputScale(normalize)
+        name = type(self).__name__
+        self.hidden = checked(name, "hidden", hidden, WIDTH)
+        self.layers = checked(name, "layers", layers, DEPTH)
+        self.conditional = checked(name, "conditional", conditional, flag())
+        self.scale = InputScale(checked(name, "normalize", normalize, NORMALIZATION))
         self.classes: int | None = None
 
     def build(self, activations: Gradients, context: Any, loss: LossInfo | None) -> None:
@@ -87,6 +88,7 @@ class LinearPredictor(MLPPredictor):
         normalize: How the input is scaled, see :class:`~lightning_sg.predictors.normalize.InputScale`.
 
     Raises:
+        TypeError: If an option is of another type.
         ValueError: If there is no such ``normalize``.
     """
 

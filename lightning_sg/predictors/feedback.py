@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_sg.arguments import checked, number
 from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo, TargetUse
 from lightning_sg.predictors.head_options import HeadOptions
 from lightning_sg.predictors.heads import Head
+from lightning_sg.predictors.layers import DEPTH, WIDTH
 from lightning_sg.predictors.loss_model import LossModelPredictor
-from lightning_sg.predictors.normalize import Normalization
+from lightning_sg.predictors.normalize import NORMALIZATION, Normalization
+from lightning_sg.predictors.tasks import CLASSES
 
 
 class FeedbackAlignment(GradientPredictor):
@@ -30,13 +33,14 @@ class FeedbackAlignment(GradientPredictor):
     Unlike every other predictor it does not start at zero: its feedback is random from the first step.
 
     Args:
-        scale: The length of ĝ relative to that of e.
+        scale: The length of ĝ relative to that of e, at most 1e6.
         hidden: The width of the readout's hidden layers.
         layers: The number of hidden layers; 0 makes the readout linear.
         normalize: How the readout's input is scaled.
         classes: The number of classes, if the model's own loss does not reveal it.
 
     Raises:
+        TypeError: If an option is of another type.
         ValueError: If an option is out of range.
     """
 
@@ -51,13 +55,12 @@ class FeedbackAlignment(GradientPredictor):
         classes: int | dict[str, int] | None = None,
     ) -> None:
         super().__init__()
-        if scale <= 0:
-            raise ValueError(f"FeedbackAlignment needs scale > 0, not {scale}.")
-        if hidden < 1 or layers < 0:
-            raise ValueError(f"FeedbackAlignment needs hidden >= 1 and layers >= 0, not {hidden} and {layers}.")
-        self.feedback_scale = scale
+        name = type(self).__name__
+        self.feedback_scale = checked(name, "scale", scale, number(above=0, most=1e6))
+        hidden, layers = checked(name, "hidden", hidden, WIDTH), checked(name, "layers", layers, DEPTH)
+        classes = checked(name, "classes", classes, CLASSES)
         # samples=0: the error of every class is fed back, so the softmax must be over all of them.
-        options = HeadOptions(normalize=normalize, samples=0)
+        options = HeadOptions(normalize=checked(name, "normalize", normalize, NORMALIZATION), samples=0)
         self.readout = LossModelPredictor(hidden, layers, classes=classes, head=options)
         self.feedback = nn.ParameterList()
 

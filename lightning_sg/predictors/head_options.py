@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lightning_sg.predictors.layers import HiddenNorm, check_hidden_norm
-from lightning_sg.predictors.normalize import Normalization, check_normalization
+from lightning_sg.arguments import MOST_FEATURES, check_fields, optional, whole
+from lightning_sg.predictors.layers import DEPTH, HIDDEN_NORM, WIDTH, HiddenNorm
+from lightning_sg.predictors.normalize import NORMALIZATION, Normalization
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class HeadOptions:
             LayerNorm, or ``"none"``.
 
     Raises:
+        TypeError: If an option is of another type.
         ValueError: If an option is out of range.
     """
 
@@ -38,15 +40,17 @@ class HeadOptions:
     hidden_norm: HiddenNorm = "batch"
 
     def __post_init__(self) -> None:
-        check_normalization(self.normalize)
-        check_hidden_norm(self.hidden_norm)
-        if self.conv_layers < 0 or self.conv_width < 1 or self.pooled_side < 1:
-            raise ValueError(
-                "HeadOptions needs conv_layers >= 0, conv_width >= 1 and pooled_side >= 1, "
-                f"not {self.conv_layers}, {self.conv_width} and {self.pooled_side}."
-            )
-        if min(self.rank or 0, self.samples or 0) < 0:
-            raise ValueError(f"HeadOptions needs rank >= 0 and samples >= 0, not {self.rank} and {self.samples}.")
+        check_fields(
+            "HeadOptions",
+            self,
+            normalize=NORMALIZATION,
+            rank=optional(whole(0, MOST_FEATURES)),
+            samples=optional(whole(0, MOST_FEATURES)),
+            conv_layers=DEPTH,
+            conv_width=WIDTH,
+            pooled_side=whole(1, 10_000),
+            hidden_norm=HIDDEN_NORM,
+        )
 
 
 __all__ = ["HeadOptions"]

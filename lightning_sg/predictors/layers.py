@@ -8,7 +8,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from lightning_sg.arguments import MOST_FEATURES, MOST_LAYERS, one_of, whole
+
 HiddenNorm = Literal["batch", "layer", "none"]
+
+# What the options of a predictor's layers may be.
+WIDTH = whole(1, MOST_FEATURES)
+DEPTH = whole(0, MOST_LAYERS)
+HIDDEN_NORM = one_of(*get_args(HiddenNorm))
 
 
 class RowBatchNorm(nn.BatchNorm1d):
@@ -47,16 +54,6 @@ class RowBatchNorm(nn.BatchNorm1d):
         assert mean is not None
         assert variance is not None
         return (rows - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
-
-
-def check_hidden_norm(kind: str) -> None:
-    """Checks the name of a normalization of hidden layers.
-
-    Raises:
-        ValueError: If ``kind`` is not one of :data:`HiddenNorm`.
-    """
-    if kind not in get_args(HiddenNorm):
-        raise ValueError(f"hidden_norm must be 'batch', 'layer' or 'none', not '{kind}'.")
 
 
 def zero_ended(
@@ -108,4 +105,4 @@ def convolutions(channels: int, width: int, layers: int, stride: int, norm: Hidd
     return nn.Sequential(*parts)
 
 
-__all__ = ["HiddenNorm", "RowBatchNorm", "check_hidden_norm", "convolutions", "zero_ended"]
+__all__ = ["DEPTH", "HIDDEN_NORM", "WIDTH", "HiddenNorm", "RowBatchNorm", "convolutions", "zero_ended"]

@@ -26,6 +26,7 @@ class LocalLoss(LossModelPredictor):
         tasks: The losses and weights of several tasks.
 
     Raises:
+        TypeError: If an option is of another type.
         ValueError: If an option is out of range, or options exclude each other.
     """
 

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_sg.arguments import checked, instance, one_of, optional
 from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo, TargetUse
 from lightning_sg.predictors.head_options import HeadOptions
 from lightning_sg.predictors.heads import Head, HeadFactory
+from lightning_sg.predictors.layers import DEPTH, WIDTH
 from lightning_sg.predictors.matching import Matching
 from lightning_sg.predictors.own_loss import OwnLoss
-from lightning_sg.predictors.tasks import Tasks, loss_of_task, tasks_of
+from lightning_sg.predictors.tasks import CLASSES, Tasks, loss_of_task, tasks_of
 
 Objective = Literal["loss", "gradient", "both"]
 
@@ -68,6 +70,7 @@ class LossModelPredictor(GradientPredictor):
         tasks: The losses and weights of several tasks.
 
     Raises:
+        TypeError: If an option is of another type.
         ValueError: If an option is out of range, or options exclude each other.
     """
 
@@ -84,10 +87,13 @@ class LossModelPredictor(GradientPredictor):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        if hidden < 1 or layers < 0:
-            raise ValueError(f"{name} needs hidden >= 1 and layers >= 0, not {hidden} and {layers}.")
-        if objective not in get_args(Objective):
-            raise ValueError(f"{name}: objective must be 'loss', 'gradient' or 'both', not '{objective}'.")
+        hidden, layers = checked(name, "hidden", hidden, WIDTH), checked(name, "layers", layers, DEPTH)
+        objective = checked(name, "objective", objective, one_of(*get_args(Objective)))
+        matching = checked(name, "matching", matching, instance(Matching))
+        classes = checked(name, "classes", classes, CLASSES)
+        head = checked(name, "head", head, instance(HeadOptions))
+        own_loss = checked(name, "own_loss", own_loss, optional(instance(OwnLoss)))
+        tasks = checked(name, "tasks", tasks, instance(Tasks))
         if own_loss is not None and (classes or tasks != Tasks()):
             raise ValueError(f"{name}: own_loss replaces classes and tasks. Remove them, or remove own_loss.")
         self.objective = objective

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from lightning_sg.arguments import check_fields, flag, number, one_of
 from lightning_sg.predictors.base import Gradients
 from lightning_sg.predictors.norms import at_least_a_tenth, relative_error, squared_error, squared_norm, usual_square
 
@@ -26,7 +27,8 @@ class Matching:
             size, or ``"cosine"``, which ignores size; see :func:`gradient_error`.
 
     Raises:
-        ValueError: If there is no such measure.
+        TypeError: If an argument is of another type.
+        ValueError: If ``weight`` is out of range, or there is no such measure.
     """
 
     weight: float = 0.5
@@ -34,8 +36,8 @@ class Matching:
     measure: Measure = "normalized"
 
     def __post_init__(self) -> None:
-        if self.measure not in get_args(Measure):
-            raise ValueError(f"Matching: measure must be 'l2', 'cosine' or 'normalized', not '{self.measure}'.")
+        measures = one_of(*get_args(Measure))
+        check_fields("Matching", self, weight=number(least=0, most=1e6), between=flag(), measure=measures)
 
     def error(self, predictions: Gradients, targets: Gradients, rms: Tensor | None) -> Tensor:
         """The gradient error by this :attr:`measure`; see :func:`gradient_error`."""

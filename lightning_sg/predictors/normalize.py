@@ -8,19 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_sg.arguments import checked, one_of
+
 Normalization = Literal["scale", "layer", "none"]
+NORMALIZATION = one_of(*get_args(Normalization))
 
 _MEMORY = 0.99
-
-
-def check_normalization(kind: str) -> None:
-    """Checks the name of an input scale.
-
-    Raises:
-        ValueError: If ``kind`` is not one of :data:`Normalization`.
-    """
-    if kind not in get_args(Normalization):
-        raise ValueError(f"normalize must be 'scale', 'layer' or 'none', not '{kind}'.")
 
 
 class InputScale(nn.Module):
@@ -39,8 +32,7 @@ class InputScale(nn.Module):
 
     def __init__(self, kind: Normalization) -> None:
         super().__init__()
-        check_normalization(kind)
-        self.kind = kind
+        self.kind = checked("InputScale", "kind", kind, NORMALIZATION)
         self.register_buffer("square", torch.zeros(()))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -58,4 +50,4 @@ class InputScale(nn.Module):
         self.square.copy_(torch.where(self.square == 0, now, _MEMORY * self.square + (1 - _MEMORY) * now))
 
 
-__all__ = ["InputScale", "Normalization", "check_normalization"]
+__all__ = ["NORMALIZATION", "InputScale", "Normalization"]

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_sg.arguments import MOST_FEATURES, check_fields, function, whole
 from lightning_sg.predictors.resize import resize
 from lightning_sg.predictors.view import Place
 
@@ -24,17 +25,16 @@ class OwnLoss:
         outputs: The number K of outputs that the head has.
 
     Raises:
-        ValueError: If ``function`` cannot be called, or ``outputs`` is below 1.
+        TypeError: If ``function`` cannot be called, or ``outputs`` is no whole number.
+        ValueError: If ``outputs`` is out of range.
     """
 
     function: Callable[[Tensor, Any], Any]  # jsonargparse would take a result type `Tensor` for a class to instantiate
     outputs: int
 
     def __post_init__(self) -> None:
-        if not callable(self.function):
-            raise ValueError(f"OwnLoss: function must be a function of (outputs, context), not {self.function!r}.")
-        if self.outputs < 1:
-            raise ValueError(f"OwnLoss needs outputs >= 1, not {self.outputs}.")
+        takes = function("a function of (outputs, context)")
+        check_fields("OwnLoss", self, function=takes, outputs=whole(1, MOST_FEATURES))
 
 
 @dataclass(frozen=True)

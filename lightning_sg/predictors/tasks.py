@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
+from lightning_sg.arguments import MOST_FEATURES, by_name, check_fields, either, number, one_of, optional, whole
 from lightning_sg.predictors.base import LossInfo
-from lightning_sg.predictors.criteria import Kind, check_kind
+from lightning_sg.predictors.criteria import Kind
 from lightning_sg.predictors.features import is_label
+
+# What an argument ``classes`` may be.
+CLASSES = optional(either(whole(1, MOST_FEATURES), by_name(whole(1, MOST_FEATURES), "a dict of such numbers by task")))
 
 
 @dataclass(frozen=True)
@@ -21,18 +25,20 @@ class Tasks:
         losses: The loss of each task: ``"cross_entropy"``, ``"binary_cross_entropy"``, ``"mse"``, ``"l1"``,
             ``"smooth_l1"`` or ``"huber"``. Only the entries named here are used. By default all tensors are, each with
             the loss that suits its dtype.
-        weights: The weight of each task's loss; 1 for tasks not named.
+        weights: The weight of each task's loss, 0 to 1e6; 1 for tasks not named.
 
     Raises:
-        ValueError: If there is no such loss.
+        TypeError: If an argument is no dict by name.
+        ValueError: If there is no such loss, or a weight is out of range.
     """
 
     losses: dict[str, Kind] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for kind in self.losses.values():
-            check_kind(kind)
+        losses = by_name(one_of(*get_args(Kind)), f"among {', '.join(get_args(Kind))}, by task")
+        weights = by_name(number(least=0, most=1e6), "a dict of finite numbers by task")
+        check_fields("Tasks", self, losses=losses, weights=weights)
 
 
 def tasks_of(context: Any, named: Collection[str] | None = None) -> dict[str, Tensor]:
@@ -78,4 +84,4 @@ def loss_of_task(name: str, tasks: Mapping[str, Tensor], loss: LossInfo | None) 
     return loss if loss.kind == "cross_entropy" and labels == [name] else None
 
 
-__all__ = ["Tasks", "loss_of_task", "tasks_of"]
+__all__ = ["CLASSES", "Tasks", "loss_of_task", "tasks_of"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lightning_sg.arguments import check_fields, number, whole
+
 
 @dataclass(frozen=True)
 class ThroughTime:
@@ -19,12 +21,14 @@ class ThroughTime:
         scale: γ, the factor on the synthetic gradient of a state; 0.1 as in Jaderberg et al. 2017. It does not apply to
             messages, because no message depends on an earlier one.
         trace_decay: λ, 0 to 1.
-        chunks: How many chunks learn from each target. With ``trace_decay=1``, n chunks give the n-step target.
+        chunks: How many chunks learn from each target, at most 10,000. With ``trace_decay=1``, n chunks give the n-step
+            target.
         auxiliary: Weight of the auxiliary task of Jaderberg et al. 2017: a second predictor predicts the synthetic
             gradient at the end of a chunk from the state at its start, and the gradient of its loss is added to the
             target. 0 for none; with 1, predicting zero costs as much as a loss of 1.
 
     Raises:
+        TypeError: If an argument is of another type.
         ValueError: If a value is out of range.
     """
 
@@ -34,11 +38,14 @@ class ThroughTime:
     auxiliary: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (0 < self.scale <= 1 and 0 <= self.trace_decay <= 1 and self.chunks >= 1 and self.auxiliary >= 0):
-            raise ValueError(
-                "ThroughTime needs 0 < scale <= 1, 0 <= trace_decay <= 1, chunks >= 1 and auxiliary >= 0, not "
-                f"{self.scale}, {self.trace_decay}, {self.chunks} and {self.auxiliary}."
-            )
+        check_fields(
+            "ThroughTime",
+            self,
+            scale=number(above=0, most=1),
+            trace_decay=number(least=0, most=1),
+            chunks=whole(1, 10_000),
+            auxiliary=number(least=0, most=1e6),
+        )
 
 
 __all__ = ["ThroughTime"]

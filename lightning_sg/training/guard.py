@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_sg.arguments import MOST_BATCHES, checked, either, instance, number, one_of, optional, whole
 from lightning_sg.predictors.base import GradientPredictor
 
 
@@ -25,13 +26,14 @@ class AlignmentGuard:
         threshold: The smallest mean cosine that is trusted, -1 to 1. By default 0: only predictions that point away
             from the target are refused. For states that are carried through time the default is -0.2: the future is
             uncertain, and cosines are so small that their mean falls below zero by chance now and then.
-        margin: How far the mean must rise above the threshold before predictions are used again.
+        margin: How far the mean must rise above the threshold before predictions are used again, 0 to 2.
         patience: The number of batches to learn from before the guard judges.
         fallback: What the stage gets instead: ``"zero"`` (no gradient, as if detached), ``"couple"`` (the target, for
             which the stage then waits), or a predictor such as ``LocalLoss()``, which learns while it is in use.
 
     Raises:
-        ValueError: For a threshold or a margin out of range, or an unknown fallback.
+        TypeError: If an argument is of another type.
+        ValueError: If a number is out of range, or there is no such fallback.
     """
 
     def __init__(
@@ -41,20 +43,14 @@ class AlignmentGuard:
         patience: int = 50,
         fallback: Literal["zero", "couple"] | GradientPredictor = "zero",
     ) -> None:
+        name = type(self).__name__
         self._by_default = threshold is None
-        if threshold is None:
-            threshold = 0.0
-        if not -1 <= threshold < 1 or margin < 0 or patience < 1:
-            raise ValueError(
-                f"AlignmentGuard needs -1 <= threshold < 1, margin >= 0 and patience >= 1, not {threshold}, {margin} "
-                f"and {patience}."
-            )
-        if fallback not in ("zero", "couple") and not isinstance(fallback, GradientPredictor):
-            raise ValueError(f"fallback must be 'zero', 'couple' or a predictor, not {fallback!r}.")
-        self.threshold = threshold
-        self.margin = margin
-        self.patience = patience
-        self.fallback = fallback
+        threshold = checked(name, "threshold", threshold, optional(number(least=-1, below=1)))
+        self.threshold = 0.0 if threshold is None else threshold
+        self.margin = checked(name, "margin", margin, number(least=0, most=2))
+        self.patience = checked(name, "patience", patience, whole(1, MOST_BATCHES))
+        instead = either(one_of("zero", "couple"), instance(GradientPredictor))
+        self.fallback = checked(name, "fallback", fallback, instead)
 
     def of_state(self) -> AlignmentGuard:
         """The guard for a state that is carried through time: with another default threshold."""

@@ -80,7 +80,7 @@ def test_lightning_counts_chunks_as_batches(known: bool) -> None:
 def test_what_has_no_time_steps_and_bad_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="no time steps"):
         list(Chunks([torch.zeros(3)], 2))
-    with pytest.raises(ValueError, match="1 or more"):
+    with pytest.raises(ValueError, match="length must be a whole number from 1"):
         Chunks([], 0)
 
 

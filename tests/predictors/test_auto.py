@@ -135,7 +135,11 @@ def test_an_objective_of_the_users_has_the_exact_targets_that_it_uses(objective:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"hiden": 9}, "options are those of LossModelPredictor"), ({"hidden": 0}, "hidden >= 1")]
+    ("options", "message"),
+    [
+        ({"hiden": 9}, "options are those of LossModelPredictor"),
+        ({"hidden": 0}, "hidden must be a whole number from 1"),
+    ],
 )
 def test_options_that_there_are_not_are_refused_at_once(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

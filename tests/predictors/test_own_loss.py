@@ -74,8 +74,8 @@ def test_a_loss_of_the_users_is_given_by_its_import_path() -> None:
     [
         ({"function": own_loss}, TypeError, "outputs"),
         ({"outputs": 3}, TypeError, "function"),
-        ({"function": own_loss, "outputs": 0}, ValueError, "outputs >= 1"),
-        ({"function": 3, "outputs": 3}, ValueError, "must be a function"),
+        ({"function": own_loss, "outputs": 0}, ValueError, "outputs must be a whole number from 1"),
+        ({"function": 3, "outputs": 3}, TypeError, "must be a function"),
     ],
 )
 def test_an_own_loss_needs_a_function_and_outputs(arguments: Any, error: Any, message: str) -> None:

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_sg.arguments import checked, whole
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.files import write_atomically, write_text_atomically
 from lightning_sg.profiling import KINDS, LIGHTNING
@@ -54,8 +55,15 @@ def parser() -> argparse.ArgumentParser:
         "prints where its time went.",
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder with the trace files")
-    parser.add_argument("--batches", type=int, default=8, help="how many batches to draw (default: 8)")
+    parser.add_argument("--batches", type=_batches, default=8, help="how many batches to draw (default: 8)")
     return parser
+
+
+def _batches(value: str) -> int:
+    try:
+        return checked("timeline", "--batches", int(value), whole(1, 100_000))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 to 100,000, not {value!r}") from error
 
 
 def read(folder: Path) -> dict[str, list[Span]]:

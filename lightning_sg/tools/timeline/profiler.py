@@ -11,6 +11,7 @@ from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_sg.arguments import MOST_BATCHES, checked, optional, path, text, whole
 from lightning_sg.files import write_text_atomically
 from lightning_sg.profiling import BATCH
 from lightning_sg.tools.timeline.chrome import events_of, trace_text
@@ -30,20 +31,21 @@ class Timeline(Profiler):
         dirpath: The folder to write to; by default the logger's, or the trainer's ``default_root_dir``.
         filename: Part of the names of the files.
         skip: The number of training batches before the window. The first ones are slow.
-        batches: The number of training batches in the window.
+        batches: The number of training batches in the window, at most 100,000.
 
     Raises:
-        ValueError: If ``skip`` is negative or ``batches`` is not positive.
+        TypeError: If an argument is of another type.
+        ValueError: If a number is out of range, or a path or name is empty.
     """
 
     def __init__(
         self, dirpath: str | Path | None = None, filename: str = "timeline", skip: int = 10, batches: int = 30
     ) -> None:
         super().__init__(dirpath=dirpath, filename=filename)
-        if skip < 0 or batches < 1:
-            raise ValueError(f"Timeline needs skip >= 0 and batches >= 1, not {skip} and {batches}.")
-        self.skip = skip
-        self.batches = batches
+        checked("Timeline", "dirpath", dirpath, optional(path()))
+        checked("Timeline", "filename", filename, text())
+        self.skip = checked("Timeline", "skip", skip, whole(0, MOST_BATCHES))
+        self.batches = checked("Timeline", "batches", batches, whole(1, 100_000))
         self.spans: list[Span] = []
         self._seen = 0
         self._open: list[tuple[str, float]] = []
