@@ -8,8 +8,16 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import CPUAccelerator
 
-from lightning_sg import PredictorTraining, SyntheticGradients, SyntheticGradientStrategy, ZeroPredictor
+from lightning_sg import (
+    PredictorTraining,
+    SyntheticGradients,
+    SyntheticGradientsError,
+    SyntheticGradientStrategy,
+    ZeroPredictor,
+)
 from tests.cut import is_cut
 from tests.models import FEATURES, Classifier, assert_same_state, loader, make_trainer, state_of
 from tests.ranks import run_ranks
@@ -70,3 +78,52 @@ def test_a_callback_from_a_split_run_serves_in_one_process_again() -> None:
 def test_an_unknown_wire_is_refused() -> None:
     with pytest.raises(ValueError, match=r"wire must be 'full', 'bf16' or 'int8', not 'int4'"):
         SyntheticGradientStrategy(wire="int4")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_one_trainer_after_another_takes_the_same_strategy(devices: int) -> None:
+    def fitted(strategies: list[SyntheticGradientStrategy], **first: Any) -> dict[str, torch.Tensor]:
+        pl.seed_everything(5, verbose=False)
+        module = Two()
+        for strategy, more in zip(strategies, (first, {"precision": "32-true"})):
+            trainer = make_trainer(strategy=strategy, devices=devices, max_epochs=1, **more)
+            trainer.fit(module, loader(shuffle=False))
+            trainer.validate(module, loader(), verbose=False)
+            assert trainer.precision == more["precision"]
+        return state_of(module)
+
+    def work() -> Any:
+        strategy = SyntheticGradientStrategy(timeout=20.0)
+        again = fitted([strategy, strategy], precision="bf16-mixed")
+        return again, fitted([SyntheticGradientStrategy(timeout=20.0) for _ in range(2)], precision="bf16-mixed")
+
+    for again, fresh in run_ranks(devices, work) if devices > 1 else [work()]:
+        assert_same_state(again, fresh, exact=True)
+
+
+def test_the_next_trainer_may_have_other_devices_than_the_last() -> None:
+    strategy = SyntheticGradientStrategy()
+    first = make_trainer(strategy=strategy, accelerator="cpu", devices=2)
+    assert first.num_devices == 2
+    assert make_trainer(strategy=strategy, accelerator="cpu", devices=1).num_devices == 1
+    assert make_trainer(strategy=strategy, accelerator="cpu", devices=3).num_devices == 3
+
+
+def test_what_the_user_gives_the_strategy_stays_with_it() -> None:
+    devices = [torch.device("cpu"), torch.device("cpu")]
+    strategy = SyntheticGradientStrategy(parallel_devices=devices)
+    for _ in range(3):
+        assert make_trainer(strategy=strategy, accelerator="cpu", devices=2).strategy.parallel_devices == devices
+    given = SyntheticGradientStrategy(accelerator=CPUAccelerator())
+    for _ in range(2):
+        with pytest.raises(MisconfigurationException, match="both strategy class and accelerator flag"):
+            make_trainer(strategy=given, accelerator="cpu")
+        assert make_trainer(strategy=given, accelerator="auto").accelerator is given.accelerator
+
+
+def test_a_trainer_whose_strategy_another_has_taken_says_so() -> None:
+    strategy = SyntheticGradientStrategy()
+    first, second = (make_trainer(strategy=strategy, max_epochs=1) for _ in range(2))
+    with pytest.raises(SyntheticGradientsError, match="given to another Trainer after this one"):
+        first.fit(Two(), loader())
+    second.fit(Two(), loader())

@@ -11,7 +11,9 @@ from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import ParallelStrategy
 
+from lightning_sg._compat import belongs_to
 from lightning_sg.arguments import checked, instance, listed, optional
+from lightning_sg.errors import SyntheticGradientsError
 
 # What Lightning's own arguments may be.
 _OPTIONS = {
@@ -71,6 +73,22 @@ class ReusableStrategy(ParallelStrategy, ABC):
     @_accelerator.setter
     def _accelerator(self, accelerator: Accelerator | None) -> None:
         self._given_accelerator = accelerator
+
+    def setup_environment(self) -> None:
+        """Refuses a Trainer from which another has taken the strategy.
+
+        Raises:
+            SyntheticGradientsError: If one has.
+        """
+        assert self.lightning_module is not None
+        if not belongs_to(self, self.lightning_module.trainer):
+            name = type(self).__name__
+            raise SyntheticGradientsError(
+                f"This {name} was given to another Trainer after this one, and has that one's devices and precision. "
+                f"Trainers that are used in turns each need a {name} of their own; one that is made when the last is "
+                "done may have the same."
+            )
+        super().setup_environment()
 
     def leave_trainer(self) -> None:
         """Another Trainer takes the strategy."""
