@@ -6,6 +6,8 @@ release moves one.
 
 from __future__ import annotations
 
+import torch
+
 # Lightning has no public way for a strategy to choose its launcher or to open the process group.
 from lightning.fabric.utilities.distributed import (
     _get_default_process_group_backend_for_device as default_process_group_backend,
@@ -23,6 +25,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 # Tells DistributedDataParallel after the forward pass that the coming backward pass shall average gradients.
 from lightning.pytorch.overrides.distributed import prepare_for_backward
+from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.strategies.launchers.multiprocessing import (
     _MultiProcessingLauncher as MultiProcessingLauncher,
 )
@@ -77,6 +80,16 @@ def logs_now(trainer: Trainer) -> bool:
     return trainer._logger_connector.should_update_logs
 
 
+def belongs_to(strategy: ParallelStrategy, trainer: Trainer) -> bool:
+    """Whether ``trainer`` is the last that took ``strategy``. A Trainer keeps its own accelerator only in there."""
+    return trainer._accelerator_connector.accelerator is strategy.accelerator
+
+
+def goes_backward() -> bool:
+    """Whether autograd runs a backward pass in this thread, so that a forward pass recomputes activations."""
+    return torch._C._current_graph_task_id() != -1
+
+
 # torch raises these when code reads a value of a fake tensor.
 DATA_DEPENDENT_ERRORS: tuple[type[BaseException], ...] = (
     DataDependentOutputException,
@@ -93,9 +106,11 @@ __all__ = [
     "SubprocessScriptLauncher",
     "TCPStore",
     "TorchDispatchMode",
+    "belongs_to",
     "default_process_group_backend",
     "default_store",
     "enable_python_dispatcher",
+    "goes_backward",
     "init_dist_connection",
     "logs_now",
     "optimizers_to_device",

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_sg._compat import tree_flatten, tree_unflatten
 from lightning_sg.errors import BoundaryError
+from lightning_sg.gradient_flow import Blocked, blocked, refuse_recomputation
 
 # Takes the tensors that reach a boundary and returns the tensors that the next stage uses.
 Crossing = Callable[[list[Tensor]], list[Tensor]]
@@ -56,11 +57,13 @@ class Site:
     Attributes:
         name: Its name in the module.
         crossed: Whether the current step has reached it.
+        blocked: Why no gradient flows back through it in the current step, if it was reached.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.crossed = False
+        self.blocked: Blocked | None = None
         self._crossing: Crossing | None = None
         self._without_gradient = True
 
@@ -73,7 +76,7 @@ class Site:
         """
         self._crossing = crossing
         self._without_gradient = without_gradient
-        self.crossed = False
+        self.crossed, self.blocked = False, None
 
     def close(self) -> None:
         """Ends the step: makes the boundary the identity."""
@@ -83,9 +86,15 @@ class Site:
         """Applies the current step's crossing to all tensors in ``value``.
 
         Raises:
-            BoundaryError: If one step reaches the boundary twice, or ``value`` contains no tensor.
+            BoundaryError: If one step reaches the boundary twice, also by recomputation in its backward pass, or
+                ``value`` contains no tensor.
         """
-        if self._crossing is None or not (self._without_gradient or torch.is_grad_enabled()):
+        if self._crossing is None:
+            return value
+        refuse_recomputation(self.name)
+        if not (self._without_gradient or torch.is_grad_enabled()):
+            if not self.crossed:
+                self.blocked = blocked(())
             return value
         if self.crossed:
             raise BoundaryError(
@@ -98,7 +107,9 @@ class Site:
         places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         if not places:
             raise BoundaryError(f"Boundary '{self.name}' was given no tensor, but {type(value).__name__}.")
-        for place, tensor in zip(places, self._crossing([leaves[place] for place in places])):
+        tensors = [leaves[place] for place in places]
+        self.blocked = blocked(tensors)
+        for place, tensor in zip(places, self._crossing(tensors)):
             leaves[place] = tensor
         return tree_unflatten(leaves, structure)
 

@@ -154,9 +154,17 @@ class SyntheticGradients(Callback):
             self.cut(trainer, pl_module)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Cuts a module that was made in ``configure_model``."""
+        """Cuts a module that was made in ``configure_model``; warns if there is no boundary to decouple anything."""
         if not self._installed:
             self.cut(trainer, pl_module)
+        if not (self.session.all_trainers or self.settings.automatic or self._runtime.ownership.split):
+            given = "has no boundary" if self.settings.names is None else "is given none (boundaries=[])"
+            rank_zero_warn(
+                f"{type(pl_module).__name__} {given}, so SyntheticGradients does nothing: this is plain "
+                "backpropagation. Put `lightning_sg.Boundary()` into the model, name the submodules to cut after "
+                "(SyntheticGradients(boundaries=[...])), or leave it to strategy='synthetic_gradients' with several "
+                "devices (SyntheticGradients(boundaries='auto'))."
+            )
 
     def cut(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Session:
         """Cuts the module: in :meth:`setup`, once it has its submodules, or when it is known where.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_sg.errors import PartitionError
 from lightning_sg.ownership import Ownership, OwnsAll
-from lightning_sg.partition.checks import check_cuts, check_trainable
+from lightning_sg.partition.checks import check_cuts, check_gradients, check_trainable
 from lightning_sg.partition.step import call_training_step, trace_step
 from lightning_sg.partition.trace import Trace
 from lightning_sg.session import Session
@@ -139,7 +139,7 @@ def _checked_trace(session: Session, trainer: pl.Trainer, batch: Any, batch_idx:
     """Traces one step: is every boundary reached, and does nothing go around it?
 
     Raises:
-        BoundaryError: If a boundary is not reached or an activation goes around it.
+        BoundaryError: If a boundary is not reached, an activation goes around it, or no gradient flows back.
         PartitionError: If a stage has nothing to train.
     """
     module = session.module
@@ -161,6 +161,7 @@ def _checked_trace(session: Session, trainer: pl.Trainer, batch: Any, batch_idx:
         )
     check_cuts(trace, split=False)
     check_trainable(module, trace)
+    check_gradients(module, trace)
     return trace
 
 

@@ -25,6 +25,7 @@ from lightning_sg.inputs.crossing import PredictedInputs
 from lightning_sg.inputs.record import ActivationsAtHand
 from lightning_sg.ownership import Ownership, OwnsAll
 from lightning_sg.partition.trace import Trace
+from lightning_sg.partition.watch import GradientWatch
 from lightning_sg.plain import plain
 from lightning_sg.predictors import GradientPredictor, MLPPredictor
 from lightning_sg.recurrent.auxiliary import Auxiliary
@@ -56,6 +57,7 @@ class Session:
         updates: Which stages are updated at a step.
         exact: When exact gradients travel, and what they correct.
         trace: What a traced training step showed, once there was one.
+        flow: Notices boundaries through which gradients no longer flow.
         batches: How many training batches there were.
         batch: The training batch that is going on, or ``None`` between two.
         exact_pass: What the exact pass of that batch found, if it had one here.
@@ -87,6 +89,7 @@ class Session:
         self.boundaries = Boundaries(module, names)
         self.ownership = ownership or OwnsAll()
         self.trace: Trace | None = None
+        self.flow = GradientWatch(module)
         self.batches = 0
         self.batch: BatchContext | None = None
         self.exact_pass: ExactPass | None = None
@@ -287,8 +290,13 @@ class Session:
         self.exact.hold(number, gradients, self.ownership.holds)
 
     def end_batch(self) -> None:
-        """The training batch is over: counts it, and lets go of what belongs to it."""
+        """The training batch is over: counts it, and lets go of what belongs to it.
+
+        Raises:
+            BoundaryError: If no gradient has ever flowed back through a boundary to a stage that is to train.
+        """
         if self.batch is not None:
+            self.flow.check(self.boundaries.sites, self.trace, self.ownership.owns, self.batches)
             self.batches += 1
         self._drop_batch()
 

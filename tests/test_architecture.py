@@ -20,6 +20,7 @@ PACKAGE = "lightning_sg"
 #: module out of its folder. A module may import what is in its row or below.
 LAYERS = (
     ("errors", "arguments", "_compat", "profiling", "rng", "files", "plain", "objects"),
+    ("gradient_flow",),
     ("batch", "boundary", "time_boundary"),
     ("replicas",),
     ("predictors", "rules", "options"),

@@ -72,6 +72,8 @@ def test_every_symbol_of_the_compat_module_has_its_row_here() -> None:
     rows = {ours: getattr(importlib.import_module(module), theirs) for ours, module, theirs in SYMBOLS if ours}
     assert set(compat.__all__) == rows.keys() | {
         "DATA_DEPENDENT_ERRORS",
+        "belongs_to",
+        "goes_backward",
         "logs_now",
         "saves_at_step",
         "set_rank_zero",
@@ -285,3 +287,43 @@ def test_the_operation_counter_counts_what_a_matrix_product_and_its_gradient_tak
     with OperationCounter() as backward:
         torch.autograd.grad(y.sum(), w)
     assert forward.flops == backward.flops == 2 * 5 * 3 * 4
+
+
+def test_a_trainer_asks_its_strategy_for_the_accelerator_and_keeps_its_own(compat: Any) -> None:
+    class Asked(DDPStrategy):
+        asked = 0
+
+        @property
+        def _accelerator(self) -> Any:
+            type(self).asked += 1
+            return None
+
+        @_accelerator.setter
+        def _accelerator(self, value: Any) -> None:
+            pass
+
+        accelerator = None
+
+    strategy = Asked()
+    trainer = make_trainer(strategy=strategy)
+    assert Asked.asked == 1
+    assert compat.belongs_to(strategy, trainer)
+    assert not compat.belongs_to(strategy, make_trainer())
+
+
+def test_a_forward_pass_in_a_backward_pass_is_known(compat: Any) -> None:
+    class Recomputes(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            seen.append(compat.goes_backward())
+            return gradient
+
+    seen: list[bool] = []
+    x = torch.ones(2, requires_grad=True)
+    Recomputes.apply(x).sum().backward()
+    assert seen == [True]
+    assert not compat.goes_backward()

@@ -23,7 +23,7 @@ from lightning_sg.distributed.program import SharedBuffers, StageProgram
 from lightning_sg.distributed.stage import Stage
 from lightning_sg.distributed.tied import NoTiedWeights, SharedWeights, TiedWeights
 from lightning_sg.errors import SyntheticGradientsError
-from lightning_sg.partition.checks import check_cuts, check_trainable
+from lightning_sg.partition.checks import check_cuts, check_gradients, check_trainable
 from lightning_sg.partition.fakes import FakeOutputs, FakeTensors, remote_blocks
 from lightning_sg.partition.paging import PagedParameters
 from lightning_sg.partition.placement import Placement, assign, place
@@ -156,6 +156,7 @@ class StartUp:
         check_cuts(trace, split=True)
         if training:
             check_trainable(session.module, trace)
+            check_gradients(session.module, trace)
             session.accept(trace)
         return trace
 

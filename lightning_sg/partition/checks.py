@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from lightning_sg.errors import BoundaryError, PartitionError
+from lightning_sg.gradient_flow import Blocked, never_trains
 from lightning_sg.partition.trace import Trace
 
 
@@ -51,10 +52,7 @@ def check_trainable(module: nn.Module, trace: Trace) -> None:
     Raises:
         PartitionError: If a stage uses no parameter that requires a gradient.
     """
-    trained = set()
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            trained |= trace.uses.get(name, set())
+    trained = trained_stages(module, trace)
     for stage in range(trace.stages):
         unseen = stage == trace.stages - 1 and trace.cut_short is not None
         if stage not in trained and not unseen:
@@ -64,4 +62,23 @@ def check_trainable(module: nn.Module, trace: Trace) -> None:
             )
 
 
-__all__ = ["between", "check_cuts", "check_trainable"]
+def check_gradients(module: nn.Module, trace: Trace) -> None:
+    """Rejects boundaries through which no gradient flows back to parameters that are to train.
+
+    Raises:
+        BoundaryError: If there is one; the error says what stops the gradient.
+    """
+    trained = trained_stages(module, trace)
+    for stage, boundary in enumerate(trace.order):
+        why = trace.blocked.get(boundary)
+        if why is not None and (stage in trained or why is Blocked.CHECKPOINTED):
+            raise never_trains(boundary, why, between(trace.order, stage))
+
+
+def trained_stages(module: nn.Module, trace: Trace) -> set[int]:
+    """The stages that use a parameter which requires a gradient."""
+    named = module.named_parameters()
+    return {stage for name, parameter in named if parameter.requires_grad for stage in trace.uses.get(name, ())}
+
+
+__all__ = ["between", "check_cuts", "check_gradients", "check_trainable", "trained_stages"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lightning_sg.gradient_flow import Blocked
 from lightning_sg.predictors.base import LossInfo
 
 
@@ -41,6 +42,7 @@ class Trace:
         bytes: For each boundary, the total size of the tensors that cross it.
         flops: For each stage, the floating-point operations of its forward pass, as torch counts them.
         leaks: Activations that go around a boundary.
+        blocked: For each boundary through which no gradient flows back, why.
         times: For each boundary in time, the stages that write to it or read from it.
         loss: The model's own loss, or ``None`` if predictors do not know it.
         cut_short: Why the trace ended early, or ``None`` if it reached the end of the step. This happens only in the
@@ -54,6 +56,7 @@ class Trace:
     bytes: dict[str, int] = field(default_factory=dict)
     flops: list[int] = field(default_factory=list)
     leaks: list[Leak] = field(default_factory=list)
+    blocked: dict[str, Blocked] = field(default_factory=dict)
     times: dict[str, set[int]] = field(default_factory=dict)
     loss: LossInfo | None = None
     cut_short: str | None = None

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lightning_sg._compat import DATA_DEPENDENT_ERRORS, tree_leaves
 from lightning_sg.boundary import Crossing, Site
 from lightning_sg.errors import BoundaryError, PartitionError
+from lightning_sg.gradient_flow import Blocked, checkpointed, never_trains
 from lightning_sg.partition.fakes import is_fake
 from lightning_sg.partition.losses import loss_of_call
 from lightning_sg.partition.shadow import shadowed
@@ -53,7 +54,7 @@ class Tracer(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.trace = Trace()
-        self._sites = [site.name for site in sites]
+        self._sites = {site.name: site for site in sites}
         self._origin = origin
         self._counter = counter
         self._module_names = {id(child): name or type(module).__name__ for name, child in module.named_modules()}
@@ -140,6 +141,9 @@ class Tracer(TorchFunctionMode):
                 self._buffers_of(tensor)
             self._count_flops()
             self.trace.order.append(site.name)
+            why = Blocked.CHECKPOINTED if checkpointed() else site.blocked
+            if why is not None:
+                self.trace.blocked[site.name] = why
             self._crossing_now = True
             try:
                 self.trace.shapes[site.name] = [tuple(tensor.shape) for tensor in tensors if tensor.is_floating_point()]
@@ -218,10 +222,15 @@ class Tracer(TorchFunctionMode):
         """The finished trace.
 
         Raises:
-            BoundaryError: If the step did not reach every boundary.
+            BoundaryError: If the step did not reach every boundary, or one only without a gradient.
         """
         self._count_flops()
         missing = self._missing()
+        passed = next((name for name in missing if self._sites[name].blocked), None)
+        if passed is not None:
+            why = self._sites[passed].blocked
+            assert why is not None
+            raise never_trains(passed, why, "the stage before it")
         if missing:
             raise BoundaryError(
                 f"Boundary '{missing[0]}' was never reached in the step. Is the module called in `forward`? "

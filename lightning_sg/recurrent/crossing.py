@@ -14,6 +14,7 @@ from lightning_sg._compat import value_unchanged
 from lightning_sg.crossings.base import BatchContext
 from lightning_sg.crossings.inject import inject
 from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.gradient_flow import Blocked, blocked
 from lightning_sg.recurrent.auxiliary import Auxiliary
 from lightning_sg.recurrent.eligibility import EligibilityTrace
 from lightning_sg.recurrent.rows import choose, from_rows, spread, to_rows
@@ -62,6 +63,8 @@ class TimeCrossing:
         decays = settings.trace_decay > 0 and settings.chunks > 1 and state
         self.trace = EligibilityTrace(settings.scale * settings.trace_decay, settings.chunks) if decays else None
         self._discount = settings.scale if state else 1.0
+        self._is_state = state
+        self._told = False
         self._batch: BatchContext | None = None
         self._open = _Open()
 
@@ -75,6 +78,8 @@ class TimeCrossing:
     def wrote(self, written: Written) -> None:
         """Keeps what this step wrote until its loss is known."""
         self._open.new.append(written)
+        if not written.places and not self._told:
+            self._tell_of_detached(written)
 
     def reads(self, written: Written) -> None:
         """Hands out what was written as leaves, which collect the gradient."""
@@ -92,6 +97,19 @@ class TimeCrossing:
             written.step = None
             if self.trace is not None:
                 self.trace.clear()
+
+    def _tell_of_detached(self, written: Written) -> None:
+        """Warns, once, that no synthetic gradient can reach what wrote a value; a state may consist of counters."""
+        tensors = [leaf for leaf in written.leaves if isinstance(leaf, Tensor)]
+        why = blocked([leaf for leaf in tensors if leaf.is_floating_point()] if self._is_state else tensors)
+        if why is None or (self._is_state and why is Blocked.INTEGERS):
+            return
+        self._told = True
+        warnings.warn(
+            f"Boundary in time '{self.name}' {why.seen}: no synthetic gradient reaches what it carries. {why.advice}, "
+            "unless you mean it. This is said only once.",
+            stacklevel=2,
+        )
 
     # ------------------------------------------------------------------ the step
 
