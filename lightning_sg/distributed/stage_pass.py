@@ -90,7 +90,13 @@ class EvaluationPass:
     def _message(self, tensors: Sequence[Tensor], **what: Any) -> Activations:
         status = self._stage.status
         return Activations(
-            self._number, status.doing, tensors, fingerprint=self._fingerprint, ends=self._stage.stopping.ends, **what
+            self._number,
+            status.doing,
+            tensors,
+            fingerprint=self._fingerprint,
+            batches=status.batches,
+            ends=self._stage.stopping.ends,
+            **what,
         )
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
 
 from lightning_sg.errors import StageLostError, SyntheticGradientsError
 from lightning_sg.transport import ProcessGrid, Watch
@@ -15,6 +19,7 @@ class ProcessStatus:
     Attributes:
         name: Its name: "stage 1 (rank 0)".
         number: Counts its steps, training and evaluation together; -1 before the first.
+        batches: How many batches its data loader gives, for what it is doing; ``None`` if that is not known.
         failed: Whether it has told the others that it fails.
 
     Args:
@@ -25,6 +30,7 @@ class ProcessStatus:
     def __init__(self, grid: ProcessGrid, watch: Watch) -> None:
         self.name = f"process {grid.position} of {len(grid.ranks)} (rank {grid.rank})"
         self.number = -1
+        self.batches: int | None = None
         self.failed = False
         self._watch = watch
         self._timeout = grid.timeout
@@ -67,6 +73,28 @@ class ProcessStatus:
             ) from error
 
 
+def batches_of(trainer: pl.Trainer, step: str, loader: int) -> int | None:
+    """How many batches a data loader gives to a step.
+
+    Args:
+        trainer: The trainer.
+        step: ``"training_step"``, ``"validation_step"``, ``"test_step"`` or ``"predict_step"``.
+        loader: Which of several loaders of evaluation.
+
+    Returns:
+        The number, or ``None`` if it is not known.
+    """
+    counts: Any = {
+        "training_step": trainer.num_training_batches,
+        "validation_step": trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches,
+        "test_step": trainer.num_test_batches,
+        "predict_step": trainer.num_predict_batches,
+    }[step]
+    if isinstance(counts, list):
+        counts = counts[loader] if loader < len(counts) else math.inf
+    return int(counts) if math.isfinite(counts) else None
+
+
 class Stopping:
     """A wish to stop travels with the messages, so that all stages stop after the same batch.
 
@@ -84,4 +112,4 @@ class Stopping:
         return self.ends is not None and batches > self.ends
 
 
-__all__ = ["ProcessStatus", "Stopping"]
+__all__ = ["ProcessStatus", "Stopping", "batches_of"]

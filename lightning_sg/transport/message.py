@@ -112,12 +112,14 @@ class Activations(Message):
 
     Attributes:
         fingerprint: Of the sender's batch, to tell different batches.
+        batches: How many batches the sender's data loader gives, or ``None`` if that is not known.
         wants_target: Whether the sender asks for the target of this batch.
         ends: The number of the training batch after which training ends, or ``None`` for not yet.
         metrics: Of the boundaries upstream, on their way to the loggers.
     """
 
     fingerprint: int = 0
+    batches: int | None = None
     wants_target: bool = False
     ends: int | None = None
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)

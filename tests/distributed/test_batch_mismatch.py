@@ -6,10 +6,11 @@ import os
 from collections import UserDict
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_sg import SyntheticGradients, SyntheticGradientStrategy
 from tests.models import dataset, make_trainer
@@ -69,3 +70,101 @@ def test_different_batches_are_noticed_in_containers_of_any_class() -> None:
 
     last, _first = run_ranks(2, work, may_fail=True)
     assert last.kind == "BatchMismatchError"
+
+
+def cut_by_rank(*lengths: int, batch_size: int = 10, shuffle: bool = False) -> Any:
+    """The first samples of the same data, another number on each rank."""
+
+    def data() -> DataLoader[Any]:
+        part = torch.utils.data.Subset(dataset(), range(lengths[int(os.environ["RANK"])]))
+        return DataLoader(part, batch_size=batch_size, shuffle=shuffle)
+
+    return data
+
+
+def test_stages_that_see_batches_of_different_size_name_the_sizes() -> None:
+    last, first = fit_split(Stages, data=sized_by_rank)
+    for failure in (last, first):
+        assert "the latter's batch has 11 samples, here 10" in failure.message
+        assert "other values" not in failure.message
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize(
+    ("lengths", "said"),
+    [
+        ((50, 30), "the latter's data loader gives 3 batches, here 5"),
+        ((30, 50), "the latter's data loader gives 5 batches, here 3"),
+    ],
+)
+def test_loaders_of_different_length_are_told_at_the_first_batch(
+    lengths: tuple[int, ...], said: str, shuffle: bool
+) -> None:
+    last, first = fit_split(Stages, data=cut_by_rank(*lengths, shuffle=shuffle))
+    assert last.kind == "BatchMismatchError"
+    for failure in (last, first):
+        assert "were given different batches at training batch 0" in failure.message
+        assert said in failure.message
+        assert "other values" not in failure.message
+
+
+def test_a_last_batch_of_another_size_is_told_by_its_size() -> None:
+    last, _first = fit_split(Stages, data=cut_by_rank(28, 25))
+    assert "at training batch 2" in last.message
+    assert "the latter's batch has 5 samples, here 8" in last.message
+
+
+def test_loaders_of_evaluation_of_different_length_are_told_too() -> None:
+    def work() -> None:
+        trainer = make_trainer(strategy=SyntheticGradientStrategy(timeout=15.0), devices=2)
+        trainer.validate(Two(), cut_by_rank(40, 20)(), verbose=False)
+
+    last, _first = run_ranks(2, work, may_fail=True)
+    assert last.kind == "BatchMismatchError"
+    assert "at validation batch 0: the latter's data loader gives 2 batches, here 4" in last.message
+
+
+class Endless(IterableDataset[Any]):
+    """Batches whose number nobody knows."""
+
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+
+    def __iter__(self) -> Any:
+        return iter(torch.utils.data.Subset(dataset(), range(self.samples)))
+
+
+class TwoSets(Two):
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        super().validation_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "said"),
+    [
+        ((40, 20), "at validation batch 2: the latter is at validation batch 0 already, because the latter was given"),
+        (
+            (20, 40),
+            "at validation batch 0: the latter is at validation batch 2 already, because this process was given",
+        ),
+    ],
+)
+def test_a_neighbour_that_has_gone_on_to_other_data_is_told_as_that(lengths: tuple[int, ...], said: str) -> None:
+    def work() -> None:
+        trainer = make_trainer(strategy=SyntheticGradientStrategy(timeout=15.0), devices=2)
+        own = lengths[int(os.environ["RANK"])]
+        loaders = [DataLoader(Endless(samples), batch_size=10) for samples in (own, 40)]
+        trainer.validate(TwoSets(), loaders, verbose=False)
+
+    last, _first = run_ranks(2, work, may_fail=True)
+    assert last.kind == "BatchMismatchError"
+    assert said in last.message
+
+
+def test_loaders_of_unknown_length_train_as_before() -> None:
+    def work() -> None:
+        trainer = make_trainer(strategy=SyntheticGradientStrategy(timeout=15.0), devices=2)
+        data = DataLoader(Endless(40), batch_size=10)
+        trainer.fit(TwoSets(), data, [data, data])
+
+    assert run_ranks(2, work) == [None, None]
