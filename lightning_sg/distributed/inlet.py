@@ -11,8 +11,8 @@ from torch import Tensor
 from lightning_sg import profiling
 from lightning_sg.distributed.absence import Absence
 from lightning_sg.distributed.metrics import MetricsRoute
-from lightning_sg.distributed.status import ProcessStatus, Stopping
-from lightning_sg.errors import BatchMismatchError
+from lightning_sg.distributed.mismatch import mismatch, other_place, other_shapes
+from lightning_sg.distributed.status import Place, ProcessStatus, Stopping
 from lightning_sg.training.base import Profile
 from lightning_sg.transport import Activations, Compression, Residual, Target, Upstream
 
@@ -140,23 +140,14 @@ class UpstreamInlet:
         return message
 
     def _check_same_batch(self, message: Activations, fingerprint: int, own: Shapes) -> None:
-        current = message.number == self._status.number
         sent = [spec.shape for spec in message.specs]
-        differences = [
-            *_other_place(message.doing, self._status.doing if current else message.doing),
-            *_other_length(message.batches, self._status.batches if current else message.batches),
-            *_other_shapes(sent, own),
-        ]
+        theirs = Place(message.doing, message.batches, message.last)
+        ours = self._status.places[message.number]
+        differences = other_place(theirs, ours) + other_shapes(sent, own)
         if message.fingerprint != fingerprint and not differences:
             differences = ["the latter's has other values"]
-        if not differences:
-            return
-        raise BatchMismatchError(
-            f"{self._status.name} and {self._link.neighbour} were given different batches at {self._status.doing}: "
-            f"{'; '.join(differences)}. Every stage must load the same data in the same order: seed all processes "
-            "alike (`seed_everything`), draw random augmentations from torch's generator, and take a replica's part of "
-            "the data by `trainer.strategy.distributed_sampler_kwargs`, not by the process's rank."
-        )
+        if differences:
+            raise mismatch(self._status, self._link.neighbour, differences)
 
     def reply(self, number: int, targets: Sequence[Tensor]) -> None:
         """Answers a batch with its targets, gradients of the mean loss, or with none."""
@@ -166,6 +157,7 @@ class UpstreamInlet:
                     number=number,
                     doing=self._status.doing,
                     stop=self._stopping.wanted,
+                    last=self._status.places[number].last,
                     tensors=targets,
                     compression=self._compression,
                 )
@@ -192,44 +184,6 @@ class UpstreamInlet:
         """See :meth:`Inlet.send_no_residual`."""
         if leaves and not self._is_exact:
             self._link.send(Residual(number=number, doing=self._status.doing, missing=True))
-
-
-def _other_place(theirs: str, ours: str) -> list[str]:
-    """That the neighbour is not at the same batch: one of the two has come to the end of its data before."""
-    if theirs == ours:
-        return []
-    (kind, number), (own_kind, own_number) = _place(theirs), _place(ours)
-    who = "one of the two"
-    if kind == own_kind:
-        who = "the latter" if number < own_number else "this process"
-    return [f"the latter is at {theirs} already, because {who} was given fewer batches before"]
-
-
-def _place(doing: str) -> tuple[str, int]:
-    """The kind of batch and its number."""
-    kind, _, number = doing.rpartition(" ")
-    return kind, int(number) if number.isdecimal() else 0
-
-
-def _other_length(theirs: int | None, ours: int | None) -> list[str]:
-    """That one of the two will come to the end of its data first, and the other would wait for it."""
-    return [] if theirs == ours else [f"the latter's data loader gives {_count(theirs)} batches, here {_count(ours)}"]
-
-
-def _count(batches: int | None) -> str:
-    return "an unknown number of" if batches is None else str(batches)
-
-
-def _other_shapes(sent: Shapes, own: Shapes) -> list[str]:
-    """That the activations do not fit, and why, as far as the numbers of samples say."""
-    if sent == own:
-        return []
-    what = f"the latter's has activations of shape {sent} where {own} are due"
-    samples, own_samples = ({shape[:1] for shape in shapes} for shapes in (sent, own))
-    rest, own_rest = ([shape[1:] for shape in shapes] for shapes in (sent, own))
-    if rest == own_rest and len(samples) == len(own_samples) == 1 and () not in samples | own_samples:
-        what += f": the latter's batch has {next(iter(samples))[0]} samples, here {next(iter(own_samples))[0]}"
-    return [what]
 
 
 __all__ = ["Inlet", "NoInlet", "UpstreamInlet"]

@@ -14,6 +14,7 @@ from lightning_sg import profiling
 from lightning_sg.crossings.kept_graph import KeptGraph
 from lightning_sg.distributed.absence import Absence
 from lightning_sg.distributed.inlet import Inlet
+from lightning_sg.distributed.mismatch import mismatch, other_end
 from lightning_sg.distributed.status import ProcessStatus, Stopping
 from lightning_sg.session import Session
 from lightning_sg.training.base import BoundaryTrainer, Profile
@@ -155,6 +156,9 @@ class AnswerChannel:
 
         Returns:
             ``None`` if the stage goes on without the answer.
+
+        Raises:
+            BatchMismatchError: If the batch was the last of one of the two stages only.
         """
         words = f"the target of {self._status.whose(number)}"
         with self.profile(profiling.WAIT_TARGET):
@@ -163,6 +167,9 @@ class AnswerChannel:
             self.absence.went_on()
             return None
         self.absence.answered()
+        differences = other_end(message.last, self._status.places[number].last)
+        if differences:
+            raise mismatch(self._status, self._link.neighbour, [f"of {message.doing}, {differences[0]}"])
         self._stopping.wanted = self._stopping.wanted or message.stop
         return tuple(message.tensors)
 

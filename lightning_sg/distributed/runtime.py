@@ -24,7 +24,7 @@ from lightning_sg.distributed.program import StageProgram
 from lightning_sg.distributed.stage import Stage
 from lightning_sg.distributed.stage_pass import EvaluationPass, StageEnds, TrainingPass
 from lightning_sg.distributed.startup import Cutter, SplitOptions, StartUp
-from lightning_sg.distributed.status import ProcessStatus, Stopping, batches_of
+from lightning_sg.distributed.status import Place, ProcessStatus, Stopping
 from lightning_sg.errors import PartitionError, StageLostError, SyntheticGradientsError
 from lightning_sg.partition.fakes import is_fake
 from lightning_sg.partition.paging import PagedParameters
@@ -141,11 +141,10 @@ class StageRuntime:
         """
         number = kwargs.get("batch_idx", args[1] if len(args) > 1 else "")
         self.status.doing = f"{name.removesuffix('_step')} batch {number}".strip()
-        loader = kwargs.get("dataloader_idx", args[2] if len(args) > 2 else 0)
-        self.status.batches = batches_of(self.stage.session.module.trainer, name, loader)
         training = name == "training_step"
         ready = self._made_ready(lambda: step(*copy_of(args), **copy_of(kwargs)), args, training)
-        self.status.number += 1
+        loader = kwargs.get("dataloader_idx", args[2] if len(args) > 2 else 0)
+        self.status.begin_step(Place.of(self.status.doing, self.stage.session.module.trainer, name, loader))
         return ready.run(lambda: step(*args, **kwargs), self._fingerprint, training=training)
 
     def _made_ready(self, call: Callable[[], Any], args: Any, training: bool) -> ReadyStage:

@@ -94,7 +94,8 @@ class EvaluationPass:
             status.doing,
             tensors,
             fingerprint=self._fingerprint,
-            batches=status.batches,
+            batches=status.places[self._number].batches,
+            last=status.places[self._number].last,
             ends=self._stage.stopping.ends,
             **what,
         )

@@ -5,12 +5,60 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_sg.errors import StageLostError, SyntheticGradientsError
 from lightning_sg.transport import ProcessGrid, Watch
+
+# Steps whose places are kept: more than stages can be apart.
+_REMEMBERED = 10_000
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process is in its data, as far as its neighbours must be at the same place.
+
+    Attributes:
+        doing: The batch, in words: "training batch 17".
+        batches: How many batches the data loader gives; ``None`` if that is not known.
+        last: Whether none comes after this one.
+    """
+
+    doing: str
+    batches: int | None
+    last: bool
+
+    @classmethod
+    def of(cls, doing: str, trainer: pl.Trainer, step: str, loader: int) -> Place:
+        """Where a trainer is.
+
+        Args:
+            doing: The batch, in words.
+            trainer: The trainer.
+            step: ``"training_step"``, ``"validation_step"``, ``"test_step"`` or ``"predict_step"``.
+            loader: Which of several loaders of evaluation.
+        """
+        loop, counts = _loop(trainer, step)
+        if isinstance(counts, list):
+            counts = counts[loader] if loader < len(counts) else math.inf
+        return cls(doing, int(counts) if math.isfinite(counts) else None, loop.batch_progress.is_last_batch)
+
+
+def _loop(trainer: pl.Trainer, step: str) -> tuple[Any, Any]:
+    """The loop that runs a step, and how many batches it has, by loader."""
+    if step == "training_step":
+        return trainer.fit_loop.epoch_loop, trainer.num_training_batches
+    if step == "validation_step":
+        fits = trainer.state.fn == TrainerFn.FITTING
+        loop = trainer.fit_loop.epoch_loop.val_loop if fits else trainer.validate_loop
+        return loop, trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+    if step == "test_step":
+        return trainer.test_loop, trainer.num_test_batches
+    return trainer.predict_loop, trainer.num_predict_batches
 
 
 class ProcessStatus:
@@ -19,7 +67,7 @@ class ProcessStatus:
     Attributes:
         name: Its name: "stage 1 (rank 0)".
         number: Counts its steps, training and evaluation together; -1 before the first.
-        batches: How many batches its data loader gives, for what it is doing; ``None`` if that is not known.
+        places: For each of its last steps, by number, where it was in its data.
         failed: Whether it has told the others that it fails.
 
     Args:
@@ -30,7 +78,7 @@ class ProcessStatus:
     def __init__(self, grid: ProcessGrid, watch: Watch) -> None:
         self.name = f"process {grid.position} of {len(grid.ranks)} (rank {grid.rank})"
         self.number = -1
-        self.batches: int | None = None
+        self.places: dict[int, Place] = {}
         self.failed = False
         self._watch = watch
         self._timeout = grid.timeout
@@ -43,6 +91,12 @@ class ProcessStatus:
     @doing.setter
     def doing(self, words: str) -> None:
         self._watch.doing = words
+
+    def begin_step(self, place: Place) -> None:
+        """Another step begins."""
+        self.number += 1
+        self.places[self.number] = place
+        self.places.pop(self.number - _REMEMBERED, None)
 
     def whose(self, number: int) -> str:
         """An earlier step, or the current one, in words for "the target of ..."."""
@@ -73,28 +127,6 @@ class ProcessStatus:
             ) from error
 
 
-def batches_of(trainer: pl.Trainer, step: str, loader: int) -> int | None:
-    """How many batches a data loader gives to a step.
-
-    Args:
-        trainer: The trainer.
-        step: ``"training_step"``, ``"validation_step"``, ``"test_step"`` or ``"predict_step"``.
-        loader: Which of several loaders of evaluation.
-
-    Returns:
-        The number, or ``None`` if it is not known.
-    """
-    counts: Any = {
-        "training_step": trainer.num_training_batches,
-        "validation_step": trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches,
-        "test_step": trainer.num_test_batches,
-        "predict_step": trainer.num_predict_batches,
-    }[step]
-    if isinstance(counts, list):
-        counts = counts[loader] if loader < len(counts) else math.inf
-    return int(counts) if math.isfinite(counts) else None
-
-
 class Stopping:
     """A wish to stop travels with the messages, so that all stages stop after the same batch.
 
@@ -112,4 +144,4 @@ class Stopping:
         return self.ends is not None and batches > self.ends
 
 
-__all__ = ["ProcessStatus", "Stopping", "batches_of"]
+__all__ = ["Place", "ProcessStatus", "Stopping"]

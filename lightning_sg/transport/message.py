@@ -113,6 +113,7 @@ class Activations(Message):
     Attributes:
         fingerprint: Of the sender's batch, to tell different batches.
         batches: How many batches the sender's data loader gives, or ``None`` if that is not known.
+        last: Whether this is its last batch.
         wants_target: Whether the sender asks for the target of this batch.
         ends: The number of the training batch after which training ends, or ``None`` for not yet.
         metrics: Of the boundaries upstream, on their way to the loggers.
@@ -120,6 +121,7 @@ class Activations(Message):
 
     fingerprint: int = 0
     batches: int | None = None
+    last: bool = False
     wants_target: bool = False
     ends: int | None = None
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -131,9 +133,11 @@ class Target(Message):
 
     Attributes:
         stop: Whether the sender asks for an end of the training.
+        last: Whether the batch is the last of the sender's data loader.
     """
 
     stop: bool = False
+    last: bool = False
 
 
 @dataclass

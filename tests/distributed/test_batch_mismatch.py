@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 from collections import UserDict
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_sg import SyntheticGradients, SyntheticGradientStrategy
+from lightning_sg import SyntheticGradients, SyntheticGradientStrategy, SyntheticInputs
 from tests.models import dataset, make_trainer
 from tests.ranks import run_ranks
 from tests.refused import Stages, fit_split
@@ -142,10 +144,10 @@ class TwoSets(Two):
 @pytest.mark.parametrize(
     ("lengths", "said"),
     [
-        ((40, 20), "at validation batch 2: the latter is at validation batch 0 already, because the latter was given"),
+        ((40, 20), "validation batch 2: the latter is at validation batch 0 already, because the latter was given"),
         (
             (20, 40),
-            "at validation batch 0: the latter is at validation batch 2 already, because this process was given",
+            "validation batch 0: the latter is at validation batch 2 already, because this process was given",
         ),
     ],
 )
@@ -159,6 +161,57 @@ def test_a_neighbour_that_has_gone_on_to_other_data_is_told_as_that(lengths: tup
     last, _first = run_ranks(2, work, may_fail=True)
     assert last.kind == "BatchMismatchError"
     assert said in last.message
+
+
+@pytest.mark.parametrize("inputs", [None, SyntheticInputs()], ids=["true inputs", "predicted inputs"])
+@pytest.mark.parametrize(
+    ("lengths", "said"),
+    [
+        (
+            (100, 30),
+            r"^stage 1 .*it is the last batch of the latter, which was given fewer batches than this process",
+        ),
+        ((30, 100), r"it is the last batch of (this process|the latter), which was given fewer batches than"),
+    ],
+)
+def test_an_end_that_one_stage_comes_to_first_is_told_without_a_wait(
+    lengths: tuple[int, ...], said: str, inputs: Any
+) -> None:
+    def work() -> None:
+        data = DataLoader(Endless(lengths[int(os.environ["RANK"])]), batch_size=10)
+        trainer = make_trainer(
+            strategy=SyntheticGradientStrategy(timeout=30.0),
+            devices=2,
+            callbacks=[SyntheticGradients(inputs=inputs)],
+        )
+        trainer.fit(Two(), data)
+
+    begun = time.monotonic()
+    failures = run_ranks(2, work, may_fail=True)
+    assert time.monotonic() - begun < 20
+    found = [failure.message for failure in failures if failure.kind == "BatchMismatchError"]
+    assert found
+    for message in found:
+        assert re.search(said, message)
+
+
+@pytest.mark.parametrize("use", ["validate", "test", "predict"])
+def test_an_end_of_evaluation_that_one_stage_comes_to_first_is_told(use: str) -> None:
+    class Evaluated(Two):
+        def test_step(self, batch: Any, batch_idx: int) -> None:
+            self.validation_step(batch, batch_idx)
+
+        def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self(batch[0])
+
+    def work() -> None:
+        data = DataLoader(Endless((50, 30)[int(os.environ["RANK"])]), batch_size=10)
+        trainer = make_trainer(strategy=SyntheticGradientStrategy(timeout=15.0), devices=2)
+        getattr(trainer, use)(Evaluated(), data)
+
+    last, _first = run_ranks(2, work, may_fail=True)
+    assert last.kind == "BatchMismatchError"
+    assert "it is the last batch of the latter, which was given fewer batches than this process" in last.message
 
 
 def test_loaders_of_unknown_length_train_as_before() -> None:
