@@ -96,6 +96,12 @@ class Site:
             if not self.crossed:
                 self.blocked = blocked(())
             return value
+        if self.crossed and self.blocked is not None and self.blocked.of_whole_pass:
+            raise BoundaryError(
+                f"Boundary '{self.name}' was reached twice in one step, and the first time it {self.blocked.seen}. "
+                "Between processes every pass counts, also one without gradients: call the model once in a step, or "
+                "train in one process, where a pass without gradients may go before the one that trains."
+            )
         if self.crossed:
             raise BoundaryError(
                 f"Boundary '{self.name}' was reached twice in one step. A boundary separates two stages that run "

@@ -47,6 +47,11 @@ class Blocked(Enum):
         self.seen = seen
         self.advice = advice
 
+    @property
+    def of_whole_pass(self) -> bool:
+        """Whether gradients are switched off, whatever tensors reach the boundary, as in evaluation."""
+        return self in (Blocked.NO_GRAD, Blocked.INFERENCE_MODE)
+
 
 def blocked(tensors: Sequence[Tensor]) -> Blocked | None:
     """Says why no gradient flows back to tensors that reach a boundary now; ``None`` if one does."""

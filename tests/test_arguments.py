@@ -34,7 +34,9 @@ from lightning_sg import (
 )
 from lightning_sg.arguments import Check, by_name, checked, either, listed, number, optional, text, whole
 from lightning_sg.settings import Settings
+from lightning_sg.tools.plan.estimate import plan
 from lightning_sg.tools.timeline.command import parser as timeline_parser
+from tests.models import Classifier
 
 NAN, INF, HUGE = float("nan"), float("inf"), 10**400
 
@@ -306,3 +308,9 @@ def test_the_error_tells_a_type_from_a_range() -> None:
         checked("f", "x", 3, whole(0, 1))
     with pytest.raises(TypeError, match="x must be"):
         checked("f", "x", 0.0, whole(0, 1))
+
+
+@pytest.mark.parametrize("value", POSITIVE)
+def test_a_plan_checks_its_processes(value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"plan\(processes="):
+        plan(Classifier(), [], processes=value)

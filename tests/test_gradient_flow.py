@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_sg import Boundary, BoundaryError, Chunks, PartitionError, SyntheticGradients, TrueGradient
+from lightning_sg.partition.automatic import choose_boundaries
 from tests.message_models import TwoNetworks, steps
-from tests.models import CLASSES, assert_same_state, loader, make_trainer
+from tests.models import CLASSES, FEATURES, assert_same_state, loader, make_trainer
 from tests.ranks import Failure
 from tests.recurrent_models import Recurrent, sequences
 from tests.refused import Stages, fit_one, fit_split
@@ -183,6 +186,12 @@ def test_several_tensors_of_which_one_carries_a_gradient_train_alike() -> None:
 @pytest.mark.filterwarnings("error:Boundary")
 def test_a_pass_without_gradients_beside_the_one_that_trains() -> None:
     fit(TeachesItself)
+
+
+def test_between_processes_such_a_pass_is_refused_as_what_it_is() -> None:
+    for failure in fit(TeachesItself, devices=2):
+        assert failure.kind == "BoundaryError"
+        assert "reached twice in one step, and the first time it was reached under `torch.no_grad()`" in failure.message
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -362,6 +371,34 @@ def test_what_is_carried_in_time_without_a_gradient_is_told_once(make: Any, told
     assert len(said) == len(told)
     for one, start in zip(said, told):
         assert one.startswith(start)
+
+
+# Places that are chosen
+
+
+class PartlyBlocked(pl.LightningModule):
+    """Three of the places between its layers are no place for a boundary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fixed, self.inside = nn.Linear(FEATURES, 8), nn.Linear(8, 8)
+        self.first, self.second, self.last = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            h = torch.relu(self.fixed(x))
+        h = checkpoint(lambda h: torch.relu(self.first(torch.relu(self.inside(h)))), h, use_reentrant=False)
+        return self.last(torch.relu(self.second(h)))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+
+def test_no_place_without_a_gradient_is_chosen() -> None:
+    module, batch = PartlyBlocked(), next(iter(loader()))
+    step, device = partial(module.training_step, batch, 0), torch.device("cpu")
+    names = choose_boundaries(module, 2, step, device, lambda _trace, names: dict.fromkeys(names, 0.0))
+    assert names == ["second"]
 
 
 # No boundary at all

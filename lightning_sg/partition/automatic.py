@@ -35,7 +35,7 @@ def choose_boundaries(
 
     Candidates are the model's own children and the members of every ``nn.Sequential``, ``nn.ModuleList`` and
     ``nn.ModuleDict``. A cut is possible after a candidate that runs once in a step, if its output is all that later
-    code uses of what was computed before.
+    code uses of what was computed before, and a gradient flows back through it.
 
     Args:
         module: The LightningModule, without boundaries installed.
@@ -53,6 +53,7 @@ def choose_boundaries(
     trace = _trace(module, _candidates(module, run, device), run, device)
     while True:
         around = {name for leak in trace.leaks for name in trace.order[leak.made_in : leak.used_in]}
+        around |= _without_gradient(trace)
         around |= {name for used in trace.times.values() for name in trace.order[min(used) : max(used)]}
         if not around:
             break
@@ -110,6 +111,12 @@ def _trace(module: nn.Module, names: list[str], run: Run, device: torch.device) 
         return trace_step(module, boundaries.sites, run, device)
     finally:
         boundaries.remove()
+
+
+def _without_gradient(trace: Trace) -> set[str]:
+    """The places through which no gradient flows back. In evaluation none does anywhere, which says nothing of one."""
+    evaluates = set(trace.blocked) == set(trace.order)
+    return {name for name, why in trace.blocked.items() if not (evaluates and why.of_whole_pass)}
 
 
 def _trained_stages(module: nn.Module, trace: Trace) -> set[int]:

@@ -9,11 +9,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from lightning_sg.arguments import checked, instance, optional, whole
 from lightning_sg.automatic import choose_names
 from lightning_sg.batch.context import context_of
 from lightning_sg.boundary import Boundaries
 from lightning_sg.callback import SyntheticGradients
-from lightning_sg.partition.checks import check_cuts, check_trainable
+from lightning_sg.partition.checks import check_cuts, check_gradients, check_trainable
 from lightning_sg.partition.placement import place, stage_costs
 from lightning_sg.partition.step import call_training_step, trace_step
 from lightning_sg.time_boundary import boundaries_in_time
@@ -112,11 +113,15 @@ def plan(
         The plan.
 
     Raises:
-        BoundaryError: If a boundary is unknown, never reached, or bypassed by data.
+        TypeError: If an argument is of another type.
+        ValueError: If ``processes`` is out of range.
+        BoundaryError: If a boundary is unknown, never reached, or bypassed by data, or no gradient flows back.
         PartitionError: If the step cannot run on fake tensors, or there are more processes than stages.
         SyntheticGradientsError: If a predictor does not fit its boundary, or is given for a boundary that does not
             exist.
     """
+    callback = checked("plan", "callback", callback, optional(instance(SyntheticGradients)))
+    processes = checked("plan", "processes", processes, whole(1, 100_000))
     settings = (callback or SyntheticGradients()).settings
     run, device = partial(call_training_step, module, batch, 0), torch.device("cpu")
     names = settings.names
@@ -129,6 +134,7 @@ def plan(
         boundaries.remove()
     check_cuts(trace, split=processes > 1)
     check_trainable(module, trace)
+    check_gradients(module, trace)
     context = context_of(batch, settings.context)
     in_time = list(boundaries_in_time(module))
     costs = TrainerFactory(settings.template, settings.training, settings.exact, in_time).costs(trace, context)
