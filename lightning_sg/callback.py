@@ -16,6 +16,8 @@ from torch import Tensor
 from lightning_sg._compat import logs_now
 from lightning_sg.batch.context import ContextSource
 from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.finite.diagnosis import BatchOrigin
+from lightning_sg.finite.policy import OnNonFinite
 from lightning_sg.inputs import SyntheticInputs
 from lightning_sg.metrics_log import MetricsLog
 from lightning_sg.options import ExactGradients, PredictorTraining
@@ -68,12 +70,17 @@ class SyntheticGradients(Callback):
             :class:`~lightning_sg.TimeBoundary` and :class:`~lightning_sg.MessageBoundary` in the model.
         inputs: Has the activations at the boundaries predicted too, so that no stage waits for those before it;
             ``None``: stages go on with the true ones.
+        on_non_finite: What to do about a batch whose loss, activations or gradients are NaN or infinite: ``"raise"``
+            an error that names the batch, the stage and what is at fault; ``"skip"`` the batch in every stage that
+            can know; or ``"ignore"`` it, as plain Lightning does. On a CPU the error comes before the optimizer step;
+            on other devices at the next logging step or checkpoint, because asking in each step would stop them.
 
     Raises:
         TypeError: If an argument is of another type.
         ValueError: If an argument is out of range, or two do not go together.
         BoundaryError: If a boundary is listed more than once; at the start of training, if a boundary is unknown, not
             reached, or gone around, or if no gradient reaches the stage before it.
+        NonFiniteLossError: In training, with ``on_non_finite="raise"``.
     """
 
     def __init__(
@@ -90,9 +97,12 @@ class SyntheticGradients(Callback):
         guard: AlignmentGuard | None = AlignmentGuard(),
         through_time: ThroughTime = ThroughTime(),
         inputs: SyntheticInputs | None = None,
+        on_non_finite: OnNonFinite = "raise",
     ) -> None:
         super().__init__()
-        self.settings = Settings(boundaries, predictor, delay, context, exact, training, guard, through_time, inputs)
+        self.settings = Settings(
+            boundaries, predictor, delay, context, exact, training, guard, through_time, inputs, on_non_finite
+        )
         self._session: Session | None = None
         self._runtime: Runtime = OneProcess()
         self._metrics = MetricsLog()
@@ -224,6 +234,8 @@ class SyntheticGradients(Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leaves the module as it was: Lightning calls no ``teardown`` after an error."""
+        if self._session is not None and self._session.batch is not None:
+            self._session.finite.undo()
         self.teardown(trainer, pl_module, "")
 
     # ------------------------------------------------------------------ steps
@@ -232,7 +244,7 @@ class SyntheticGradients(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Tells the boundaries about the batch; checks the cut on the first one."""
-        self.session.begin_batch(trainer, batch)
+        self.session.begin_batch(trainer, batch, BatchOrigin(trainer.current_epoch, batch_idx, batch))
         self._runtime.open_batch(trainer, batch, batch_idx)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
@@ -283,6 +295,7 @@ class SyntheticGradients(Callback):
             return self._restored
         if self._session is None:
             return {}
+        self._session.finite.check()
         if not self._session.all_trainers:
             return self._session.state_dict(lambda states: states)
         self._runtime.flush()

@@ -25,8 +25,12 @@ class CheckpointError(SyntheticGradientsError):
     """A checkpoint is damaged, or has something in it that could run code."""
 
 
-class NonFinitePredictionError(SyntheticGradientsError):
-    """A gradient predictor returned NaN or infinity."""
+class NonFiniteLossError(SyntheticGradientsError):
+    """A loss or a gradient of a training batch is NaN or infinite."""
+
+
+class NonFinitePredictionError(NonFiniteLossError):
+    """A predictor returned NaN or infinity."""
 
 
 class StageLostError(SyntheticGradientsError):

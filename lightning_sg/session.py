@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -20,6 +20,8 @@ from lightning_sg.crossings.local import LocalCrossing
 from lightning_sg.crossings.policy import ExactPolicy
 from lightning_sg.crossings.scale import GradientScale
 from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.finite.diagnosis import BatchOrigin, Scene
+from lightning_sg.finite.policy import IgnoresNonFinite, NonFinitePolicy, RaisesNonFinite
 from lightning_sg.inputs.boundaries import InputBoundaries
 from lightning_sg.inputs.crossing import PredictedInputs
 from lightning_sg.inputs.record import ActivationsAtHand
@@ -61,6 +63,8 @@ class Session:
         batches: How many training batches there were.
         batch: The training batch that is going on, or ``None`` between two.
         exact_pass: What the exact pass of that batch found, if it had one here.
+        finite: What is done about batches that are not finite.
+        received: What the stages of this process received of that batch from the stage before.
 
     Args:
         settings: What the user said.
@@ -93,6 +97,7 @@ class Session:
         self.batches = 0
         self.batch: BatchContext | None = None
         self.exact_pass: ExactPass | None = None
+        self.received: Sequence[Tensor] = ()
         self._settings = settings
         in_time = boundaries_in_time(module)
         between = [site.name for site in self.boundaries.sites]
@@ -116,7 +121,13 @@ class Session:
             )
         self.times = TimeCrossings()
         self.times.attach(module, trainers, partial(self._auxiliary, seed=seed), settings.through_time)
+        self.finite = self._make_finite()
         self._show_to(profile)
+
+    def _make_finite(self) -> NonFinitePolicy:
+        """What is done about batches that are not finite; without a boundary nothing is changed."""
+        wish = self._settings.on_non_finite if self.all_trainers else "ignore"
+        return IgnoresNonFinite() if wish == "ignore" else RaisesNonFinite(self)
 
     def _make_trainers(
         self, between: list[str], in_time: Mapping[str, nn.Module], seed: int
@@ -183,6 +194,7 @@ class Session:
     def _show_to(self, profile: Profile) -> None:
         for trainer in self.all_trainers.values():
             trainer.profile = profile
+            trainer.inquire = self.cause_before
         self.inputs.show_to(profile)
 
     def remove(self) -> None:
@@ -206,7 +218,7 @@ class Session:
 
     # ------------------------------------------------------------------ one batch
 
-    def begin_batch(self, trainer: pl.Trainer, batch: Any) -> BatchContext:
+    def begin_batch(self, trainer: pl.Trainer, batch: Any, origin: BatchOrigin) -> BatchContext:
         """A training batch begins."""
         context = context_of(batch, self._settings.context)
         self.batch = BatchContext(
@@ -216,8 +228,10 @@ class Session:
             None if self.trace is None else self.trace.loss,
             self.exact.plan(self.batches, context),
             self.inputs.features(batch),
+            origin=origin,
         )
         self.updates.begin(trainer.global_step)
+        self.finite.begin()
         return self.batch
 
     @property
@@ -230,8 +244,11 @@ class Session:
     def take_over(self, batch: BatchContext, trainer: pl.Trainer) -> None:
         """Goes on with a batch that began before the module was cut."""
         plan = self.exact.plan(self.batches, batch.context)
-        self.batch = BatchContext(self.batches, batch.context, batch.scale, plan=plan, features=batch.features)
+        self.batch = BatchContext(
+            self.batches, batch.context, batch.scale, plan=plan, features=batch.features, origin=batch.origin
+        )
         self.updates.begin(trainer.global_step)
+        self.finite.begin()
         self.open_in_time(trainer.strategy.root_device)
 
     def open_in_time(self, device: torch.device) -> None:
@@ -262,7 +279,11 @@ class Session:
             leaves: What this process received of the batch from the stage before, and carries a gradient.
         """
         batch = self.batch
-        if batch is None or batch.went_backward:
+        if batch is None:
+            return
+        self.received = leaves
+        self.finite.before_backward(loss)
+        if batch.went_backward:
             return
         for crossing in batch.crossings:
             crossing.before_backward(loss)
@@ -272,14 +293,16 @@ class Session:
     def after_backward(self) -> None:
         """A backward pass is over; the first of a batch learns in time and applies the corrections that are due."""
         batch = self.batch
-        if batch is None or batch.went_backward:
+        if batch is None:
             return
-        batch.went_backward = True
-        for crossing in batch.crossings:
-            crossing.after_backward()
-        if self.exact_pass is not None:
-            self.hold_corrections(batch.number, self.exact_pass.corrections(self.corrected(), batch.scale))
-        self.exact.apply(batch.number, batch.scale, self.ownership.holds)
+        if not batch.went_backward:
+            batch.went_backward = True
+            for crossing in batch.crossings:
+                crossing.after_backward()
+            if self.exact_pass is not None:
+                self.hold_corrections(batch.number, self.exact_pass.corrections(self.corrected(), batch.scale))
+            self.exact.apply(batch.number, batch.scale, self.ownership.holds)
+        self.finite.after_backward()
 
     def corrected(self) -> Parameters:
         """The parameters of this process's stages that exact gradients correct, by name."""
@@ -301,7 +324,7 @@ class Session:
         self._drop_batch()
 
     def _drop_batch(self) -> None:
-        batch, self.batch, self.exact_pass = self.batch, None, None
+        batch, self.batch, self.exact_pass, self.received = self.batch, None, None, ()
         if batch is not None:
             crossings, batch.crossings = batch.crossings, []
             for crossing in crossings:
@@ -309,14 +332,61 @@ class Session:
         self.boundaries.close()
 
     def check_finite(self) -> None:
-        """Asks devices whether predictions since the last time were finite, which stops them for a moment.
+        """Asks devices whether what they computed since the last time was finite, which stops them for a moment.
 
         Raises:
-            NonFinitePredictionError: If one was not, and no guard repairs it.
+            NonFiniteLossError: If a loss, a gradient or a prediction was not, and no guard repairs it.
         """
+        self.finite.check()
         for trainer in self.all_trainers.values():
             trainer.check_finite()
         self.inputs.check_finite()
+
+    # ------------------------------------------------------------------ for what is not finite
+
+    @property
+    def device(self) -> torch.device:
+        """Where the stages of this process are."""
+        return self.module.trainer.strategy.root_device
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether the model's own loss is computed in this process."""
+        return self.ownership.has_loss
+
+    @property
+    def scaled(self) -> bool:
+        """Whether a gradient scaler looks after infinite gradients itself."""
+        return self.batch is not None and isinstance(self.batch.scale.factor, Tensor)
+
+    def gradients(self) -> Iterable[Tensor]:
+        """The gradients that the optimizers have now."""
+        groups = [group for optimizer in self.module.trainer.optimizers for group in optimizer.param_groups]
+        return [parameter.grad for group in groups for parameter in group["params"] if parameter.grad is not None]
+
+    def scene(self) -> Scene:
+        """What is at hand of the current batch, to find out why it is not finite."""
+        trace, batch = self.trace or Trace(), self.batch
+        order = trace.order or list(self.trainers)
+        received: dict[int, Sequence[Tensor]] = {}
+        for crossing in () if batch is None else batch.crossings:
+            if isinstance(crossing, LocalCrossing) and crossing.record is not None:
+                received[order.index(crossing.name) + 1] = crossing.record.activations
+        if self.received:
+            first = [place for place, name in enumerate(order) if self.ownership.owns(name)]
+            received[min(first, default=len(order))] = self.received
+        rank = self.module.trainer.global_rank
+        origin = BatchOrigin() if batch is None else batch.origin
+        return Scene(origin, self.module, len(order), rank, trace.uses, self.ownership.holds, received)
+
+    def cause_before(self, boundary: str) -> str | None:
+        """Why what reaches a boundary is not finite, in the current batch; ``None`` if that is not known."""
+        if self.batch is None or boundary not in self.trainers:
+            return None
+        order = (self.trace or Trace()).order or list(self.trainers)
+        scene, stage = self.scene(), order.index(boundary)
+        cause = scene.cause(stage)
+        return None if cause is None else f"In {scene.origin.words}, {scene.name(stage)}: {cause}"
 
     def collect(self) -> None:
         """Brings in all that is under way to this process's predictors."""

@@ -20,6 +20,7 @@ from lightning_sg.arguments import (
 )
 from lightning_sg.batch.context import ContextSource
 from lightning_sg.errors import RepeatedBoundaryError
+from lightning_sg.finite.policy import OnNonFinite
 from lightning_sg.inputs.settings import SyntheticInputs
 from lightning_sg.options import ExactGradients, PredictorTraining
 from lightning_sg.predictors import AutoPredictor, GradientPredictor
@@ -51,6 +52,7 @@ class Settings:
     guard: AlignmentGuard | None = AlignmentGuard()
     through_time: ThroughTime = ThroughTime()
     inputs: SyntheticInputs | None = None
+    on_non_finite: OnNonFinite = "raise"
 
     def __post_init__(self) -> None:
         self._check_boundaries()
@@ -67,6 +69,7 @@ class Settings:
             guard=optional(instance(AlignmentGuard)),
             through_time=instance(ThroughTime),
             inputs=optional(instance(SyntheticInputs)),
+            on_non_finite=one_of("raise", "skip", "ignore"),
         )
         if self.exact.correction and self.training.update_probability < 1:
             raise ValueError(

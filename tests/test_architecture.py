@@ -25,6 +25,7 @@ LAYERS = (
     ("replicas",),
     ("predictors", "rules", "options"),
     ("partition",),
+    ("finite",),
     ("training",),
     ("crossings",),
     ("recurrent", "inputs"),

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lightning_sg.crossings.scale import GradientScale
+from lightning_sg.finite.diagnosis import BatchOrigin
 from lightning_sg.predictors.base import LossInfo
 from lightning_sg.training.record import TargetPlan
 
@@ -58,6 +59,7 @@ class BatchContext:
         features: What input predictors are told, or ``None`` without them.
         crossings: Of the boundaries that are open in this process, in order.
         went_backward: Whether its first backward pass is over.
+        origin: Where it comes from, for messages.
     """
 
     number: int
@@ -68,6 +70,7 @@ class BatchContext:
     features: Tensor | None = None
     crossings: list[Crossing] = field(default_factory=list)
     went_backward: bool = False
+    origin: BatchOrigin = field(default_factory=BatchOrigin)
 
 
 __all__ = ["BatchContext", "Crossing", "PlainCrossing"]

@@ -76,6 +76,11 @@ class LocalCrossing(PlainCrossing):
             tensors[place] = tensor
         return tensors
 
+    @property
+    def name(self) -> str:
+        """The boundary's name."""
+        return self._trainer.name
+
     def expect_exact(self) -> None:
         """Takes zero for the exact target, as long as no backward pass brings another."""
         if self.record is not None:

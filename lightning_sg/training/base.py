@@ -25,6 +25,10 @@ Profile = Callable[[str], AbstractContextManager[Any]]
 Echo = Callable[[Callable[[Gradients, Any], Gradients | None], Gradients, Gradients], tuple[Gradients, Gradients]]
 
 
+def _nobody_knows(_boundary: str) -> None:
+    return None
+
+
 class BoundaryTrainer(ABC):
     """Supplies the gradient of one boundary, by a predictor or by a rule, and keeps the batches under way there.
 
@@ -41,6 +45,7 @@ class BoundaryTrainer(ABC):
         targets: Where targets come from.
         ledger: The batches under way.
         profile: Shows actions to the trainer's profiler.
+        inquire: Says why what reaches the boundary of that name is not finite, or ``None`` if nobody knows.
 
     Args:
         name: The boundary's name, for messages.
@@ -57,6 +62,7 @@ class BoundaryTrainer(ABC):
         self.targets: TargetSource = TargetsOfBackwardPass()
         self.ledger: Ledger[Record] = Ledger()
         self.profile: Profile = nullcontext
+        self.inquire: Callable[[str], str | None] = _nobody_knows
         self._replicas = replicas
         self._metrics: dict[str, Tensor] = {}
         self._restored: dict[str, Any] | None = None

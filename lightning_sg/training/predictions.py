@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class Predictions:
         guard: Judges the predictions, or ``None``: then one that is not finite is an error.
         bound: See :class:`TargetScale`.
         replicas: The replicas that the guard judges together.
+        inquire: Says why what reaches the boundary is not finite, or ``None`` if nobody knows.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Predictions:
         guard: AlignmentGuard | None,
         bound: float,
         replicas: Replicas,
+        inquire: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.scale = TargetScale(bound)
         self._name = name
@@ -48,6 +51,7 @@ class Predictions:
         self._fallback = fallback
         self._watch = None if guard is None else Watch(guard)
         self._replicas = replicas
+        self._inquire = inquire
         self._loss: LossInfo | None = None
         self._suspect: _Suspect | None = None
 
@@ -122,13 +126,13 @@ class Predictions:
             self._learner.tell_scale(self.scale.rms)
             self._report(self._watch.restart(), record.step + 1)
             return
-        cause = (
+        cause = self._inquire() or (
             "The predictor itself diverged: lower its learning rate "
             "(SyntheticGradients(training=PredictorTraining(optimizer=...))), or let a guard start it afresh "
             "(SyntheticGradients(guard=AlignmentGuard()))."
             if bool(healthy)
-            else "The activations were already non-finite: the network above the boundary diverged; lower its "
-            "learning rate or clip its gradients."
+            else "The activations were already not finite. Either the data of a batch are not, or the stages before "
+            "the boundary diverged or overflowed; then lower their learning rate or clip their gradients."
         )
         raise NonFinitePredictionError(
             f"The synthetic gradient at boundary '{self._name}' is not finite (batch {record.step} since the start). "

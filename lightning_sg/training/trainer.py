@@ -86,6 +86,7 @@ class PredictorTrainer(BoundaryTrainer):
             guard,
             options.training.bound,
             options.replicas,
+            lambda: self.inquire(name),
         )
 
     @property

@@ -1,0 +1,1 @@
+"""What happens to batches whose loss, activations or gradients are NaN or infinite."""
