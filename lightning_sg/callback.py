@@ -272,7 +272,7 @@ class SyntheticGradients(Callback):
         self._metrics.announce(session)
         self._metrics.add(self._runtime.route(self._metrics.of_process(session)))
         if logs:
-            self._metrics.write(pl_module)
+            self._metrics.write(session)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lets what is carried in time begin anew."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
@@ -30,6 +29,10 @@ class MetricsLog:
         metrics = {name: _metrics_of(trainer, session) for name, trainer in session.all_trainers.items()}
         for name, trainer in session.inputs.trainers.items():
             metrics.setdefault(name, {}).update(trainer.take_metrics())
+        for stage, count in (session.finite.skipped or {}).items():
+            order = session.watched.order
+            if stage < len(order):
+                metrics.setdefault(order[stage], {})["skipped"] = torch.tensor(float(count))
         return metrics
 
     def add(self, metrics: Metrics) -> None:
@@ -37,8 +40,12 @@ class MetricsLog:
         for name, values in metrics.items():
             self._waiting.setdefault(name, {}).update(values)
 
-    def write(self, module: pl.LightningModule) -> None:
+    def write(self, session: Session) -> None:
         """Logs what was kept."""
+        module, watched, skipped = session.module, session.watched, session.finite.skipped
+        if skipped is not None and watched.has_loss:
+            count = float(skipped.get(watched.last, 0))
+            module.log("sg/skipped", count, on_step=True, on_epoch=False, batch_size=1)
         for name, values in self._waiting.items():
             for key, value in values.items():
                 module.log(f"sg/{name}/{key}", value, on_step=True, on_epoch=False, batch_size=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from lightning_sg.batch.context import context_of
 from lightning_sg.boundary import Boundaries, Boundary
 from lightning_sg.crossings.base import BatchContext, Crossing
-from lightning_sg.crossings.exact_pass import ExactPass, Parameters
+from lightning_sg.crossings.exact_pass import ExactPass, Parameters, without_overflow
 from lightning_sg.crossings.local import LocalCrossing
 from lightning_sg.crossings.policy import ExactPolicy
 from lightning_sg.crossings.scale import GradientScale
 from lightning_sg.errors import SyntheticGradientsError
-from lightning_sg.finite.diagnosis import BatchOrigin, Scene
-from lightning_sg.finite.policy import IgnoresNonFinite, NonFinitePolicy, RaisesNonFinite
+from lightning_sg.finite.diagnosis import BatchOrigin
+from lightning_sg.finite.policy import IgnoresNonFinite, RaisesNonFinite
+from lightning_sg.finite.skipping import SkipsNonFinite
 from lightning_sg.inputs.boundaries import InputBoundaries
 from lightning_sg.inputs.crossing import PredictedInputs
 from lightning_sg.inputs.record import ActivationsAtHand
@@ -41,6 +42,7 @@ from lightning_sg.training.resumed import warn_of_differences
 from lightning_sg.training.targets import TargetsOfBackwardPass
 from lightning_sg.training.trainer import TrainerOptions
 from lightning_sg.training.updates import RandomUpdates
+from lightning_sg.watched import WatchedTraining
 
 
 class Session:
@@ -64,7 +66,7 @@ class Session:
         batch: The training batch that is going on, or ``None`` between two.
         exact_pass: What the exact pass of that batch found, if it had one here.
         finite: What is done about batches that are not finite.
-        received: What the stages of this process received of that batch from the stage before.
+        watched: What that goes by.
 
     Args:
         settings: What the user said.
@@ -97,7 +99,6 @@ class Session:
         self.batches = 0
         self.batch: BatchContext | None = None
         self.exact_pass: ExactPass | None = None
-        self.received: Sequence[Tensor] = ()
         self._settings = settings
         in_time = boundaries_in_time(module)
         between = [site.name for site in self.boundaries.sites]
@@ -121,13 +122,21 @@ class Session:
             )
         self.times = TimeCrossings()
         self.times.attach(module, trainers, partial(self._auxiliary, seed=seed), settings.through_time)
+        self.watched = WatchedTraining(module, between, lambda: self.ownership, lambda: self.batch)
         self.finite = self._make_finite()
         self._show_to(profile)
 
-    def _make_finite(self) -> NonFinitePolicy:
+    def _make_finite(self) -> IgnoresNonFinite:
         """What is done about batches that are not finite; without a boundary nothing is changed."""
         wish = self._settings.on_non_finite if self.all_trainers else "ignore"
-        return IgnoresNonFinite() if wish == "ignore" else RaisesNonFinite(self)
+        if wish == "skip" and self.times.trainers:
+            raise SyntheticGradientsError(
+                "SyntheticGradients(on_non_finite='skip') does not go with boundaries in time "
+                f"({list(self.times.trainers)}): the state that a batch leaves would be carried on. Use 'raise'."
+            )
+        if wish == "skip":
+            return SkipsNonFinite(self.watched)
+        return IgnoresNonFinite() if wish == "ignore" else RaisesNonFinite(self.watched)
 
     def _make_trainers(
         self, between: list[str], in_time: Mapping[str, nn.Module], seed: int
@@ -140,6 +149,7 @@ class Session:
             settings.guard,
             seed,
             self.ownership.replicas,
+            settings.on_non_finite == "skip",
         )
         carried = [name for name, cut in in_time.items() if isinstance(cut, TimeBoundary)]
         return self.factory.make(between, carried, options)
@@ -194,7 +204,7 @@ class Session:
     def _show_to(self, profile: Profile) -> None:
         for trainer in self.all_trainers.values():
             trainer.profile = profile
-            trainer.inquire = self.cause_before
+            trainer.inquire = self.watched.cause_before
         self.inputs.show_to(profile)
 
     def remove(self) -> None:
@@ -205,7 +215,8 @@ class Session:
 
     def accept(self, trace: Trace) -> None:
         """Takes what a traced training step showed about the model."""
-        self.trace = trace
+        self.trace = self.watched.trace = trace
+        self.finite.accept(trace)
         self.updates.accept(trace.order, trace.uses, len(self.trainers))
         self.exact.accept(trace)
         order = trace.order or list(self.trainers)
@@ -229,6 +240,7 @@ class Session:
             self.exact.plan(self.batches, context),
             self.inputs.features(batch),
             origin=origin,
+            finite=self.finite,
         )
         self.updates.begin(trainer.global_step)
         self.finite.begin()
@@ -245,7 +257,13 @@ class Session:
         """Goes on with a batch that began before the module was cut."""
         plan = self.exact.plan(self.batches, batch.context)
         self.batch = BatchContext(
-            self.batches, batch.context, batch.scale, plan=plan, features=batch.features, origin=batch.origin
+            self.batches,
+            batch.context,
+            batch.scale,
+            plan=plan,
+            features=batch.features,
+            origin=batch.origin,
+            finite=self.finite,
         )
         self.updates.begin(trainer.global_step)
         self.finite.begin()
@@ -281,13 +299,13 @@ class Session:
         batch = self.batch
         if batch is None:
             return
-        self.received = leaves
+        self.watched.received = leaves
         self.finite.before_backward(loss)
         if batch.went_backward:
             return
         for crossing in batch.crossings:
             crossing.before_backward(loss)
-        if batch.plan.exact and self.ownership.has_loss:
+        if batch.plan.exact and self.ownership.has_loss and not self.finite.skips_loss():
             self.exact_pass = ExactPass.run(loss, self.crossed, leaves, self.corrected(), batch.scale)
 
     def after_backward(self) -> None:
@@ -295,12 +313,17 @@ class Session:
         batch = self.batch
         if batch is None:
             return
-        if not batch.went_backward:
-            batch.went_backward = True
+        first, batch.went_backward = not batch.went_backward, True
+        found: Mapping[str, Tensor] = {}
+        if first:
             for crossing in batch.crossings:
                 crossing.after_backward()
             if self.exact_pass is not None:
-                self.hold_corrections(batch.number, self.exact_pass.corrections(self.corrected(), batch.scale))
+                found = self.exact_pass.corrections(self.corrected(), batch.scale)
+        self.finite.leave_out()
+        if first:
+            found = without_overflow(self.finite.corrections(batch.number, found))
+            self.exact.hold(batch.number, found, self.ownership.holds)
             self.exact.apply(batch.number, batch.scale, self.ownership.holds)
         self.finite.after_backward()
 
@@ -310,7 +333,7 @@ class Session:
 
     def hold_corrections(self, number: int, gradients: Mapping[str, Tensor]) -> None:
         """Keeps corrections of batch ``number`` until they are due."""
-        self.exact.hold(number, gradients, self.ownership.holds)
+        self.exact.hold(number, self.finite.corrections(number, gradients), self.ownership.holds)
 
     def end_batch(self) -> None:
         """The training batch is over: counts it, and lets go of what belongs to it.
@@ -320,11 +343,12 @@ class Session:
         """
         if self.batch is not None:
             self.flow.check(self.boundaries.sites, self.trace, self.ownership.owns, self.batches)
+            self.finite.end()
             self.batches += 1
         self._drop_batch()
 
     def _drop_batch(self) -> None:
-        batch, self.batch, self.exact_pass, self.received = self.batch, None, None, ()
+        batch, self.batch, self.exact_pass, self.watched.received = self.batch, None, None, ()
         if batch is not None:
             crossings, batch.crossings = batch.crossings, []
             for crossing in crossings:
@@ -341,52 +365,6 @@ class Session:
         for trainer in self.all_trainers.values():
             trainer.check_finite()
         self.inputs.check_finite()
-
-    # ------------------------------------------------------------------ for what is not finite
-
-    @property
-    def device(self) -> torch.device:
-        """Where the stages of this process are."""
-        return self.module.trainer.strategy.root_device
-
-    @property
-    def has_loss(self) -> bool:
-        """Whether the model's own loss is computed in this process."""
-        return self.ownership.has_loss
-
-    @property
-    def scaled(self) -> bool:
-        """Whether a gradient scaler looks after infinite gradients itself."""
-        return self.batch is not None and isinstance(self.batch.scale.factor, Tensor)
-
-    def gradients(self) -> Iterable[Tensor]:
-        """The gradients that the optimizers have now."""
-        groups = [group for optimizer in self.module.trainer.optimizers for group in optimizer.param_groups]
-        return [parameter.grad for group in groups for parameter in group["params"] if parameter.grad is not None]
-
-    def scene(self) -> Scene:
-        """What is at hand of the current batch, to find out why it is not finite."""
-        trace, batch = self.trace or Trace(), self.batch
-        order = trace.order or list(self.trainers)
-        received: dict[int, Sequence[Tensor]] = {}
-        for crossing in () if batch is None else batch.crossings:
-            if isinstance(crossing, LocalCrossing) and crossing.record is not None:
-                received[order.index(crossing.name) + 1] = crossing.record.activations
-        if self.received:
-            first = [place for place, name in enumerate(order) if self.ownership.owns(name)]
-            received[min(first, default=len(order))] = self.received
-        rank = self.module.trainer.global_rank
-        origin = BatchOrigin() if batch is None else batch.origin
-        return Scene(origin, self.module, len(order), rank, trace.uses, self.ownership.holds, received)
-
-    def cause_before(self, boundary: str) -> str | None:
-        """Why what reaches a boundary is not finite, in the current batch; ``None`` if that is not known."""
-        if self.batch is None or boundary not in self.trainers:
-            return None
-        order = (self.trace or Trace()).order or list(self.trainers)
-        scene, stage = self.scene(), order.index(boundary)
-        cause = scene.cause(stage)
-        return None if cause is None else f"In {scene.origin.words}, {scene.name(stage)}: {cause}"
 
     def collect(self) -> None:
         """Brings in all that is under way to this process's predictors."""

@@ -71,6 +71,11 @@ class Settings:
             inputs=optional(instance(SyntheticInputs)),
             on_non_finite=one_of("raise", "skip", "ignore"),
         )
+        if self.on_non_finite == "skip" and self.inputs is not None:
+            raise ValueError(
+                "on_non_finite='skip' does not go with SyntheticInputs: a stage that has gone ahead on predicted "
+                "activations cannot know that the true ones are not finite. Use 'raise'."
+            )
         if self.exact.correction and self.training.update_probability < 1:
             raise ValueError(
                 "ExactGradients(correction=...) does not go with PredictorTraining(update_probability=...) below 1: a "

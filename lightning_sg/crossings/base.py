@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_sg.crossings.scale import GradientScale
 from lightning_sg.finite.diagnosis import BatchOrigin
+from lightning_sg.finite.policy import IgnoresNonFinite
 from lightning_sg.predictors.base import LossInfo
 from lightning_sg.training.record import TargetPlan
 
@@ -60,6 +61,7 @@ class BatchContext:
         crossings: Of the boundaries that are open in this process, in order.
         went_backward: Whether its first backward pass is over.
         origin: Where it comes from, for messages.
+        finite: What is done if it is not finite.
     """
 
     number: int
@@ -71,6 +73,7 @@ class BatchContext:
     crossings: list[Crossing] = field(default_factory=list)
     went_backward: bool = False
     origin: BatchOrigin = field(default_factory=BatchOrigin)
+    finite: IgnoresNonFinite = field(default_factory=IgnoresNonFinite)
 
 
 __all__ = ["BatchContext", "Crossing", "PlainCrossing"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -71,10 +71,12 @@ class ExactPass:
                 corrections[name] = (exact - given).detach()
             elif exact is not None or given is not None:
                 corrections[name] = exact.detach() if exact is not None else -given.detach()  # type: ignore[union-attr]
-            if name in corrections:  # an overflow under mixed precision, which the gradient scaler skips
-                found = corrections[name]
-                corrections[name] = torch.where(found.isfinite(), found, torch.zeros_like(found))
         return corrections
 
 
-__all__ = ["ExactPass", "Parameters"]
+def without_overflow(corrections: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Zero in the place of an overflow under mixed precision, which the gradient scaler skips."""
+    return {name: torch.where(c.isfinite(), c, torch.zeros_like(c)) for name, c in corrections.items()}
+
+
+__all__ = ["ExactPass", "Parameters", "without_overflow"]

@@ -34,6 +34,12 @@ def cut(backward: Callable[[Optional], Optional], tensors: Sequence[Tensor]) -> 
     return copies
 
 
+def blocked(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """NaN in the place of ``tensors``, which are given no gradient, as those of a batch that is left out."""
+    values = [torch.full_like(tensor, torch.nan) for tensor in tensors]
+    return replace(values, cut(lambda gradients: (None,) * len(gradients), tensors))
+
+
 def replace(values: Sequence[Tensor], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """``values`` in the place of ``tensors``, which are given the gradients of ``values``."""
     replaced: tuple[Tensor, ...] = _Replace.apply(tuple(values), *tensors)
@@ -83,4 +89,4 @@ class _Replace(torch.autograd.Function):
         return (None, *gradients)
 
 
-__all__ = ["Optional", "cut", "inject", "replace"]
+__all__ = ["Optional", "blocked", "cut", "inject", "replace"]

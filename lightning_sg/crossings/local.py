@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_sg.boundary import differentiable
 from lightning_sg.crossings.base import BatchContext, PlainCrossing
-from lightning_sg.crossings.inject import Optional, cut
+from lightning_sg.crossings.inject import Optional, blocked, cut
 from lightning_sg.errors import BoundaryError
 from lightning_sg.training.base import BoundaryTrainer
 from lightning_sg.training.record import Record
@@ -50,6 +50,7 @@ class LocalCrossing(PlainCrossing):
         self._batch = batch
         self._skipped = skipped
         self._passed = False
+        self._withheld = False  # a part of the target was not finite
 
     def forward(self, tensors: list[Tensor]) -> list[Tensor]:
         """Crosses the boundary; tensors that carry no gradient pass untouched."""
@@ -58,6 +59,8 @@ class LocalCrossing(PlainCrossing):
             return tensors
         carriers = [tensors[place] for place in places]
         batch, trainer = self._batch, self._trainer
+        if batch.finite.crosses(trainer.name, carriers, trainer.told(batch.context)):
+            return _put(tensors, places, blocked(carriers))
         record = trainer.open(carriers, batch.context, batch.loss, batch.plan, skipped=self._skipped)
         trainer.receive_due(record.step)
         trainer.learn_due(record.step)
@@ -70,11 +73,12 @@ class LocalCrossing(PlainCrossing):
         def backward(gradients: Optional) -> Optional:
             return self._backward(record, gradients, dtypes)
 
-        crossed = cut(backward, carriers)
-        tensors = list(tensors)
-        for place, tensor in zip(places, crossed):
-            tensors[place] = tensor
-        return tensors
+        return _put(tensors, places, cut(backward, carriers))
+
+    def end(self) -> None:
+        """The batch is over: its target is no good if the next stage has left the batch out."""
+        if self.record is not None and (self._withheld or self._batch.finite.withholds(self._trainer.name)):
+            self.record.targets = None
 
     @property
     def name(self) -> str:
@@ -102,16 +106,27 @@ class LocalCrossing(PlainCrossing):
         return self._synthetic(record, gradients, dtypes)
 
     def _synthetic(self, record: Record, gradients: Optional, dtypes: Sequence[torch.dtype]) -> Optional:
+        known = [gradient for gradient in gradients if gradient is not None]
+        teaches = self._batch.finite.teaches(self._trainer.name, known)
+        self._withheld = self._withheld or not teaches
         # As between processes: where no gradient arrives at all, there is no target.
-        if record.wants_target and any(gradient is not None for gradient in gradients):
+        if record.wants_target and known and teaches:
             record.add_target(self._batch.scale.all_removed(gradients))
         if record.coupled:
-            return gradients
+            return gradients if teaches else (None,) * len(gradients)
         # A second backward pass through the same batch adds to the target; the prediction is for their sum.
         if record.prediction is None or self._passed:
             return (None,) * len(gradients)
         self._passed = True
         return self._batch.scale.applied(record.prediction, record.samples, dtypes)
+
+
+def _put(tensors: list[Tensor], places: Sequence[int], crossed: Sequence[Tensor]) -> list[Tensor]:
+    """A copy of ``tensors`` with others at some places."""
+    tensors = list(tensors)
+    for place, tensor in zip(places, crossed):
+        tensors[place] = tensor
+    return tensors
 
 
 @contextmanager

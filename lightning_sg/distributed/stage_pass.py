@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_sg.boundary import differentiable
-from lightning_sg.crossings.inject import inject
+from lightning_sg.crossings.inject import blocked, inject
 from lightning_sg.crossings.kept_graph import KeptGraph
 from lightning_sg.distributed.arrivals import Arrivals
 from lightning_sg.distributed.program import StageProgram
@@ -143,6 +143,8 @@ class TrainingPass(EvaluationPass):
                 self.leaves.append(leaf)
                 tensor = leaf.clone()  # an in-place operation may follow, which a leaf refuses
             tensors.append(tensor)
+        self._session.watched.received = self.leaves
+        self._session.finite.receives(self._program.inlet.boundary or "", self.leaves)
         return tensors
 
     def hand_over(self, tensors: list[Tensor]) -> list[Tensor]:
@@ -156,6 +158,8 @@ class TrainingPass(EvaluationPass):
         if not carriers:
             return self._hand_over_without_gradient(tensors)
         batch, outlet, trainer = self._batch, self._program.outlet, self._program.outlet.trainer
+        if self._session.finite.crosses(trainer.name, carriers, trainer.told(batch.context)):
+            return self._leave_out(tensors, carriers)
         skipped = not self._session.updates.before(trainer.name)
         record = trainer.open(carriers, batch.context, batch.loss, batch.plan, skipped=skipped)
         outlet.expect(record, self._number, self._kept(carriers))
@@ -197,8 +201,12 @@ class TrainingPass(EvaluationPass):
         if self._wants_target and any(leaf.grad is not None for leaf in leaves):
             gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
             targets = [self._batch.scale.removed(gradient) for gradient in gradients]
+        if inlet.boundary is not None and not self._session.finite.teaches(inlet.boundary, targets):
+            targets = ()
         inlet.reply(self._number, targets)
-        if self._batch.plan.exact and self._stage.grid.is_last:
+        if self._batch.plan.exact and not self._wants_target:
+            pass  # the stage before has left the batch out, and waits for nothing
+        elif self._batch.plan.exact and self._stage.grid.is_last:
             inlet.send_residual(self._number, leaves, self._residual(targets))
         elif self._batch.plan.exact and not self._keeps_graph:
             inlet.send_residual(self._number, leaves, [])  # nothing of this process carries a gradient on
@@ -228,11 +236,19 @@ class TrainingPass(EvaluationPass):
             )
         )
 
-    def _hand_over_without_gradient(self, tensors: list[Tensor]) -> list[Tensor]:
+    def _hand_over_without_gradient(self, tensors: list[Tensor], within: Sequence[Tensor] = ()) -> list[Tensor]:
         self._send(tensors, wants_target=False)
-        self.result = torch.zeros((), device=self._stage.grid.device, requires_grad=True)
+        nothing = torch.zeros((), device=self._stage.grid.device, requires_grad=True)
+        self.result = inject(None, within) if within else nothing
         self._program.outlet.await_answers(self._number, self._stage.delay + 1)
         return self._leave(tensors)
+
+    def _leave_out(self, tensors: list[Tensor], carriers: list[Tensor]) -> list[Tensor]:
+        """Skips the batch: hands on NaN, so that the next stages skip it, too."""
+        taken = iter(blocked(carriers))
+        tensors = [next(taken) if differentiable(tensor) else tensor for tensor in tensors]
+        # Boundaries on the way, between this process's stages, have predictions of their own.
+        return self._hand_over_without_gradient(tensors, carriers if self._stage.has_boundaries_within else ())
 
     def _surrogate(self, record: Record, carriers: list[Tensor]) -> Tensor:
         """A scalar whose backward pass is that of the gradient to use."""

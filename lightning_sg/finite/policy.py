@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Literal, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from lightning_sg.finite.buffers import BuffersBefore
 from lightning_sg.finite.device_flags import DeviceFlags
 from lightning_sg.finite.diagnosis import Scene, bad_gradients
 from lightning_sg.finite.values import are_finite
+from lightning_sg.partition.trace import Trace
+from lightning_sg.replicas import Replicas
 
 OnNonFinite = Literal["raise", "skip", "ignore"]
 
@@ -42,24 +44,83 @@ class Watched(Protocol):
     def scaled(self) -> bool:
         """Whether a gradient scaler looks after infinite gradients itself."""
 
+    @property
+    def last(self) -> int:
+        """The number of the last stage."""
+
+    @property
+    def number(self) -> int:
+        """The number of the current batch."""
+
+    @property
+    def replicas(self) -> Replicas:
+        """The processes that hold the same stages in other replicas."""
+
+    def before(self, boundary: str) -> int:
+        """The number of the stage before a boundary."""
+
+    def stage_of(self, name: str) -> int:
+        """The first stage that uses the parameter or buffer of that name."""
+
     def scene(self) -> Scene:
         """What is at hand of the current batch."""
 
-    def gradients(self) -> Iterable[Tensor]:
-        """The gradients that the optimizers have now."""
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """What the optimizers train."""
 
 
-class NonFinitePolicy(Protocol):
-    """Sees every batch and backward pass of a training."""
+class IgnoresNonFinite:
+    """Does nothing about batches that are not finite; others override what they do."""
+
+    #: How many batches a stage has left out, by its number; ``None`` if none ever is.
+    skipped: dict[int, int] | None = None
+
+    def accept(self, trace: Trace) -> None:
+        """Takes what a traced step showed."""
 
     def begin(self) -> None:
         """A training batch begins."""
 
+    def crosses(self, boundary: str, carriers: Sequence[Tensor], context: Any) -> bool:
+        """The batch has come to a boundary: whether the stage before leaves it out.
+
+        Args:
+            boundary: The boundary.
+            carriers: What crosses and carries a gradient.
+            context: What the predictor is told of the batch.
+        """
+        return False
+
+    def receives(self, boundary: str, carriers: Sequence[Tensor]) -> None:
+        """A stage was given what crosses a boundary."""
+
+    def skips_loss(self) -> bool:
+        """Whether the last stage leaves the batch out."""
+        return False
+
+    def withholds(self, boundary: str) -> bool:
+        """Whether the stage after a boundary leaves the batch out, so that it has no target to give."""
+        return False
+
+    def teaches(self, boundary: str, targets: Sequence[Tensor]) -> bool:
+        """Whether these targets are good enough for the stage before a boundary."""
+        return True
+
     def before_backward(self, loss: Tensor) -> None:
         """A backward pass is about to begin, from ``loss``."""
 
+    def leave_out(self) -> None:
+        """A backward pass is over; nothing that is due of earlier batches is in the gradients yet."""
+
+    def corrections(self, number: int, gradients: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What is to be kept of the corrections of batch ``number``, by parameter name."""
+        return gradients
+
     def after_backward(self) -> None:
-        """A backward pass is over, and what is due of earlier batches is in the gradients."""
+        """The gradients are complete."""
+
+    def end(self) -> None:
+        """The batch is over."""
 
     def check(self) -> None:
         """A moment at which the device may be asked: before something is logged or saved."""
@@ -68,26 +129,7 @@ class NonFinitePolicy(Protocol):
         """Training ends within a batch, by an error."""
 
 
-class IgnoresNonFinite:
-    """Does nothing."""
-
-    def begin(self) -> None:
-        """Does nothing."""
-
-    def before_backward(self, loss: Tensor) -> None:
-        """Does nothing."""
-
-    def after_backward(self) -> None:
-        """Does nothing."""
-
-    def check(self) -> None:
-        """Does nothing."""
-
-    def undo(self) -> None:
-        """Does nothing."""
-
-
-class RaisesNonFinite:
+class RaisesNonFinite(IgnoresNonFinite):
     """Raises an error that says where NaN or infinity came from.
 
     On a CPU it comes before the optimizer step of the batch. Other devices keep a flag, which :meth:`check` looks at.
@@ -127,7 +169,7 @@ class RaisesNonFinite:
         Raises:
             NonFiniteLossError: If one is not finite.
         """
-        gradients = [] if self._watched.scaled else list(self._watched.gradients())
+        gradients = [] if self._watched.scaled else gradients_of(self._watched.parameters())
         if not gradients:
             return
         if gradients[0].device.type != "cpu":
@@ -146,6 +188,11 @@ class RaisesNonFinite:
     def undo(self) -> None:
         """Restores buffers that the batch has broken, so that a checkpoint written after the error is finite."""
         self._buffers.restore(lambda _name, tensor: not are_finite([tensor]))
+
+
+def gradients_of(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """The gradients that parameters have."""
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def loss_error(scene: Scene) -> NonFiniteLossError:
@@ -185,10 +232,10 @@ def gradient_cause(scene: Scene, stage: int) -> str:
 
 __all__ = [
     "IgnoresNonFinite",
-    "NonFinitePolicy",
     "OnNonFinite",
     "RaisesNonFinite",
     "Watched",
     "gradient_cause",
+    "gradients_of",
     "loss_cause",
 ]

@@ -98,6 +98,10 @@ class BoundaryTrainer(ABC):
     def wants_exact(self, context: Any) -> bool:
         """Whether exact targets are of use; the same in every process, built or not."""
 
+    def told(self, context: Any) -> Any:
+        """What is used of the context."""
+        return context
+
     @property
     @abstractmethod
     def ready(self) -> bool:

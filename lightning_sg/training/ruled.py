@@ -51,6 +51,10 @@ class RuledBoundary(BoundaryTrainer):
         """Never: there is nothing to learn."""
         return False
 
+    def told(self, context: Any) -> Any:
+        """Nothing."""
+        return None
+
     @property
     def ready(self) -> bool:
         """See :attr:`BoundaryTrainer.ready`."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_sg import profiling
 from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.finite.values import are_finite
 from lightning_sg.options import PredictorTraining
 from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
 from lightning_sg.replicas import Replicas
@@ -39,6 +40,7 @@ class TrainerOptions:
         guard: Judges the predictions, or ``None``: then one that is not finite is an error.
         seed: Seeds the predictors' initial weights, together with the boundary's name.
         replicas: The replicas whose predictors learn from all their batches together.
+        only_finite: Whether nothing is learned from a target that is not finite; else such values count as zero.
     """
 
     delay: int = 1
@@ -47,6 +49,7 @@ class TrainerOptions:
     guard: AlignmentGuard | None = None
     seed: int = 0
     replicas: Replicas = Replicas()
+    only_finite: bool = False
 
     def learner(self, name: str, template: GradientPredictor) -> Learner[GradientPredictor]:
         """An untrained copy of ``template`` for the boundary ``name``."""
@@ -214,6 +217,8 @@ class PredictorTrainer(BoundaryTrainer):
             return ()
         if targets is None or not record.wants_target:
             return None  # the step had no backward pass, or this batch is not one to learn from
+        if self._options.only_finite and self._replicas.any(not are_finite(targets)):
+            return None
         finite = all_finite(targets)
         if finite.device.type != "cpu" or not finite:  # an overflow under mixed precision: nothing to learn
             targets = tuple(torch.where(finite, target, torch.zeros_like(target)) for target in targets)
