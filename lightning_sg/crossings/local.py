@@ -60,6 +60,7 @@ class LocalCrossing(PlainCrossing):
         carriers = [tensors[place] for place in places]
         batch, trainer = self._batch, self._trainer
         if batch.finite.crosses(trainer.name, carriers, trainer.told(batch.context)):
+            trainer.pass_by(batch.plan)
             return _put(tensors, places, blocked(carriers))
         record = trainer.open(carriers, batch.context, batch.loss, batch.plan, skipped=self._skipped)
         trainer.receive_due(record.step)

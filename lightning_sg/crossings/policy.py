@@ -60,7 +60,7 @@ class ExactPolicy:
         number -= options.warm_up
         coupled = number < 0
         exact = sent and not coupled and (self.applies_late or number % options.every == 0)
-        return TargetPlan(exact=exact, bootstrap=not sent, coupled=coupled)
+        return TargetPlan(exact=exact, bootstrap=not sent, coupled=coupled, corrects=self.corrects)
 
     def _sends_exact(self, context: Any) -> bool:
         """Whether exact gradients travel at all, on whichever batches."""

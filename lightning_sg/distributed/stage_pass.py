@@ -245,6 +245,7 @@ class TrainingPass(EvaluationPass):
 
     def _leave_out(self, tensors: list[Tensor], carriers: list[Tensor]) -> list[Tensor]:
         """Skips the batch: hands on NaN, so that the next stages skip it, too."""
+        self._program.outlet.trainer.pass_by(self._batch.plan)
         taken = iter(blocked(carriers))
         tensors = [next(taken) if differentiable(tensor) else tensor for tensor in tensors]
         # Boundaries on the way, between this process's stages, have predictions of their own.

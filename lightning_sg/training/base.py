@@ -145,6 +145,15 @@ class BoundaryTrainer(ABC):
         self.step += 1
         return record
 
+    def pass_by(self, plan: TargetPlan) -> None:
+        """A batch is left out by the stage before the boundary.
+
+        It counts only where corrections do, which are due by the numbers of batches.
+        """
+        if plan.corrects:
+            self.receive_due(self.step)
+            self.step += 1
+
     def receive_due(self, now: int) -> None:
         """Brings in the targets and exact gradients that are due before the prediction for batch ``now``."""
         for record in self.ledger:

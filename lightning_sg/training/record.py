@@ -20,11 +20,13 @@ class TargetPlan:
         exact: Whether its exact gradient travels up to all boundaries.
         bootstrap: Whether no exact gradients travel at all, so that predictors learn from biased targets.
         coupled: Whether every stage waits for the true gradient and uses it.
+        corrects: Whether stages are corrected by exact gradients, of this batch or of others.
     """
 
     exact: bool = False
     bootstrap: bool = False
     coupled: bool = False
+    corrects: bool = False
 
 
 @dataclass
