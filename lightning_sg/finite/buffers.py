@@ -38,32 +38,35 @@ class BuffersBefore:
 
     Args:
         module: The module.
+        floating: Whether only those that can be NaN are kept.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, *, floating: bool = False) -> None:
         self._module = module
+        self._floating = floating
         self._places: list[tuple[str, dict[str, Any], str]] | None = None
         self._kept: dict[str, _Kept] = {}
 
+    @torch.no_grad()
     def keep(self) -> None:
         """A batch begins."""
         if self._places is None:  # found once: a walk through a large module takes longer than the copies
             self._places = [
                 (f"{prefix}.{key}" if prefix else key, child._buffers, key)
                 for prefix, child in self._module.named_modules()
-                for key in child._buffers
+                for key, buffer in child._buffers.items()
+                if not self._floating or buffer is None or buffer.is_floating_point()
             ]
         for name, owner, key in self._places:
-            tensor = owner.get(key)
-            if tensor is None or is_fake(tensor) or tensor.is_meta:
+            tensor, kept = owner.get(key), self._kept.get(name)
+            if kept is not None and kept.tensor is tensor and kept.copy.shape == tensor.shape:
+                if kept.may_differ(key):
+                    kept.version = tensor._version
+                    kept.copy.copy_(tensor)
+            elif tensor is None or is_fake(tensor) or tensor.is_meta:
                 self._kept.pop(name, None)
-                continue
-            kept = self._kept.get(name)
-            if kept is None or kept.tensor is not tensor or kept.copy.shape != tensor.shape:
+            else:
                 self._kept[name] = _Kept(tensor, tensor._version, tensor.detach().clone())
-            elif kept.may_differ(key):
-                kept.version = tensor._version
-                kept.copy.copy_(tensor.detach())
 
     @torch.no_grad()
     def restore(self, wanted: Callable[[str, Tensor], bool]) -> None:

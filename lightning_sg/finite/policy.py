@@ -141,7 +141,7 @@ class RaisesNonFinite(IgnoresNonFinite):
     def __init__(self, watched: Watched) -> None:
         self._watched = watched
         self._flags = DeviceFlags(watched.scene)
-        self._buffers = BuffersBefore(watched.module)
+        self._buffers = BuffersBefore(watched.module, floating=True)
 
     def begin(self) -> None:
         """Keeps buffers as they are, such as BatchNorm's running statistics."""
