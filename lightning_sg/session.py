@@ -205,6 +205,8 @@ class Session:
         for trainer in self.all_trainers.values():
             trainer.profile = profile
             trainer.inquire = self.watched.cause_before
+        for inputs in self.inputs.trainers.values():
+            inputs.inquire = self.watched.cause_before
         self.inputs.show_to(profile)
 
     def remove(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -42,6 +42,7 @@ class InputTrainer:
         source: Where true activations come from.
         ledger: The batches under way.
         profile: Shows actions to the trainer's profiler.
+        inquire: Says why what reaches the boundary of that name is not finite, or ``None`` if nobody knows.
 
     Args:
         name: The boundary's name, for messages and for the random seed.
@@ -71,6 +72,7 @@ class InputTrainer:
         self.ledger: Ledger[InputRecord] = Ledger()
         self._metrics: dict[str, Tensor] = {}
         self._restored: dict[str, Any] | None = None
+        self.inquire: Callable[[str], str | None] = lambda _boundary: None
         self._finite: Tensor | None = None
 
     # ------------------------------------------------------------------ one batch
@@ -157,10 +159,13 @@ class InputTrainer:
         finite, self._finite = self._finite, None
         if finite is None or bool(finite):
             return
-        raise NonFinitePredictionError(
-            f"The synthetic input at boundary '{self.name}' is not finite (about batch {self.step} since the start). "
+        cause = self.inquire(self.name) or (
             "Either the input predictor diverged: lower its learning rate (SyntheticInputs(optimizer=...)); or the "
             "activations that it learned from did: lower the learning rate of the stages before the boundary."
+        )
+        raise NonFinitePredictionError(
+            f"The synthetic input at boundary '{self.name}' is not finite (about batch {self.step} since the start). "
+            f"{cause}"
         )
 
     # ------------------------------------------------------------------ checkpoints

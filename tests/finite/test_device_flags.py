@@ -54,7 +54,7 @@ def test_data_are_blamed_where_they_are_at_fault() -> None:
     flags.check()
     batches.next(NAN.repeat(2))
     flags.see(gradients=[NAN])
-    with pytest.raises(NonFiniteLossError, match="A gradient of training batch 1 .*data of this batch are at fault"):
+    with pytest.raises(NonFiniteLossError, match=r"A gradient of training batch 1 .*data of this batch are at fault"):
         flags.check()
 
 

@@ -15,6 +15,7 @@ from lightning_sg import (
     NonFinitePredictionError,
     SyntheticGradients,
     SyntheticGradientsError,
+    SyntheticInputs,
     TrueGradient,
     ZeroPredictor,
 )
@@ -73,6 +74,12 @@ def test_nan_in_the_data_is_blamed_on_the_data(predictor: Any, devices: int) -> 
     for kind, message, *_ in results:
         assert kind in ("NonFiniteLossError", "NonFinitePredictionError", "StageLostError")
         assert "data are at fault" in message
+
+
+def test_nan_in_the_data_is_no_fault_of_an_input_predictor() -> None:
+    error = raised(Stages, bad=BAD, inputs=SyntheticInputs(), on_non_finite="ignore")
+    assert isinstance(error, NonFinitePredictionError)
+    assert "The data are at fault: batch[0]" in str(error)
 
 
 class BrokenWeights(Stages):

@@ -162,12 +162,14 @@ def test_a_batch_with_bad_data_might_as_well_not_be_there() -> None:
     ("case", "devices"), [("default", 2), *((case, 3) for case in CALLBACKS), ("exact", 2), ("delayed", 2)]
 )
 def test_several_processes_skip_as_one_does(case: str, devices: int) -> None:
+    faults = FAULTS if case == "default" else ["data", "second", "constant", "second gradient"]
+
     def work(devices: int) -> list[Any]:
-        return [run(devices, *made(fault), callback=CALLBACKS[case]) for fault in FAULTS]
+        return [run(devices, *made(fault), callback=CALLBACKS[case]) for fault in faults]
 
     expected = work(1)
     for rank, results in enumerate(run_ranks(devices, lambda: work(devices))):
-        for fault, (state, metrics), (seen, seen_metrics) in zip(FAULTS, expected, results, strict=True):
+        for fault, (state, metrics), (seen, seen_metrics) in zip(faults, expected, results, strict=True):
             assert all(tensor.isfinite().all() for tensor in state.values()), fault
             assert_same_state(state, seen, exact=case in TO_THE_BIT)
             assert seen_metrics["val_loss"] == pytest.approx(metrics["val_loss"], abs=1e-5)
