@@ -17,6 +17,7 @@ import struct
 import subprocess
 import time
 from collections import deque
+from contextlib import suppress
 from types import TracebackType
 
 _CLONE_NEWNET = 0x40000000
@@ -130,9 +131,13 @@ def _carry(devices: list[int], latency: float) -> None:
         now = time.perf_counter()
         while waiting and waiting[0][0] <= now:
             _due, to, packet = waiting.popleft()
-            os.write(devices[to], packet)
+            with suppress(OSError):  # a device that is down loses what is sent to it
+                os.write(devices[to], packet)
         pause = None if not waiting else max(0.0, 1000 * (waiting[0][0] - time.perf_counter()))
-        for device, _event in poll.poll(pause):
+        for device, event in poll.poll(pause):
+            if event & select.POLLERR:  # down
+                time.sleep(0.001)
+                continue
             for _ in range(16):
                 try:
                     packet = os.read(device, 2 * _MTU)
