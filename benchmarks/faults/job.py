@@ -26,6 +26,7 @@ FEATURES, CLASSES, BATCH = 12, 5, 8
 BATCHES, EPOCHS = 6, 2
 STEPS = BATCHES * EPOCHS
 SAVED_EVERY = 5  # steps
+_MOST = 32  # batches; a shorter loader has the first of the longer
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ class Job:
 
     def _train(self, rank: int) -> pl.LightningModule:
         warnings.simplefilter("ignore")
-        trap = Trap(self.fault, self.struck) if self.fault is not None and self.fault.rank == rank else None
+        mine = self.fault is not None and self.fault.rank == rank and self.launcher != "spawn"
+        trap = Trap(self.fault, self.struck) if self.fault is not None and mine else None
         if trap is not None:
             trap.reach(START)
             _set(trap)
@@ -137,12 +139,13 @@ class Job:
                 listener = trap.wrap(Listener, self.fault.hook)
         module = kind(self.stages, odd.width or 16, self.odd)
         trainer = self._trainer(odd, listener(self))
-        data = batches(odd.batches or BATCHES, odd.seed or 0, self.odd)
-        trainer.fit(module, data, batches(2, 1), ckpt_path=None if self.resume is None else str(self.resume))
+        count = self.replicas * (odd.batches or BATCHES)
+        data, other = batches(count, odd.seed or 0, self.odd), batches(2 * self.replicas, 1)
+        trainer.fit(module, data, other, ckpt_path=None if self.resume is None else str(self.resume))
         if self.afterwards == "test":
-            trainer.test(module, batches(2, 1), verbose=False)
+            trainer.test(module, other, verbose=False)
         elif self.afterwards == "predict":
-            trainer.predict(module, batches(2, 1))
+            trainer.predict(module, other)
         if trap is not None:
             trap.reach(END)
         return module
@@ -178,6 +181,20 @@ class Listener(pl.Callback):
     def __init__(self, job: Job) -> None:
         self._job = job
         self._began = time.time()
+        self._trap: Trap | None = None
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Under ``spawn``, the fault is set here: only now is it known which rank this is."""
+        job, rank = self._job, trainer.global_rank
+        if job.launcher == "spawn":
+            (job.folder / f"pid-{rank}").write_text(str(os.getpid()))
+            if job.fault is not None and job.fault.rank == rank:
+                self._trap = Trap(job.fault, job.struck)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """The moment of all faults under ``spawn``."""
+        if self._trap is not None:
+            self._trap.reach("on_train_batch_start", trainer.global_step)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """See above."""
@@ -265,8 +282,9 @@ class Spoiling(nn.Module):
 def batches(count: int, seed: int, odd: Odd = Odd()) -> DataLoader[Any]:
     """Random batches, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(count * BATCH, FEATURES, generator=generator)
+    x = torch.randn(_MOST * BATCH, FEATURES, generator=generator)
     y = (x[:, :CLASSES] + 0.3 * torch.randn(len(x), CLASSES, generator=generator)).argmax(-1)
+    x, y = x[: count * BATCH].clone(), y[: count * BATCH]
     if odd.nan == "data":
         x[odd.step % count * BATCH] = float("nan")
     return DataLoader(TensorDataset(x, y), batch_size=BATCH)

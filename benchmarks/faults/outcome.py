@@ -48,6 +48,7 @@ class Outcome:
         left: Processes that were left behind.
         checkpoints: What is wrong with checkpoints, in words.
         saved: The names of the checkpoints.
+        executed: Whether code that was planted in a checkpoint has run.
     """
 
     endings: dict[int, Ending]
@@ -56,6 +57,7 @@ class Outcome:
     left: int = 0
     checkpoints: list[str] = field(default_factory=list)
     saved: list[str] = field(default_factory=list)
+    executed: bool = False
 
     def others(self, rank: int) -> list[Ending]:
         """The ends of all ranks but one."""

@@ -17,6 +17,7 @@ from benchmarks.faults.fault import interrupting_all
 from benchmarks.faults.job import Job
 from benchmarks.faults.outcome import Ending, Outcome, problems_of
 from benchmarks.faults.system import descendants, die_with_parent, is_alive, mount_disk, send, set_device
+from benchmarks.faults.tampering import EXECUTED
 from benchmarks.workers import free_port
 
 #: Forks a process that is prepared and then does the work at the top of its program.
@@ -49,9 +50,9 @@ class Runner:
 
     @property
     def limit(self) -> float:
-        """Seconds from the fault until the others must have ended: four timeouts, and the machine's slowness."""
+        """Seconds from the fault until the others must have ended: three timeouts, and the machine's slowness."""
         longest = 0.0 if self._job.fault is None else (self._job.fault.action.seconds or 0.0)
-        return 4 * self._job.timeout + 6.0 + longest
+        return 3 * self._job.timeout + 6.0 + longest
 
     def run(self) -> Outcome:
         """See above."""
@@ -67,7 +68,8 @@ class Runner:
         endings = {rank: self._ending(rank) for rank in range(self._job.processes)}
         saved = sorted(path.name for path in self._job.checkpoints.glob("*.ckpt"))
         struck = self._job.struck.exists()
-        return Outcome(endings, struck, took, left, problems_of(self._job.checkpoints), saved)
+        executed = (self._job.folder / EXECUTED).exists()
+        return Outcome(endings, struck, took, left, problems_of(self._job.checkpoints), saved, executed)
 
     @contextmanager
     def _networked(self) -> Iterator[None]:
@@ -227,7 +229,9 @@ class Runner:
         for pid in known:
             if is_alive(pid):
                 send(pid, signal.SIGKILL)
-        deadline = time.time() + _GRACE
+        # A process that Lightning has started may still be importing; it gives up when it finds nobody.
+        late = 0.0 if self._job.launcher == "environment" else self.limit
+        deadline = time.time() + _GRACE + late
         while (left := self._left(ours)) and time.time() < deadline:
             self._reap()
             time.sleep(_LOOK)

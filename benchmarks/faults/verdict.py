@@ -76,15 +76,20 @@ class Refuses:
 
     Attributes:
         patterns: What every error says.
+        may_be_harmless: Whether the weights may also be those of an undisturbed run: a flipped bit may mean nothing.
     """
 
     patterns: tuple[str, ...]
+    may_be_harmless: bool = False
 
     def judge(self, outcome: Outcome, undisturbed: str) -> Verdict:
         """See :class:`Expectation`."""
         if (found := _disaster(outcome, undisturbed)) is not None:
             return found
-        if well := [ending for ending in outcome.endings.values() if ending.digest]:
+        well = [ending for ending in outcome.endings.values() if ending.digest]
+        if self.may_be_harmless and len(well) == len(outcome.endings):
+            return Verdict(SURVIVED)
+        if well:
             return Verdict(WRONG, f"rank {well[0].rank} ended as if nothing was wrong")
         return _unless_unclear(list(outcome.endings.values()), self.patterns, NAMED)
 
@@ -129,6 +134,23 @@ class Survives:
 
 
 @dataclass(frozen=True)
+class Launched:
+    """The process that started all ranks ends with an error that names the rank: it ends the other ranks itself.
+
+    Attributes:
+        rank: The rank that failed.
+    """
+
+    rank: int
+
+    def judge(self, outcome: Outcome, undisturbed: str) -> Verdict:
+        """See :class:`Expectation`."""
+        if (found := _disaster(outcome, undisturbed)) is not None:
+            return found
+        return _unless_unclear([outcome.endings[0]], [rf"\b(rank|process) {self.rank}\b"], NAMED)
+
+
+@dataclass(frozen=True)
 class Ends:
     """All ranks were told to end, and do; there is nobody left to name anybody."""
 
@@ -153,6 +175,8 @@ def _disaster(outcome: Outcome, undisturbed: str) -> Verdict | None:
     for ending in outcome.endings.values():
         if ending.digest and undisturbed and ending.digest != undisturbed:
             return Verdict(WRONG, f"rank {ending.rank} ended well, with other weights")
+    if outcome.executed:
+        return Verdict(WRONG, "code from the checkpoint was run")
     if outcome.checkpoints:
         return Verdict(WRONG, f"bad checkpoint: {outcome.checkpoints[0]}")
     return None
@@ -190,6 +214,7 @@ __all__ = [
     "Ends",
     "Expectation",
     "Fails",
+    "Launched",
     "Names",
     "Refuses",
     "Survives",
