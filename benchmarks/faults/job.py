@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.faults.fault import CONNECTING, END, GATHERING, START, Fault, Trap
-from lightning_sg import Boundary, LinearPredictor, SyntheticGradients, SyntheticGradientStrategy
+from lightning_sg import Boundary, LinearPredictor, SyntheticGradients, SyntheticGradientStrategy, ZeroPredictor
 from lightning_sg.transport.chain import Chain
 
 FEATURES, CLASSES, BATCH = 12, 5, 8
@@ -36,7 +36,7 @@ class Odd:
     Attributes:
         rank: The rank.
         delay: Of its predictors.
-        predictor: Its kind of predictor.
+        predictor: Its kind of predictor: ``"zero"`` in place of linear ones.
         wire: How it sends.
         width: Of its last hidden layer.
         seed: Of its data.
@@ -68,7 +68,7 @@ class Job:
         checkpoint: ``"whole"`` or ``"sharded"``.
         timeout: The strategy's, in seconds.
         resume: The checkpoint that it starts from.
-        epochs: To train for.
+        epochs: To train for; 0 for evaluation alone.
         afterwards: ``"test"`` or ``"predict"``, after training; ``""`` for neither.
         fault: What disturbs it.
         odd: How one rank differs.
@@ -141,7 +141,8 @@ class Job:
         trainer = self._trainer(odd, listener(self))
         count = self.replicas * (odd.batches or BATCHES)
         data, other = batches(count, odd.seed or 0, self.odd), batches(2 * self.replicas, 1)
-        trainer.fit(module, data, other, ckpt_path=None if self.resume is None else str(self.resume))
+        if self.epochs:
+            trainer.fit(module, data, other, ckpt_path=None if self.resume is None else str(self.resume))
         if self.afterwards == "test":
             trainer.test(module, other, verbose=False)
         elif self.afterwards == "predict":
@@ -151,8 +152,8 @@ class Job:
         return module
 
     def _trainer(self, odd: Odd, listener: pl.Callback) -> pl.Trainer:
-        predictors = {"linear": LinearPredictor()} if odd.predictor else {}
-        learning = SyntheticGradients(delay=odd.delay or 1, predictor=predictors.get(odd.predictor or "", "auto"))
+        predictor = ZeroPredictor() if odd.predictor == "zero" else LinearPredictor()
+        learning = SyntheticGradients(delay=odd.delay or 1, predictor=predictor)
         start: Any = {} if self.launcher == "environment" else {"start_method": self.launcher}
         kept: Any = {"checkpoint": self.checkpoint, "wire": odd.wire or "full"}
         saving = ModelCheckpoint(

@@ -24,6 +24,7 @@ from benchmarks.workers import free_port
 Fork = Callable[[Callable[[], None], Callable[[], None]], int]
 
 _START = 60.0  #: seconds until the fault strikes, or an undisturbed training ends
+_ANEW = 60.0  #: seconds more where processes start Python anew
 _GRACE = 3.0  #: seconds between SIGTERM and SIGKILL, and for processes that are still ending
 _LOOK = 0.02  #: seconds between two looks
 _LOGGED = 3000  #: characters of a rank's output that are kept
@@ -51,7 +52,9 @@ class Runner:
     @property
     def limit(self) -> float:
         """Seconds from the fault until the others must have ended: three timeouts, and the machine's slowness."""
-        longest = 0.0 if self._job.fault is None else (self._job.fault.action.seconds or 0.0)
+        fault = self._job.fault
+        # After a pause the whole training is still to come.
+        longest = 30.0 + (fault.action.seconds or 0.0) if fault is not None and fault.is_pause else 0.0
         return 3 * self._job.timeout + 6.0 + longest
 
     def run(self) -> Outcome:
@@ -140,7 +143,8 @@ class Runner:
             for due in [each for each in undone if each[0] <= now]:
                 undone.remove(due)
                 due[1]()
-            since, limit = (began, _START) if self._struck_at is None else (self._struck_at, self.limit)
+            start = _START if self._job.launcher == "environment" else _START + _ANEW
+            since, limit = (began, start) if self._struck_at is None else (self._struck_at, self.limit)
             if now - since > limit:
                 self._end_those_that_hang()
                 return

@@ -19,7 +19,7 @@ from benchmarks.faults.runner import Runner
 from benchmarks.faults.system import adopt_orphans, die_with_parent, kill_tree
 
 #: Seconds after which a training is given up, whatever it does.
-LIMIT = 120.0
+LIMIT = 240.0
 
 
 class Becomes(BaseException):

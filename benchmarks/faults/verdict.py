@@ -61,6 +61,8 @@ class Names:
         own = outcome.endings[self.rank]
         if self.reason and not re.search(self.reason, own.error):
             return Verdict(UNCLEAR, f"rank {self.rank} itself does not say {self.reason!r}: {_head(own)}")
+        if self.reason and _is_aborted(own):
+            return Verdict(UNCLEAR, f"rank {self.rank} aborted with exit code {own.code} after its own error")
         others = outcome.others(self.rank)
         well = [ending for ending in others if ending.digest]
         if well and not self.may_end:
