@@ -31,7 +31,7 @@ def run_workers(module: str, arguments: list[str], copies: int = 1) -> list[Any]
     Raises:
         RuntimeError: If one fails; the message ends with its last output.
     """
-    environments = [{"MASTER_PORT": str(free_port())} for _ in range(copies)]
+    environments = [{"MASTER_PORT": str(_free_port())} for _ in range(copies)]
     return _run(module, arguments, environments, [None] * copies)
 
 
@@ -50,7 +50,7 @@ def run_group(module: str, arguments: list[str], ranks: int, channel: Channel | 
     Raises:
         RuntimeError: If one fails; the message ends with its last output.
     """
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     if channel is not None:
         where |= {"MASTER_ADDR": address(0), "GLOO_SOCKET_IFNAME": DEVICE}
     several = {
@@ -99,8 +99,7 @@ def _run(
         return [json.loads(out.read_text()) if out.exists() else None for out in outs]
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -16,9 +16,8 @@ from benchmarks.channel import DEVICE, Channel, address
 from benchmarks.faults.fault import interrupting_all
 from benchmarks.faults.job import Job
 from benchmarks.faults.outcome import Ending, Outcome, problems_of
-from benchmarks.faults.system import descendants, die_with_parent, is_alive, mount_disk, send, set_device
+from benchmarks.faults.system import descendants, die_with_parent, free_port, is_alive, mount_disk, send, set_device
 from benchmarks.faults.tampering import EXECUTED
-from benchmarks.workers import free_port
 
 #: Forks a process that is prepared and then does the work at the top of its program.
 Fork = Callable[[Callable[[], None], Callable[[], None]], int]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import signal
+import socket
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -67,6 +69,15 @@ def send(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
+def free_port() -> int:
+    """A port that nobody listens on, below the range that the kernel takes ports of connections from."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 def set_device(up: bool, device: str) -> None:
     """Takes a network device of this process's network up or down."""
     subprocess.run(["ip", "link", "set", device, "up" if up else "down"], check=True)
@@ -76,6 +87,7 @@ __all__ = [
     "adopt_orphans",
     "descendants",
     "die_with_parent",
+    "free_port",
     "is_alive",
     "kill_tree",
     "mount_disk",
