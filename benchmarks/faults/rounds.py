@@ -159,7 +159,7 @@ def draw_round(seed: int, number: int, folder: Path, kinds: list[str]) -> Round:
         launcher=launcher,
         checkpoint=draw.choice(("whole", "sharded")),
         # Processes that start Python anew may meet many seconds apart.
-        timeout=2 + processes / 2 if launcher == "environment" else 30.0,
+        timeout=2 + processes / 2 if launcher == "environment" else 20.0,
     )
     made = KINDS[kind](number, Draw(draw, job, draw.randrange(processes)))
     if launcher == "spawn" and isinstance(made.expectation, Names):

@@ -153,7 +153,7 @@ class Runner:
 
     def _over(self) -> bool:
         """Whether all have ended, but for a rank that the fault itself keeps from ending."""
-        running = {rank for rank, pid in self._ranks().items() if pid not in self._ended and is_alive(pid)}
+        running = {rank for rank, pid in self._ranks().items() if pid not in self._ended}
         fault = self._job.fault
         if fault is not None and self._struck_at is not None and fault.keeps and running <= {fault.rank}:
             return len(self._ranks()) == self._job.processes
@@ -178,8 +178,9 @@ class Runner:
                 break
             self._codes[pid] = os.waitstatus_to_exitcode(status)
             self._ended[pid] = time.time()
-        for pid in self._ranks().values():
-            if not is_alive(pid):
+        for rank, pid in self._ranks().items():
+            # A child of this process has ended when it can be waited for: until then, a thread of it may be at work.
+            if self._main.get(rank) != pid and not is_alive(pid):
                 self._ended.setdefault(pid, time.time())
 
     def _disturb(self, struck: float) -> list[tuple[float, Callable[[], None]]]:
@@ -233,9 +234,9 @@ class Runner:
             if is_alive(pid):
                 send(pid, signal.SIGKILL)
         # A process that Lightning has started may still be importing; it gives up when it finds nobody.
-        late = 0.0 if self._job.launcher == "environment" else self.limit
+        late = 0.0 if self._job.launcher == "environment" else 20.0
         deadline = time.time() + _GRACE + late
-        while (left := self._left(ours)) and time.time() < deadline:
+        while ((left := self._left(ours)) or set(self._main.values()) - set(self._ended)) and time.time() < deadline:
             self._reap()
             time.sleep(_LOOK)
         for pid in left:
