@@ -54,7 +54,7 @@ class Runner:
         fault = self._job.fault
         # After a pause the whole training is still to come.
         longest = 30.0 + (fault.action.seconds or 0.0) if fault is not None and fault.is_pause else 0.0
-        return 3 * self._job.timeout + 6.0 + longest
+        return 3 * self._job.timeout + 15.0 + longest
 
     def run(self) -> Outcome:
         """See above."""
