@@ -336,4 +336,16 @@ class SyntheticGradients(Callback):
             warn_of_fresh(self.session.all_trainers, "the checkpoint is of a run without SyntheticGradients")
 
 
-__all__ = ["SyntheticGradients"]
+def callback_of(trainer: pl.Trainer) -> SyntheticGradients:
+    """The trainer's callback, or a new one with its defaults."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    found = [callback for callback in callbacks if isinstance(callback, SyntheticGradients)]
+    if len(found) > 1:
+        raise SyntheticGradientsError("The trainer has more than one SyntheticGradients callback; give one.")
+    if not found:
+        found = [SyntheticGradients()]
+        callbacks.insert(0, found[0])
+    return found[0]
+
+
+__all__ = ["SyntheticGradients", "callback_of"]

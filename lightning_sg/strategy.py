@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
@@ -26,7 +25,7 @@ from lightning_sg._compat import (
     set_rank_zero,
 )
 from lightning_sg.arguments import checked, instance, number, one_of, optional, whole
-from lightning_sg.callback import SyntheticGradients
+from lightning_sg.callback import callback_of
 from lightning_sg.checkpoint.plugin import with_default
 from lightning_sg.distributed.arrangement import Arrangement, OneProcessArrangement, SplitArrangement
 from lightning_sg.distributed.coordination import StageCoordinator
@@ -196,7 +195,7 @@ class SyntheticGradientStrategy(ReusableStrategy):
         self.set_world_ranks()
         assert self.lightning_module is not None
         trainer = self.lightning_module.trainer
-        callback = _find_callback(trainer)
+        callback = callback_of(trainer)
         processes = self._all_processes
         if processes % self.replicas:
             raise SyntheticGradientsError(
@@ -242,9 +241,7 @@ class SyntheticGradientStrategy(ReusableStrategy):
         if self._chain is None:
             self._chain, self._grid = rendezvous.open_chain(grid, Watch(self.timeout, away=self.away)), None
             atexit.register(self._chain.leave)
-        if not dist.is_initialized():
-            rendezvous.open_process_group(backend, self._chain)
-            atexit.register(_leave_process_group)
+        rendezvous.open_process_group(backend, self._chain)
         if self._grid is None:
             self._grid = rendezvous.open_groups(grid, self._chain)
         return self._grid
@@ -439,28 +436,6 @@ class SyntheticGradientStrategy(ReusableStrategy):
         """Makes the module whole on every process; after an error, touches nothing that others would wait for."""
         self._arrangement.finish()
         super().teardown()
-
-
-def _find_callback(trainer: pl.Trainer) -> SyntheticGradients:
-    """The trainer's callback, or a new one with its defaults."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    found = [callback for callback in callbacks if isinstance(callback, SyntheticGradients)]
-    if len(found) > 1:
-        raise SyntheticGradientsError("The trainer has more than one SyntheticGradients callback; give one.")
-    if not found:
-        found = [SyntheticGradients()]
-        callbacks.insert(0, found[0])
-    return found[0]
-
-
-def _leave_process_group() -> None:
-    """Ends gloo's threads while Python still is there.
-
-    One that holds the last tensors of a transfer would otherwise release them when Python is gone, which aborts a
-    process whose training went well.
-    """
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 __all__ = ["SyntheticGradientStrategy"]

@@ -6,7 +6,7 @@ import logging
 import time
 
 from lightning_sg.distributed.status import ProcessStatus
-from lightning_sg.transport import Away, Link
+from lightning_sg.transport import Link
 
 _log = logging.getLogger(__name__)
 
@@ -18,15 +18,14 @@ class Absence:
         total: How many batches have gone on without an answer, in all.
 
     Args:
-        away: How large it is; ``None`` for not at all.
-        link: The connection to the neighbour.
+        link: The connection to the neighbour, which knows how large it is.
         status: Names this process.
         answer: What is not waited for: "a target".
     """
 
-    def __init__(self, away: Away | None, link: Link, status: ProcessStatus, answer: str) -> None:
+    def __init__(self, link: Link, status: ProcessStatus, answer: str) -> None:
         self.total = 0
-        self._away = away
+        self._away = link.away
         self._link = link
         self._status = status
         self._answer = answer

@@ -74,7 +74,6 @@ class UpstreamInlet:
         stopping: Wishes to stop travel with the targets.
         metrics: Metrics come with the activations.
         compression: How targets and residuals travel.
-        absence: How long the stage goes on while the one before is silent.
         profile: Shows waiting and sending to the trainer's profiler.
     """
 
@@ -87,10 +86,9 @@ class UpstreamInlet:
         stopping: Stopping,
         metrics: MetricsRoute,
         compression: Compression,
-        absence: Absence,
         profile: Profile,
     ) -> None:
-        self.absence = absence
+        self.absence = Absence(link, status, "activations")
         self.boundary: str | None = boundary
         self._is_exact = is_exact
         self._link = link

@@ -19,7 +19,7 @@ from lightning_sg.distributed.status import ProcessStatus, Stopping
 from lightning_sg.session import Session
 from lightning_sg.training.base import BoundaryTrainer, Profile
 from lightning_sg.training.record import Record
-from lightning_sg.transport import Away, Downstream, Message, Residual, Target
+from lightning_sg.transport import Downstream, Message, Residual, Target
 
 
 def _never() -> bool:
@@ -129,13 +129,10 @@ class AnswerChannel:
         status: Names this process and what it is doing.
         stopping: Wishes to stop come with the targets.
         profile: Shows waiting and sending to the trainer's profiler.
-        away: How long the next stage may be silent.
     """
 
-    def __init__(
-        self, link: Downstream, status: ProcessStatus, stopping: Stopping, profile: Profile, away: Away | None
-    ) -> None:
-        self.absence = Absence(away, link, status, "targets")
+    def __init__(self, link: Downstream, status: ProcessStatus, stopping: Stopping, profile: Profile) -> None:
+        self.absence = Absence(link, status, "targets")
         self._link = link
         self._status = status
         self._stopping = stopping

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import threading
@@ -74,6 +75,7 @@ class Rendezvous:
         _choose_interface(chain.address)
         store = PrefixStore("process group", run.store)
         self._together(lambda: init_dist_connection(self._environment, backend, timeout=limit, store=store), chain)
+        atexit.register(_leave_process_group)
 
     def open_groups(self, grid: ProcessGrid, chain: Chain) -> ProcessGrid:
         """See :meth:`ProcessGrid.with_peers` and :func:`carry_between_devices`.
@@ -169,6 +171,16 @@ def _choose_interface(address: str) -> None:
     interface = interface_of(address)
     if interface is not None and "GLOO_SOCKET_IFNAME" not in os.environ:
         os.environ["GLOO_SOCKET_IFNAME"] = interface
+
+
+def _leave_process_group() -> None:
+    """Ends gloo's threads while Python still is there.
+
+    One that holds the last tensors of a transfer would otherwise release them when Python is gone, which aborts a
+    process whose training went well.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 __all__ = ["Rendezvous"]

@@ -14,7 +14,6 @@ from torch import nn
 
 from lightning_sg.automatic import choose_names
 from lightning_sg.batch.context import context_of
-from lightning_sg.distributed.absence import Absence
 from lightning_sg.distributed.data_parallel import DataParallel, NoReplicas, ReplicatedStages
 from lightning_sg.distributed.inlet import Inlet, NoInlet, UpstreamInlet
 from lightning_sg.distributed.outlet import AnswerChannel, DownstreamOutlet, NoOutlet, Outlet, RemoteTargets
@@ -221,7 +220,6 @@ class StartUp:
             stage.stopping,
             stage.metrics,
             self._options.wire,
-            Absence(self._options.away, upstream, stage.status, "activations"),
             stage.profiler.profile,
         )
 
@@ -229,7 +227,7 @@ class StartUp:
         downstream, boundary = self._chain.downstream, placement.sends_at(self._grid.position)
         if downstream is None or boundary is None:
             return NoOutlet()
-        channel = AnswerChannel(downstream, stage.status, stage.stopping, stage.profiler.profile, self._options.away)
+        channel = AnswerChannel(downstream, stage.status, stage.stopping, stage.profiler.profile)
         is_exact, device_type = boundary == placement.order[-1], self._grid.device.type
         targets = RemoteTargets(channel, inlet, stage.session, is_exact=is_exact, device_type=device_type)
         return DownstreamOutlet(boundary, stage.session.trainers[boundary], channel, targets)

@@ -7,6 +7,7 @@ from contextlib import suppress
 import torch
 
 from lightning_sg.errors import StageLostError
+from lightning_sg.transport.away import Away
 from lightning_sg.transport.carrier import Carrier, Carriers
 from lightning_sg.transport.inbox import Inbox, Neighbour
 from lightning_sg.transport.line import Contact, Dial, Line
@@ -56,6 +57,11 @@ class Link:
     @neighbour.setter
     def neighbour(self, name: str) -> None:
         self._neighbour.name = self.outbox.to = name
+
+    @property
+    def away(self) -> Away | None:
+        """How long the neighbour may be silent; ``None`` for not at all."""
+        return self._watch.away
 
     def carry(self, carrier: Carrier) -> None:
         """Has the tensors of batches take another way from now on; nothing about batches may be under way."""
