@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_sg.errors import PartitionError
 from lightning_sg.ownership import Ownership, OwnsAll
 from lightning_sg.partition.checks import check_cuts, check_gradients, check_trainable
-from lightning_sg.partition.step import call_training_step, trace_step
+from lightning_sg.partition.step import call_training_step, carries_gradient_later, trace_step
 from lightning_sg.partition.trace import Trace
 from lightning_sg.session import Session
 
@@ -144,9 +144,9 @@ def _checked_trace(session: Session, trainer: pl.Trainer, batch: Any, batch_idx:
     """
     module = session.module
 
-    def run() -> Any:
+    def run(ahead: int = 0) -> Any:
         with trainer.precision_plugin.train_step_context():
-            return call_training_step(module, batch, batch_idx)
+            return call_training_step(module, batch, batch_idx + ahead)
 
     device = trainer.strategy.root_device
     try:
@@ -161,7 +161,7 @@ def _checked_trace(session: Session, trainer: pl.Trainer, batch: Any, batch_idx:
         )
     check_cuts(trace, split=False)
     check_trainable(module, trace)
-    check_gradients(module, trace)
+    check_gradients(module, trace, lambda: carries_gradient_later(module, session.boundaries.sites, run, device))
     return trace
 
 

@@ -228,6 +228,35 @@ class AlternatesByNoGrad(Two):
         return F.cross_entropy(self.second(h), batch[1])
 
 
+class AlternatesFromTheLast(Two):
+    """Trains the last stage alone on the first batch, by its index."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        h = torch.relu(self.first(batch[0]))
+        return F.cross_entropy(self.second(self.cut(h if batch_idx % 2 else h.detach())), batch[1])
+
+
+class AlternatesByCount(Two):
+    """Trains the last stage alone on the first batch, by a count of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.seen += 1
+        h = torch.relu(self.first(batch[0]))
+        return F.cross_entropy(self.second(self.cut(h.detach() if self.seen % 3 else h)), batch[1])
+
+
+@pytest.mark.parametrize("make", [AlternatesFromTheLast, AlternatesByCount])
+def test_a_step_that_alternates_may_begin_with_the_last_stage(make: type[Two]) -> None:
+    with pytest.warns(UserWarning, match=r"Boundary 'cut' .*detached.* in training batch 0, so stage 0"):
+        expected = fit(make)
+    for state in fit(make, devices=2):
+        assert_same_state(expected, state)
+
+
 @pytest.mark.parametrize(("make", "seen"), [(Alternates, "detached"), (AlternatesByNoGrad, "no_grad")])
 def test_a_later_batch_without_a_gradient_is_told_once_and_trains_on_alike(make: type[Two], seen: str) -> None:
     with pytest.warns(UserWarning, match=rf"Boundary 'cut' .*{seen}.* in training batch 1, so stage 0") as caught:

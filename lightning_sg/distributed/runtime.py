@@ -29,7 +29,7 @@ from lightning_sg.errors import PartitionError, StageLostError, SyntheticGradien
 from lightning_sg.partition.fakes import is_fake
 from lightning_sg.partition.paging import PagedParameters
 from lightning_sg.partition.quiet import quiet
-from lightning_sg.partition.step import copy_of
+from lightning_sg.partition.step import copy_of, later
 from lightning_sg.rng import StepRandomness
 from lightning_sg.runtime import Metrics
 from lightning_sg.session import Session
@@ -142,7 +142,12 @@ class StageRuntime:
         number = kwargs.get("batch_idx", args[1] if len(args) > 1 else "")
         self.status.doing = f"{name.removesuffix('_step')} batch {number}".strip()
         training = name == "training_step"
-        ready = self._made_ready(lambda: step(*copy_of(args), **copy_of(kwargs)), args, training)
+
+        def call(ahead: int = 0) -> Any:
+            positional, named = later(args, kwargs, ahead)
+            return step(*copy_of(positional), **copy_of(named))
+
+        ready = self._made_ready(call, args, training)
         loader = kwargs.get("dataloader_idx", args[2] if len(args) > 2 else 0)
         self.status.begin_step(Place.of(self.status.doing, self.stage.session.module.trainer, name, loader))
         return ready.run(lambda: step(*args, **kwargs), self._fingerprint, training=training)

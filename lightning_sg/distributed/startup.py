@@ -26,7 +26,7 @@ from lightning_sg.partition.checks import check_cuts, check_gradients, check_tra
 from lightning_sg.partition.fakes import FakeOutputs, FakeTensors, remote_blocks
 from lightning_sg.partition.paging import PagedParameters
 from lightning_sg.partition.placement import Placement, assign, place
-from lightning_sg.partition.step import trace_step
+from lightning_sg.partition.step import carries_gradient_later, trace_step
 from lightning_sg.partition.trace import Trace
 from lightning_sg.session import Session
 from lightning_sg.settings import Settings
@@ -108,7 +108,7 @@ class StartUp:
 
         Args:
             session: The training of the module, which ends here.
-            call: Runs the step.
+            call: Runs the step, or the one that comes so many batches later.
             batch: The batch that it is run on.
         """
         cutter, module, stages = self._cutter, session.module, len(self._grid.ranks)
@@ -120,12 +120,12 @@ class StartUp:
         cutter.choose(self._of_first_replica(names))
         cutter.cut(module.trainer, module)
 
-    def first_program(self, stage: Stage, call: Callable[[], Any], batch: Any, *, training: bool) -> StageProgram:
+    def first_program(self, stage: Stage, call: Callable[..., Any], batch: Any, *, training: bool) -> StageProgram:
         """Traces a step, places the stages and connects with the neighbours. A collective of all processes.
 
         Args:
             stage: This process.
-            call: Runs the step.
+            call: Runs the step, or the one that comes so many batches later.
             batch: The batch that it is run on.
             training: Whether it is a training step.
         """
@@ -141,7 +141,7 @@ class StartUp:
                 link.neighbour = names[self._grid.position + neighbour]
         return self._program(stage, placement, training=training)
 
-    def next_program(self, stage: Stage, program: StageProgram, call: Callable[[], Any]) -> StageProgram:
+    def next_program(self, stage: Stage, program: StageProgram, call: Callable[..., Any]) -> StageProgram:
         """Traces the first training step after steps of evaluation: it may use more parameters."""
         trace = self._trace(stage, call, training=True)
         placement = assign(program.placement, stage.session.module, trace, tied=self._options.tied)
@@ -149,13 +149,14 @@ class StartUp:
 
     # ------------------------------------------------------------------ parts of it
 
-    def _trace(self, stage: Stage, call: Callable[[], Any], *, training: bool) -> Trace:
+    def _trace(self, stage: Stage, call: Callable[..., Any], *, training: bool) -> Trace:
         session = stage.session
         trace = trace_step(session.module, session.boundaries.sites, call, self._grid.device)
         check_cuts(trace, split=True)
         if training:
             check_trainable(session.module, trace)
-            check_gradients(session.module, trace)
+            sites, device = session.boundaries.sites, self._grid.device
+            check_gradients(session.module, trace, lambda: carries_gradient_later(session.module, sites, call, device))
             session.accept(trace)
         return trace
 

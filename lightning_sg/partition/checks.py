@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+
 from torch import nn
 
 from lightning_sg.errors import BoundaryError, PartitionError
@@ -62,8 +64,13 @@ def check_trainable(module: nn.Module, trace: Trace) -> None:
             )
 
 
-def check_gradients(module: nn.Module, trace: Trace) -> None:
+def check_gradients(module: nn.Module, trace: Trace, later: Callable[[], Collection[str]] = tuple) -> None:
     """Rejects boundaries through which no gradient flows back to parameters that are to train.
+
+    Args:
+        module: The module.
+        trace: A traced training step.
+        later: Finds the boundaries that later steps reach with a gradient; asked only if this one does not.
 
     Raises:
         BoundaryError: If there is one; the error says what stops the gradient.
@@ -71,7 +78,9 @@ def check_gradients(module: nn.Module, trace: Trace) -> None:
     trained = trained_stages(module, trace)
     for stage, boundary in enumerate(trace.order):
         why = trace.blocked.get(boundary)
-        if why is not None and (stage in trained or why is Blocked.CHECKPOINTED):
+        if why is None or not (stage in trained or why is Blocked.CHECKPOINTED):
+            continue
+        if why not in (Blocked.DETACHED, Blocked.INTEGERS) or boundary not in later():
             raise never_trains(boundary, why, between(trace.order, stage))
 
 

@@ -83,11 +83,62 @@ def trace_step(
     return tracer.result()
 
 
+def carries_gradient_later(
+    module: nn.Module, sites: Sequence[Site], run: Callable[[int], STEP_OUTPUT], device: torch.device
+) -> set[str]:
+    """The boundaries that one of the next steps reaches with a gradient: a step may train all stages now and then only.
+
+    Runs the step a few more times, as :func:`trace_step` does; what it counts in the module goes on from one to the
+    next.
+
+    Args:
+        module: The LightningModule.
+        sites: Its boundaries.
+        run: Calls the step on a real batch as the one that comes so many batches later.
+        device: The device that the step runs on.
+    """
+    found: set[str] = set()
+    with ExitStack() as stack:
+        stack.enter_context(undone(module))
+        stack.enter_context(quiet(module))
+        stack.enter_context(_ending_at_backward(module))
+        stack.enter_context(FakeTensors(module, None, device, trainable=True))
+        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        stack.enter_context(unchanged_randomness())
+        for ahead in range(_STEPS_AHEAD):
+            try:
+                for site in sites:
+                    site.open(lambda tensors: [tensor.view_as(tensor) for tensor in tensors])
+                run(ahead)
+            except _StepEnds:
+                pass
+            except Exception:  # the last stage may not run on fake tensors, and it has passed all boundaries then
+                pass
+            finally:
+                found |= {site.name for site in sites if site.crossed and site.blocked is None}
+                for site in sites:
+                    site.close()
+    return found
+
+
+# How many steps are run to see whether a boundary that the first passes without a gradient has one later.
+_STEPS_AHEAD = 8
+
+
 def call_training_step(module: pl.LightningModule, batch: Any, batch_idx: int) -> STEP_OUTPUT:
     """Calls the user's step as Lightning does, with a copy of the batch."""
     takes_index = len(inspect.signature(module.training_step).parameters) > 1
     copied = copy_of(batch)
     return module.training_step(*((copied, batch_idx) if takes_index else (copied,)))
+
+
+def later(args: Sequence[Any], kwargs: dict[str, Any], ahead: int) -> tuple[Sequence[Any], dict[str, Any]]:
+    """A step's arguments with the index of a later batch, if it takes one."""
+    if "batch_idx" in kwargs:
+        return args, {**kwargs, "batch_idx": kwargs["batch_idx"] + ahead}
+    if len(args) > 1 and isinstance(args[1], int):
+        return [args[0], args[1] + ahead, *args[2:]], kwargs
+    return args, kwargs
 
 
 def copy_of(arguments: Any) -> Any:
@@ -102,4 +153,4 @@ def _ending_at_backward(module: nn.Module) -> AbstractContextManager[None]:
     return shadowed([(module, "manual_backward", end_step)])
 
 
-__all__ = ["call_training_step", "copy_of", "trace_step"]
+__all__ = ["call_training_step", "carries_gradient_later", "copy_of", "later", "trace_step"]

@@ -276,7 +276,7 @@ def test_a_step_that_cannot_be_followed_is_refused() -> None:
 
 @pytest.mark.parametrize("probability", [0.0, -0.1, 1.5])
 def test_a_probability_that_is_none_is_refused(probability: float) -> None:
-    with pytest.raises(ValueError, match="update_probability above 0 and at most 1"):
+    with pytest.raises(ValueError, match="update_probability must be a finite number above 0 and at most 1"):
         SyntheticGradients(training=PredictorTraining(update_probability=probability))
 
 
