@@ -82,6 +82,7 @@ CALLBACK = {
     "guard": [AlignmentGuard, True, False, 0.5, "zero", {}],
     "through_time": [ThroughTime, *OBJECT],
     "inputs": [SyntheticInputs, True, False, MLPInputPredictor(), "auto", {}],
+    "on_non_finite": NAME,
 }
 LIGHTNINGS: dict[str, list[Any]] = {
     "accelerator": ["cpu", 5, True],
@@ -104,8 +105,10 @@ BAD: dict[str, dict[str, list[Any]]] = {
         "ddp": [5, True, "fast", ["find_unused_parameters"], {"find_unused": True}, {3: True}, {"module": None}],
         "checkpoint": NAME,
         "tied_weights": NAME,
+        "away": [True, 5, "120", {"seconds": 5}],
         **LIGHTNINGS,
     },
+    "Away": {"batches": POSITIVE, "seconds": [0, -1.0, *NUMBER], "patience": [0, -1.0, *NUMBER]},
     "ExactGradients": {"every": COUNT, "bootstrap": FLAG, "correction": [-0.1, *NUMBER], "warm_up": COUNT},
     "PredictorTraining": {
         "optimizer": FUNCTION,
@@ -192,7 +195,16 @@ NEEDED: dict[str, dict[str, Any]] = {
     "parallel_streams": {"sequence": torch.zeros(9), "number": 2},
 }
 #: Public names that take no arguments of users: bases, errors, an enumeration, and a record that ``Chunks`` makes.
-WITHOUT = {"GradientPredictor", "InputPredictor", "Boundary", "TrueGradient", "ZeroPredictor", "TargetUse", "Chunk"}
+WITHOUT = {
+    "GradientPredictor",
+    "InputPredictor",
+    "Boundary",
+    "TrueGradient",
+    "ZeroPredictor",
+    "TargetUse",
+    "Chunk",
+    "AtomicCheckpointIO",
+}
 
 CASES = [
     pytest.param(owner, argument, value, id=f"{owner}-{argument}-{type(value).__name__}-{place}")

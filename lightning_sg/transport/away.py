@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+
+from lightning_sg.arguments import MOST_BATCHES, check_fields, number, whole
+
+_MOST_SECONDS = 30 * 24 * 60 * 60.0
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Away:
         patience: After how many seconds without a sign of life a neighbour counts as silent.
 
     Raises:
+        TypeError: If an argument is no number.
         ValueError: If a number is out of range.
     """
 
@@ -32,13 +36,8 @@ class Away:
     patience: float = 2.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.batches, bool) or not isinstance(self.batches, int) or not 0 < self.batches <= 100_000:
-            raise ValueError(f"Away(batches=...) is a whole number from 1 to 100000, not {self.batches!r}.")
-        for name in ("seconds", "patience"):
-            value = getattr(self, name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or value <= 0:
-                raise ValueError(f"Away({name}=...) is a positive number of seconds, not {value!r}.")
+        seconds = number(above=0, most=_MOST_SECONDS)
+        check_fields("Away", self, batches=whole(1, MOST_BATCHES), seconds=seconds, patience=seconds)
 
 
 __all__ = ["Away"]
