@@ -22,7 +22,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from benchmarks.quiet import QUIET
 from benchmarks.runs import Run
 from benchmarks.tasks import ALL_METHODS, TASKS
-from lightning_sg import NonFinitePredictionError, SyntheticGradientStrategy
+from lightning_sg import NonFiniteLossError, SyntheticGradientStrategy
 
 
 class Curve(Callback):
@@ -147,7 +147,7 @@ def train(run: Run, folders: dict[str, Path | None]) -> dict[str, Any] | None:
         if task.metric.key not in metrics:
             (tested,) = trainer.test(module, data, verbose=False)
             metrics |= {key: finite(value) for key, value in tested.items()}
-    except NonFinitePredictionError as caught:
+    except NonFiniteLossError as caught:
         error = str(caught)
     if not trainer.is_global_zero:
         return None

@@ -240,7 +240,10 @@ def _odd_data(number: int, draw: Draw) -> Round:
     if draw.random.random() < 0.5:
         odd, reason = Odd(draw.rank, seed=5), "batch"
     else:
-        odd, reason = Odd(draw.rank, batches=BATCHES - 2), "length|fewer|more batches|longer|shorter|number of batches"
+        odd, reason = (
+            Odd(draw.rank, batches=BATCHES - 2),
+            r"length|fewer|more batches|longer|shorter|number of batches|gives \d+ batches",
+        )
     return Round(number, "odd data", replace(draw.job, odd=odd), Names(draw.rank, reason))
 
 

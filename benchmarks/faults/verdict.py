@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from signal import SIGKILL
 from typing import Protocol
 
 from benchmarks.faults.outcome import Ending, Outcome
@@ -160,7 +161,8 @@ class Ends:
         """See :class:`Expectation`."""
         if (found := _disaster(outcome, undisturbed)) is not None:
             return found
-        aborted = [ending for ending in outcome.endings.values() if _is_aborted(ending)]
+        # At Ctrl-C, Lightning's launcher ends what it has started by SIGKILL.
+        aborted = [each for each in outcome.endings.values() if _is_aborted(each) and each.code != -SIGKILL]
         if aborted:
             return Verdict(UNCLEAR, f"rank {aborted[0].rank} aborted with exit code {aborted[0].code}")
         return Verdict(NAMED)

@@ -61,7 +61,10 @@ class Rendezvous:
         Raises:
             StageLostError: If a process does not come.
         """
-        return open_chain(grid, PrefixStore(f"chain {next(self._chains)}", self._store().store), watch)
+        run = self._store()
+        chain = open_chain(grid, PrefixStore(f"chain {next(self._chains)}", run.store), watch)
+        chain.news = run
+        return chain
 
     def open_process_group(self, backend: str, chain: Chain) -> None:
         """Opens torch's process group, unless somebody has.

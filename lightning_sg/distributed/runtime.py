@@ -15,6 +15,7 @@ from lightning_sg._compat import DATA_DEPENDENT_ERRORS
 from lightning_sg.batch.fingerprint import fingerprint
 from lightning_sg.crossings.kept_graph import keeping_weights
 from lightning_sg.distributed.arrivals import Arrivals, PredictedActivations, TrueActivations
+from lightning_sg.distributed.blame import blaming
 from lightning_sg.distributed.logs import LogsOfStage
 from lightning_sg.distributed.meetings import StageMeetings
 from lightning_sg.distributed.metrics import MetricsRoute
@@ -150,7 +151,8 @@ class StageRuntime:
         ready = self._made_ready(call, args, training)
         loader = kwargs.get("dataloader_idx", args[2] if len(args) > 2 else 0)
         self.status.begin_step(Place.of(self.status.doing, self.stage.session.module.trainer, name, loader))
-        return ready.run(lambda: step(*args, **kwargs), self._fingerprint, training=training)
+        with blaming(self.status, self.chain):
+            return ready.run(lambda: step(*args, **kwargs), self._fingerprint, training=training)
 
     def _made_ready(self, call: Callable[[], Any], args: Any, training: bool) -> ReadyStage:
         """Traces the first step, and the first training step."""
@@ -185,7 +187,8 @@ class StageRuntime:
         assert self._ready is not None
         batch = self._ready.batch
         assert isinstance(batch, TrainingPass)
-        return batch.backward(loss, run)
+        with blaming(self.status, self.chain):
+            return batch.backward(loss, run)
 
     def end_batch(self) -> None:
         """The training batch is over: closes it towards the neighbours, even if it had no backward pass."""
@@ -242,6 +245,8 @@ class StageRuntime:
         else:
             reason = str(error) if isinstance(error, SyntheticGradientsError) else f"{type(error).__name__}: {error}"
         self.chain.fail(reason[:2000])
+        if self.grid.peers.count > 1 and self.chain.news is not None:
+            self.chain.news.fail(reason[:2000])
 
 
 class ReadyStage:

@@ -11,6 +11,7 @@ from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.objects import pack, unpack
 from lightning_sg.transport.link import Downstream, Upstream
 from lightning_sg.transport.message import Copy, Gathered, Gathering
+from lightning_sg.transport.roll_call import RunStore
 from lightning_sg.transport.watch import Watch
 
 _MOST_COPIES = 1 << 32  # in one meeting
@@ -24,6 +25,7 @@ class Chain:
     Attributes:
         upstream: The link to the stage before; ``None`` for the first.
         downstream: The link to the stage after; ``None`` for the last.
+        news: Where processes without a link to this one say why they stop.
 
     Args:
         position: The place of this process among the stages.
@@ -46,6 +48,7 @@ class Chain:
         self.downstream = downstream
         self.watch = watch
         self.address = address
+        self.news: RunStore | None = None
         self._meetings = 0
 
     @property

@@ -147,6 +147,11 @@ class Inbox:
         with self._changed:
             return (kind, number) in self._messages
 
+    @property
+    def lost(self) -> str | None:
+        """Why the sender is lost, if it is."""
+        return self._lost
+
     def check_here(self, what: str) -> None:
         """Looks after the sender while something else is waited for, to which it has to come.
 

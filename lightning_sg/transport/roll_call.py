@@ -88,6 +88,14 @@ class RunStore:
         teller.start()
         teller.join(_PATIENCE)
 
+    def answers(self) -> bool:
+        """Whether the store is there, where rank 0 keeps it."""
+        try:
+            self.store.check(["anything"])
+        except RuntimeError:
+            return False
+        return True
+
     def failed(self) -> dict[int, str]:
         """The reasons of processes that have failed, by rank."""
         found = {rank: self.read(f"failed/{rank}") for rank in range(self.processes) if rank != self.rank}
