@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_sg._compat import logs_now
 from lightning_sg.batch.context import ContextSource
+from lightning_sg.clipping import ClippingByValue
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.finite.diagnosis import BatchOrigin
 from lightning_sg.finite.policy import OnNonFinite
@@ -146,6 +147,7 @@ class SyntheticGradients(Callback):
         # The strategy says where the stages are; any other strategy has them in one process.
         self._runtime = getattr(trainer.strategy, "runtime", None) or OneProcess()
         self._installed = False
+        ClippingByValue.install(trainer.precision_plugin)
         if self._session is not None and self._session.module is not pl_module:
             self._chosen = None
         split = self._runtime.ownership.split
@@ -257,7 +259,7 @@ class SyntheticGradients(Callback):
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         """Leaves stages out that are not updated at this step, before gradients are clipped."""
-        self.session.updates.drop(pl_module)
+        self.session.before_optimizer_step()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

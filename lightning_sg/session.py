@@ -329,6 +329,13 @@ class Session:
             self.exact.apply(batch.number, batch.scale, self.ownership.holds)
         self.finite.after_backward()
 
+    def before_optimizer_step(self) -> None:
+        """Looks at gradients that came past the hooks; leaves stages out that are not updated at this step."""
+        by_hand = not self.module.automatic_optimization
+        if by_hand and self.batch is not None and not self.batch.went_backward:  # `loss.backward()`, without Lightning
+            self.finite.before_step()
+        self.updates.drop(self.module)
+
     def corrected(self) -> Parameters:
         """The parameters of this process's stages that exact gradients correct, by name."""
         return self.exact.corrected(self.ownership.holds)

@@ -109,12 +109,23 @@ class WatchedTraining:
         rank, holds = self.module.trainer.global_rank, self._ownership().holds
         return Scene(origin, self.module, self.last, rank, self.trace.uses, holds, received)
 
-    def cause_before(self, boundary: str) -> str | None:
-        """Why what reaches a boundary is not finite, in the current batch; ``None`` if that is not known."""
+    def cause_before(self, boundary: str, *, arrives_finite: bool = True) -> str | None:
+        """Why what a predictor makes at a boundary is not finite, in the current batch; ``None`` if that is not known.
+
+        Args:
+            boundary: The boundary.
+            arrives_finite: Whether what reaches the boundary is finite.
+        """
         if self._batch() is None or boundary not in self.order:
             return None
         scene, stage = self.scene(), self.before(boundary)
         cause = scene.cause(stage)
+        if cause is None and not arrives_finite:
+            cause = (
+                "The data, the activations that the stage received and its weights are finite, so what it computes "
+                "before the boundary is at fault: look for a logarithm or a division by zero, or an overflow (lower "
+                "its learning rate or clip its gradients)."
+            )
         return None if cause is None else f"In {scene.origin.words}, {scene.name(stage)}: {cause}"
 
 

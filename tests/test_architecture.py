@@ -29,7 +29,7 @@ LAYERS = (
     ("training",),
     ("crossings",),
     ("recurrent", "inputs"),
-    ("settings", "ownership", "automatic", "session", "runtime", "metrics_log", "watched"),
+    ("settings", "ownership", "automatic", "session", "runtime", "metrics_log", "watched", "clipping"),
     ("transport", "checkpoint"),
     ("distributed",),
     ("callback",),

@@ -119,6 +119,9 @@ class IgnoresNonFinite:
     def after_backward(self) -> None:
         """The gradients are complete."""
 
+    def before_step(self) -> None:
+        """An optimizer is about to use gradients that :meth:`after_backward` has not seen."""
+
     def end(self) -> None:
         """The batch is over."""
 
@@ -176,6 +179,14 @@ class RaisesNonFinite(IgnoresNonFinite):
             self._flags.see(gradients=gradients)
         elif not are_finite(gradients):
             raise gradient_error(self._watched.scene())
+
+    def before_step(self) -> None:
+        """Looks at the gradients.
+
+        Raises:
+            NonFiniteLossError: If one is not finite.
+        """
+        self.after_backward()
 
     def check(self) -> None:
         """Asks the device, which stops it for a moment.

@@ -137,6 +137,11 @@ class SkipsNonFinite(IgnoresNonFinite):
                     self._restore(parameter)
         self._before = {}
 
+    def before_step(self) -> None:
+        """Drops the gradients of stages with one that is not finite; earlier batches' parts in them are lost, too."""
+        if self._any(not are_finite(gradients_of(self._watched.parameters()))):
+            self.leave_out()
+
     @torch.no_grad()
     def _restore(self, parameter: nn.Parameter) -> None:
         before = self._before.get(id(parameter))

@@ -45,7 +45,7 @@ class BoundaryTrainer(ABC):
         targets: Where targets come from.
         ledger: The batches under way.
         profile: Shows actions to the trainer's profiler.
-        inquire: Says why what reaches the boundary of that name is not finite, or ``None`` if nobody knows.
+        inquire: Says why what is predicted at the boundary of that name is not finite, or ``None`` if nobody knows.
 
     Args:
         name: The boundary's name, for messages.
@@ -62,7 +62,7 @@ class BoundaryTrainer(ABC):
         self.targets: TargetSource = TargetsOfBackwardPass()
         self.ledger: Ledger[Record] = Ledger()
         self.profile: Profile = nullcontext
-        self.inquire: Callable[[str], str | None] = _nobody_knows
+        self.inquire: Callable[..., str | None] = _nobody_knows
         self._replicas = replicas
         self._metrics: dict[str, Tensor] = {}
         self._restored: dict[str, Any] | None = None

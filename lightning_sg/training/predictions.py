@@ -32,7 +32,8 @@ class Predictions:
         guard: Judges the predictions, or ``None``: then one that is not finite is an error.
         bound: See :class:`TargetScale`.
         replicas: The replicas that the guard judges together.
-        inquire: Says why what reaches the boundary is not finite, or ``None`` if nobody knows.
+        inquire: Says why a prediction is not finite, told whether what reaches the boundary is, or ``None`` if nobody
+            knows.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Predictions:
         guard: AlignmentGuard | None,
         bound: float,
         replicas: Replicas,
-        inquire: Callable[[], str | None] = lambda: None,
+        inquire: Callable[[bool], str | None] = lambda _arrives_finite: None,
     ) -> None:
         self.scale = TargetScale(bound)
         self._name = name
@@ -126,7 +127,7 @@ class Predictions:
             self._learner.tell_scale(self.scale.rms)
             self._report(self._watch.restart(), record.step + 1)
             return
-        cause = self._inquire() or (
+        cause = self._inquire(bool(healthy)) or (
             "The predictor itself diverged: lower its learning rate "
             "(SyntheticGradients(training=PredictorTraining(optimizer=...))), or let a guard start it afresh "
             "(SyntheticGradients(guard=AlignmentGuard()))."

@@ -89,7 +89,7 @@ class PredictorTrainer(BoundaryTrainer):
             guard,
             options.training.bound,
             options.replicas,
-            lambda: self.inquire(name),
+            lambda arrives_finite: self.inquire(name, arrives_finite=arrives_finite),
         )
 
     @property

@@ -132,6 +132,30 @@ def test_manual_optimization_is_watched_too(fault: str) -> None:
     assert f"training batch {BAD} (batch_idx)" in str(error)
 
 
+class PastTheHooks(ByHand):
+    """Goes backward without Lightning."""
+
+    def manual_backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
+        loss.backward()
+
+
+@pytest.mark.parametrize("fault", ["third", "third gradient"])
+def test_gradients_that_come_past_the_hooks_are_looked_at_before_the_step(fault: str) -> None:
+    ((kind, message, _step, state),) = failure(lambda: PastTheHooks(fault), predictor=ZeroPredictor())
+    assert kind == "NonFiniteLossError"
+    assert f"Gradients of training batch {BAD} (batch_idx)" in message
+    assert all(tensor.isfinite().all() for name, tensor in state.items() if "running" not in name)
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_a_stage_whose_own_computation_is_at_fault_is_named(devices: int) -> None:
+    failures = failure(lambda: Stages("second"), devices)
+    (message,) = (each[1] for each in failures if each[0] == "NonFinitePredictionError")
+    rank = 0 if devices == 1 else 1
+    assert f"In training batch {BAD} (batch_idx) of epoch 0, stage 1 (rank {rank}): The data, the act" in message
+    assert "what it computes before the boundary is at fault" in message
+
+
 def test_a_checkpoint_that_the_error_brings_about_is_finite(tmp_path: Any) -> None:
     pl.seed_everything(1, verbose=False)
     checkpoint = ModelCheckpoint(tmp_path, save_on_exception=True, save_last=True)

@@ -26,8 +26,9 @@ from lightning_sg import (
     SyntheticInputs,
     TrueGradient,
 )
+from tests.everywhere import trainer_for
 from tests.finite.models import BAD, Stages, data
-from tests.finite.test_raising import ByHand
+from tests.finite.test_raising import ByHand, PastTheHooks
 from tests.models import assert_same_state, make_trainer, state_of
 from tests.ranks import DEVICE, run_ranks
 
@@ -142,6 +143,33 @@ def test_the_stages_that_can_know_stay_as_they_were(fault: str) -> None:
     assert trainer.callback_metrics["sg/skipped"] == times * ("third" in SKIPPED[fault])
     for each in callback.trainers.values():
         assert all(parameter.isfinite().all() for parameter in each.predictor.parameters())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("fault", ["third", "third gradient"])
+def test_gradients_that_come_past_the_hooks_are_dropped(fault: str) -> None:
+    pl.seed_everything(1, verbose=False)
+    module = PastTheHooks(fault)
+    with pytest.warns(UserWarning, match="is skipped in stage"):
+        make_trainer(callbacks=[SyntheticGradients(on_non_finite="skip")], max_epochs=1).fit(module, data())
+    assert all(parameter.isfinite().all() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_skipped_batch_has_no_gradients_to_clip(devices: int) -> None:
+    def work() -> dict[str, Tensor]:
+        pl.seed_everything(1, verbose=False)
+        module = Stages()
+        trainer = trainer_for(
+            devices,
+            [SyntheticGradients(on_non_finite="skip")],
+            gradient_clip_val=0.1,
+            gradient_clip_algorithm="value",
+        )
+        trainer.fit(module, data(BAD))
+        return state_of(module)
+
+    states = run_ranks(devices, work) if devices > 1 else [work()]
+    assert all(tensor.isfinite().all() for state in states for tensor in state.values())
 
 
 def test_a_batch_with_bad_data_might_as_well_not_be_there() -> None:
