@@ -115,10 +115,10 @@ def test_a_waiting_rank_hears_signals(waiting: int, how: signal.Signals) -> None
     def work() -> Any:
         if rank() != waiting:
             return None
-        signal.signal(how, hear)
-        threading.Timer(0.5, os.kill, (os.getpid(), how)).start()
         began = time.monotonic()
         try:
+            signal.signal(how, hear)
+            threading.Timer(0.5, os.kill, (os.getpid(), how)).start()
             here(20)
         except Heard:
             return time.monotonic() - began
