@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,7 +16,7 @@ from lightning_sg._compat import DATA_DEPENDENT_ERRORS
 from lightning_sg.batch.fingerprint import fingerprint
 from lightning_sg.crossings.kept_graph import keeping_weights
 from lightning_sg.distributed.arrivals import Arrivals, PredictedActivations, TrueActivations
-from lightning_sg.distributed.blame import blaming
+from lightning_sg.distributed.blame import blaming, who_failed
 from lightning_sg.distributed.logs import LogsOfStage
 from lightning_sg.distributed.meetings import StageMeetings
 from lightning_sg.distributed.metrics import MetricsRoute
@@ -65,6 +66,7 @@ class StageRuntime:
         self.chain = chain
         self.ownership = StageOwnership(grid)
         self.status = ProcessStatus(grid, chain.watch)
+        self.status.blame = partial(who_failed, chain)
         self.meetings = StageMeetings(chain, self.status)
         self.stopping = Stopping()
         self._metrics = MetricsRoute(is_last=grid.is_last)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +69,7 @@ class ProcessStatus:
         number: Counts its steps, training and evaluation together; -1 before the first.
         places: For each of its last steps, by number, where it was in its data.
         failed: Whether it has told the others that it fails.
+        blame: Finds out which process has failed, when a collective breaks that names nobody.
 
     Args:
         grid: The processes.
@@ -80,6 +81,7 @@ class ProcessStatus:
         self.number = -1
         self.places: dict[int, Place] = {}
         self.failed = False
+        self.blame: Callable[[], str] = lambda: "A process of another replica is gone: its own output says why."
         self._watch = watch
         self._timeout = grid.timeout
 
@@ -121,9 +123,11 @@ class ProcessStatus:
         except SyntheticGradientsError:
             raise
         except RuntimeError as error:  # of a collective of torch's
+            reason = self.blame()
             raise StageLostError(
-                f"{self.name} waited for the other stages ({what} after {self.doing}), but one of them is gone or took "
-                f"longer than {self._timeout:g} s. Its own output says why. ({error})"
+                f"{reason} {self.name} was waiting for the other replicas ({what} after {self.doing}, for at most "
+                f"{self._timeout:g} s: {error}).",
+                reason,
             ) from error
 
 
