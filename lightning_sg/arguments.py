@@ -20,6 +20,8 @@ _REPR.maxother = _REPR.maxstring = 80
 
 #: The most batches that an argument may count, such as a warm-up or a period: more than any training has.
 MOST_BATCHES = 100_000_000
+#: The longest time to wait for somebody, in seconds: 30 days.
+MOST_SECONDS = 30 * 24 * 60 * 60.0
 #: The most features, classes or channels that a layer may have, and the most layers of a predictor.
 MOST_FEATURES = 10_000_000
 MOST_LAYERS = 1_000

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.words import first_line
 
 _PLAIN, _TORCH = b"j", b"t"
 #: Paths and numpy's arrays and numbers, beside what torch allows itself; none of them runs code when it is made.
@@ -81,22 +82,19 @@ def _check(packed: Tensor, value: Any) -> None:
     try:
         unpack(packed)
     except SyntheticGradientsError as error:
+        refused = _refused(error.__cause__ or error)
         raise SyntheticGradientsError(
-            f"{_refused(error.__cause__)} (in a {type(value).__name__}) cannot be sent to the other processes, as "
+            f"{refused} (in a {type(value).__name__}) cannot be sent to the other processes, as "
             "reading it could run code. They take tensors, arrays, numbers, strings, paths and None, in dicts, lists, "
             "tuples and sets: send those, such as a state_dict in the place of a module, or allow the type in every "
             "process by `torch.serialization.add_safe_globals`."
         ) from error
 
 
-def _refused(error: BaseException | None) -> str:
+def _refused(error: BaseException) -> str:
     """What torch refused to read, from its message."""
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
-    return f"an object of type {found[1]}" if found else f"an object that torch cannot read ({_first_line(str(error))})"
-
-
-def _first_line(text: str) -> str:
-    return (text.strip().splitlines() or [""])[0][:200]
+    return f"an object of type {found[1]}" if found else f"an object that torch cannot read ({first_line(error)})"
 
 
 __all__ = ["pack", "unpack"]

@@ -24,7 +24,7 @@ from lightning_sg._compat import (
     optimizers_to_device,
     set_rank_zero,
 )
-from lightning_sg.arguments import checked, instance, number, one_of, optional, whole
+from lightning_sg.arguments import MOST_SECONDS, checked, instance, number, one_of, optional, whole
 from lightning_sg.callback import callback_of
 from lightning_sg.checkpoint.plugin import with_default
 from lightning_sg.distributed.arrangement import Arrangement, OneProcessArrangement, SplitArrangement
@@ -40,9 +40,6 @@ from lightning_sg.partition.paging import PagedParameters
 from lightning_sg.plain import plain_checkpoint
 from lightning_sg.runtime import Runtime
 from lightning_sg.transport import COMPRESSIONS, Away, Chain, Compression, ProcessGrid, Watch
-
-#: The longest timeout: 30 days.
-MOST_SECONDS = 30 * 24 * 60 * 60.0
 
 
 class SyntheticGradientStrategy(ReusableStrategy):

@@ -23,7 +23,6 @@ from typing import Any
 
 import cloudpickle
 import torch
-import torch.distributed
 
 _PR_SET_PDEATHSIG = 1
 #: What the tests train on: ``"cpu"`` or ``"cuda"``.
@@ -109,11 +108,6 @@ def run_ranks(count: int, work: Callable[[], Any], *, may_fail: bool = False) ->
     if failures and not may_fail:
         raise AssertionError("\n".join(f"rank {rank}: {failure.trace or failure}" for rank, failure in failures))
     return results
-
-
-def default_store() -> Any:
-    """The store of the process group that a test has opened."""
-    return torch.distributed.distributed_c10d._get_default_store()
 
 
 class _Pickled:

@@ -19,7 +19,7 @@ PACKAGE = "lightning_sg"
 #: Folders and modules, lowest layer first; those in one row are peers. An entry such as "batch.context" takes one
 #: module out of its folder. A module may import what is in its row or below.
 LAYERS = (
-    ("errors", "arguments", "_compat", "profiling", "rng", "files", "plain", "objects"),
+    ("errors", "arguments", "_compat", "profiling", "rng", "files", "plain", "words", "objects"),
     ("gradient_flow",),
     ("batch", "boundary", "time_boundary"),
     ("replicas",),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lightning_sg.distributed.status import ProcessStatus
 from lightning_sg.errors import NonFinitePredictionError, StageLostError, SyntheticGradientsError
-from lightning_sg.transport import Chain, RunStore
-from lightning_sg.transport.words import first_line
+from lightning_sg.transport import Chain
+from lightning_sg.transport.news import News
+from lightning_sg.words import first_line
 
 _PATIENCE = 3.0  # seconds in which the news of a failure comes
 _SLICE = 0.1
@@ -54,28 +54,18 @@ def _is_of_a_collective(error: RuntimeError) -> bool:
 
 def who_failed(chain: Chain) -> str:
     """Which process has failed, as the neighbours and the store of the run know it."""
-    found: list[str] = []
     deadline = time.monotonic() + _PATIENCE
-    if chain.news is not None:  # in a thread: the store's host may be stopped
-        threading.Thread(target=_ask, args=(chain.news, found, deadline), daemon=True).start()
-    while time.monotonic() < deadline:
-        lost = [link.inbox.lost for link in chain.links if link.inbox.lost is not None]
-        if lost or found:
-            return (lost or found)[0]
-        time.sleep(_SLICE)
+    with News(chain.news) as news:
+        while time.monotonic() < deadline:
+            for link in chain.links:
+                if link.inbox.lost is not None:
+                    return link.inbox.lost
+            for rank, reason in news.failed.items():
+                return f"rank {rank} failed: {reason}"
+            if news.store_gone:
+                return "rank 0, which keeps the store of the run, is gone: its own output says why."
+            time.sleep(_SLICE)
     return "A process of another replica is gone or took too long: its own output says why."
-
-
-def _ask(news: RunStore, found: list[str], deadline: float) -> None:
-    """Asks the store for processes that have said why they stop."""
-    while time.monotonic() < deadline and not found:
-        failed = news.failed()
-        if failed:
-            rank, reason = next(iter(failed.items()))
-            found.append(f"rank {rank} failed: {reason}")
-        elif not news.answers():
-            found.append("rank 0, which keeps the store of the run, is gone: its own output says why.")
-        time.sleep(_SLICE)
 
 
 __all__ = ["blaming", "who_failed"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import itertools
 import os
-import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -19,9 +18,9 @@ from lightning_sg._compat import PrefixStore, default_store, init_dist_connectio
 from lightning_sg.errors import StageLostError
 from lightning_sg.transport import (
     Chain,
-    Place,
     ProcessGrid,
     RunStore,
+    StoreAddress,
     Watch,
     call_roll,
     carry_between_devices,
@@ -29,7 +28,8 @@ from lightning_sg.transport import (
     open_chain,
 )
 from lightning_sg.transport.address import interface_of
-from lightning_sg.transport.words import first_line
+from lightning_sg.transport.news import News
+from lightning_sg.words import first_line
 
 Result = TypeVar("Result")
 _MOMENT = 0.3  # seconds in which the news of a failure comes
@@ -110,63 +110,36 @@ class Rendezvous:
     def _called(self) -> RunStore:
         environment = self._environment
         rank = environment.global_rank()
-        place = Place.of(environment.main_address, environment.main_port, rank, self._processes)
+        place = StoreAddress.of(environment.main_address, environment.main_port, rank, self._processes)
         return call_roll(place, self._timeout)
 
     def _together(self, call: Callable[[], Result], chain: Chain) -> Result:
         """Does what all processes have to do together, and says who did not if it fails."""
-        failures = Failures(self._store())
-        try:
-            return interruptible(call, partial(self._check_others, chain, failures))
-        except StageLostError as error:
-            self._fail(chain, error.reason)
-            raise
-        except RuntimeError as error:
-            time.sleep(_MOMENT)
-            self._check_others(chain, failures)  # who is lost says more than how it was noticed
-            self._fail(chain, first_line(error))
-            raise StageLostError(
-                f"rank {self._store().rank}: torch's process group could not be opened within {self._timeout:g} s "
-                f"({first_line(error)}). The output of the other processes says why."
-            ) from error
-        finally:
-            failures.close()
+        with News(self._store()) as news:
+            try:
+                return interruptible(call, partial(self._check_others, chain, news))
+            except StageLostError as error:
+                self._fail(chain, error.reason)
+                raise
+            except RuntimeError as error:
+                time.sleep(_MOMENT)
+                self._check_others(chain, news)  # who is lost says more than how it was noticed
+                self._fail(chain, first_line(error))
+                raise StageLostError(
+                    f"rank {self._store().rank}: torch's process group could not be opened within {self._timeout:g} s "
+                    f"({first_line(error)}). The output of the other processes says why."
+                ) from error
 
     def _fail(self, chain: Chain, reason: str) -> None:
         chain.fail(reason)
         self._store().fail(reason)
 
-    def _check_others(self, chain: Chain, failures: Failures) -> None:
+    def _check_others(self, chain: Chain, news: News) -> None:
         """Raises if another process has failed meanwhile, or been silent for too long."""
         for link in chain.links:
             link.inbox.check_here(f"torch's process group ({self._processes} processes)")
-        for rank, reason in failures.found.items():
+        for rank, reason in news.failed.items():
             raise StageLostError(f"rank {rank} failed at start-up: {reason}")
-
-
-class Failures:
-    """Asks the store for processes that have failed, in a thread: the store's host may be stopped.
-
-    Attributes:
-        found: The reasons, by rank.
-
-    Args:
-        run: The store of the run.
-    """
-
-    def __init__(self, run: RunStore) -> None:
-        self.found: dict[int, str] = {}
-        self._run = run
-        self._closed = threading.Event()
-        threading.Thread(target=self._ask, name="lightning_sg failures", daemon=True).start()
-
-    def close(self) -> None:
-        """Asks no more."""
-        self._closed.set()
-
-    def _ask(self) -> None:
-        while not self._closed.wait(_MOMENT):
-            self.found = self._run.failed()
 
 
 def _choose_interface(address: str) -> None:

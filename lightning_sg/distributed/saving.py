@@ -181,15 +181,16 @@ class ShardedSaving(WholeSaving):
         """
         if local_path(path) is None:
             raise SyntheticGradientsError(f"checkpoint='sharded' writes to a local or shared folder, not to {path}.")
-        grid, status = self._runtime.grid, self._runtime.status
-        path = _local(GridCollectives(grid, self._runtime.meetings, status).broadcast(str(path), 0))
+        grid = self._runtime.grid
+        collectives = GridCollectives(grid, self._runtime.meetings, self._runtime.status)
+        path = _local(collectives.broadcast(str(path), 0))
         own = own_weights(self._module, self._runtime.ownership.writes)
         # What callbacks put there besides is not this process's, and another has it right.
         state = {name: value for name, value in checkpoint["state_dict"].items() if name in own}
         if grid.replica == 0:
             writes_rest = grid.rank == 0
             save_shards(path, {**checkpoint, "state_dict": state}, grid.position, self._meet, writes_rest)
-        GridCollectives(grid, self._runtime.meetings, status).barrier("shards")
+        collectives.barrier("shards")
 
     def _meet(self) -> None:
         """Waits for the processes of this replica."""

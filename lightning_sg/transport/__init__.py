@@ -8,7 +8,7 @@ from lightning_sg.transport.interruptible import interruptible
 from lightning_sg.transport.link import Downstream, Link, Upstream
 from lightning_sg.transport.message import Activations, Message, Residual, Target
 from lightning_sg.transport.opening import carry_between_devices, open_chain
-from lightning_sg.transport.roll_call import Place, RunStore, call_roll
+from lightning_sg.transport.roll_call import RunStore, StoreAddress, call_roll
 from lightning_sg.transport.watch import Watch
 
 __all__ = [
@@ -20,10 +20,10 @@ __all__ = [
     "Downstream",
     "Link",
     "Message",
-    "Place",
     "ProcessGrid",
     "Residual",
     "RunStore",
+    "StoreAddress",
     "Target",
     "Upstream",
     "Watch",

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lightning_sg.arguments import MOST_BATCHES, check_fields, number, whole
-
-_MOST_SECONDS = 30 * 24 * 60 * 60.0
+from lightning_sg.arguments import MOST_BATCHES, MOST_SECONDS, check_fields, number, whole
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Away:
     patience: float = 2.0
 
     def __post_init__(self) -> None:
-        seconds = number(above=0, most=_MOST_SECONDS)
+        seconds = number(above=0, most=MOST_SECONDS)
         check_fields("Away", self, batches=whole(1, MOST_BATCHES), seconds=seconds, patience=seconds)
 
 

@@ -67,21 +67,14 @@ class Chain:
             StageLostError: If a stage does not come.
             SyntheticGradientsError: If another stage has come to another meeting.
         """
-        packed = pack(own)  # refuses what cannot be sent, before anybody waits
-        number, words = self._arrive(what)
-        brought: list[Tensor] = []
-        if self.upstream is not None:
-            brought += self.upstream.inbox.receive(Gathering, number, words).tensors
-            self._check_same(what)
-        brought.append(packed)
+        number, words, brought = self._pass_down(what, own)
         if self.downstream is not None:
-            self.downstream.send(Gathering(number=number, doing=self.watch.doing, tensors=brought))
             brought = list(self.downstream.inbox.receive(Gathered, number, words).tensors)
             self._check_same(what)
         if self.upstream is not None:
             self.upstream.send(Gathered(number=number, doing=self.watch.doing, tensors=brought))
         self.flush()  # whoever ends its process now has done its part
-        return [own if place == self.position else unpack(each) for place, each in enumerate(brought)]
+        return self._unpacked(brought, own)
 
     def collect(self, what: str, own: Any) -> list[Any]:
         """Gives the last stage what each brings; nobody waits for the stages after it.
@@ -89,18 +82,11 @@ class Chain:
         Returns:
             In the last stage what :meth:`gather` would; elsewhere what has come by.
         """
-        packed = pack(own)
-        number, words = self._arrive(what)
-        brought: list[Tensor] = []
-        if self.upstream is not None:
-            brought += self.upstream.inbox.receive(Gathering, number, words).tensors
-            self._check_same(what)
-        brought.append(packed)
+        _number, _words, brought = self._pass_down(what, own)
         if self.downstream is not None:
-            self.downstream.send(Gathering(number=number, doing=self.watch.doing, tensors=brought))
             self.downstream.outbox.flush(self.watch.timeout)
             return [own]
-        return [own if place == self.position else unpack(each) for place, each in enumerate(brought)]
+        return self._unpacked(brought, own)
 
     def copies(self, what: str, names: list[str]) -> Callable[[str, int, Callable[[], Tensor]], Tensor]:
         """Begins a meeting in which tensors are copied from the stage that has each to all others.
@@ -134,6 +120,26 @@ class Chain:
 
         return copy
 
+    def _pass_down(self, what: str, own: Any) -> tuple[int, str, list[Tensor]]:
+        """Comes to a meeting, and passes on what the stages so far bring, with this one's.
+
+        Returns:
+            The meeting's number, what is waited for in words, and what has been brought.
+        """
+        packed = pack(own)  # refuses what cannot be sent, before anybody waits
+        number, words = self._arrive(what)
+        brought: list[Tensor] = []
+        if self.upstream is not None:
+            brought += self.upstream.inbox.receive(Gathering, number, words).tensors
+            self._check_same(what)
+        brought.append(packed)
+        if self.downstream is not None:
+            self.downstream.send(Gathering(number=number, doing=self.watch.doing, tensors=brought))
+        return number, words, brought
+
+    def _unpacked(self, brought: list[Tensor], own: Any) -> list[Any]:
+        return [own if place == self.position else unpack(each) for place, each in enumerate(brought)]
+
     def _arrive(self, what: str) -> tuple[int, str]:
         self._meetings += 1
         for link in self.links:
@@ -164,11 +170,6 @@ class Chain:
         """Ends the conversations when the process ends, without waiting for the neighbours."""
         for link in self.links:
             link.leave()
-
-    def close(self, timeout: float) -> None:
-        """Ends the conversations in good order."""
-        for link in self.links:
-            link.close(timeout)
 
 
 __all__ = ["Chain"]

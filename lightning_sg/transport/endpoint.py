@@ -24,7 +24,7 @@ _SLICE = 0.2  # seconds between two looks, so that signals are answered
 
 
 @dataclass(frozen=True)
-class Meeting:
+class MeetingPoint:
     """Where the two ends of a link find each other.
 
     Attributes:
@@ -52,7 +52,7 @@ class Listener:
         lasting: Whether the socket stays open after the first connection.
     """
 
-    def __init__(self, meeting: Meeting, *, lasting: bool) -> None:
+    def __init__(self, meeting: MeetingPoint, *, lasting: bool) -> None:
         self._meeting = meeting
         self._lasting = lasting
         host = meeting.address
@@ -106,7 +106,7 @@ class Connector:
         meeting: Where it finds it.
     """
 
-    def __init__(self, meeting: Meeting) -> None:
+    def __init__(self, meeting: MeetingPoint) -> None:
         self._meeting = meeting
 
     def __call__(self, heard: int, seconds: float) -> Contact:
@@ -153,7 +153,7 @@ def _timed(sock: socket.socket) -> Connection:
     return connection
 
 
-def _greeted(meeting: Meeting, connection: Connection, sock: socket.socket, heard: int) -> Contact:
+def _greeted(meeting: MeetingPoint, connection: Connection, sock: socket.socket, heard: int) -> Contact:
     """Each side says who it is and what it has heard."""
     own = json.dumps({"link": meeting.name, "heard": heard, "incarnation": meeting.incarnation}).encode()
     connection.write(len(own).to_bytes(4, "little") + own)
@@ -168,4 +168,4 @@ def _proof(key: bytes, role: bytes, first: bytes, second: bytes) -> bytes:
     return hmac.digest(key, role + first + second, "sha256")
 
 
-__all__ = ["SECRET", "Connector", "Listener", "Meeting", "key_of_run"]
+__all__ = ["SECRET", "Connector", "Listener", "MeetingPoint", "key_of_run"]

@@ -30,7 +30,7 @@ from lightning_sg.transport.message import (
     Target,
 )
 from lightning_sg.transport.watch import Watch
-from lightning_sg.transport.words import first_line
+from lightning_sg.words import first_line
 
 Numbered = TypeVar("Numbered", Activations, Target, Residual, Gathering, Gathered, Copy)
 
@@ -141,11 +141,6 @@ class Inbox:
             for tensor in message.tensors:
                 tensor.record_stream(torch.cuda.current_stream(self._device))
         return message
-
-    def here(self, kind: type[Numbered], number: int) -> bool:
-        """Whether a message has come."""
-        with self._changed:
-            return (kind, number) in self._messages
 
     @property
     def lost(self) -> str | None:

@@ -111,17 +111,18 @@ class Link:
 
     def leave(self) -> None:
         """Tells the neighbour that this process ends."""
-        with suppress(Exception):
-            self.outbox.send(End())
-            self.outbox.flush(_PATIENCE)
+        self._say_last(End())
         self.outbox.close()
         self._dial.close()
         self._line.close()
 
     def fail(self, doing: str, reason: str) -> None:
         """Tells the neighbour why this process stops; a neighbour that is gone too need not know."""
+        self._say_last(Failed(doing=doing, reason=reason))
+
+    def _say_last(self, message: Message) -> None:
         with suppress(Exception):
-            self.outbox.send(Failed(doing=doing, reason=reason))
+            self.outbox.send(message)
             self.outbox.flush(_PATIENCE)
 
 

@@ -15,13 +15,13 @@ from lightning_sg.errors import StageLostError
 from lightning_sg.transport.address import address_in_run
 from lightning_sg.transport.carrier import DeviceCarrier
 from lightning_sg.transport.chain import Chain
-from lightning_sg.transport.endpoint import Connector, Listener, Meeting, key_of_run
+from lightning_sg.transport.endpoint import Connector, Listener, MeetingPoint, key_of_run
 from lightning_sg.transport.grid import ProcessGrid
 from lightning_sg.transport.inbox import Neighbour
 from lightning_sg.transport.line import Contact, Dial
 from lightning_sg.transport.link import Downstream, Upstream
 from lightning_sg.transport.watch import Watch
-from lightning_sg.transport.words import first_line
+from lightning_sg.words import first_line
 
 _SLICE = 0.2  # seconds between two looks, so that signals are answered
 
@@ -46,9 +46,9 @@ def open_chain(grid: ProcessGrid, store: Store, watch: Watch, names: Sequence[st
     address = address_in_run(store, grid.rank, sum(map(len, grid.stage_ranks)), watch)
     key = key_of_run(store)
 
-    def meeting(above: int) -> Meeting:
+    def meeting(above: int) -> MeetingPoint:
         pair = grid.ranks[above : above + 2]
-        return Meeting(PrefixStore("links", store), f"{pair[0]}-{pair[1]}", key, INCARNATION, address)
+        return MeetingPoint(PrefixStore("links", store), f"{pair[0]}-{pair[1]}", key, INCARNATION, address)
 
     listener = None if grid.is_last else Listener(meeting(place), lasting=watch.away is not None)
     upstream = None

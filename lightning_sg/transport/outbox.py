@@ -14,7 +14,7 @@ from lightning_sg.errors import StageLostError
 from lightning_sg.transport.carrier import Carriers
 from lightning_sg.transport.line import Contact, Line, LineBrokenError
 from lightning_sg.transport.message import Alive, Message
-from lightning_sg.transport.words import first_line
+from lightning_sg.words import first_line
 
 _ALIVE = 0  # the number of frames that need not arrive
 

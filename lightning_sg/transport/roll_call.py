@@ -16,7 +16,7 @@ from datetime import timedelta
 from lightning_sg._compat import PrefixStore, Store, TCPStore
 from lightning_sg.errors import StageLostError
 from lightning_sg.transport.interruptible import interruptible
-from lightning_sg.transport.words import first_line
+from lightning_sg.words import first_line
 
 _SLICE = 0.1  # seconds between two looks, so that signals are answered
 _KEEPER = "rank 0, which keeps the store,"
@@ -26,7 +26,7 @@ _ANSWER = timedelta(seconds=10)  # for one question to a store that is there
 
 
 @dataclass(frozen=True)
-class Place:
+class StoreAddress:
     """Where the processes of a run find their store.
 
     Attributes:
@@ -44,7 +44,7 @@ class Place:
     kept_elsewhere: bool = False
 
     @classmethod
-    def of(cls, host: str, port: int, rank: int, processes: int) -> Place:
+    def of(cls, host: str, port: int, rank: int, processes: int) -> StoreAddress:
         """The place that a launcher's environment variables mean."""
         kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         return cls(host, port, rank, processes, kept)
@@ -102,7 +102,7 @@ class RunStore:
         return {rank: reason for rank, reason in found.items() if reason is not None}
 
 
-def call_roll(place: Place, timeout: float, check: Callable[[], None] = lambda: None) -> RunStore:
+def call_roll(place: StoreAddress, timeout: float, check: Callable[[], None] = lambda: None) -> RunStore:
     """Waits until all processes of this attempt are there.
 
     torchrun's agent keeps one store for all attempts, and on several nodes each agent counts its own restarts. So an
@@ -146,7 +146,7 @@ class _RollCall:
         missing: Who has not come, as far as is known.
     """
 
-    def __init__(self, place: Place, deadline: float) -> None:
+    def __init__(self, place: StoreAddress, deadline: float) -> None:
         self.deadline = deadline
         self.missing = _KEEPER
         self._place = place
@@ -211,7 +211,7 @@ class _RollCall:
         return _name_of(store.get("proposal").decode()) if store.check(["proposal"]) else ""
 
 
-def _propose(store: Store, place: Place, name: str) -> str | None:
+def _propose(store: Store, place: StoreAddress, name: str) -> str | None:
     """In rank 0: proposes who takes part; returns the attempt's name once all have agreed."""
     there = [rank for rank in range(place.processes) if store.check([f"here/{rank}"])]
     names = {str(rank): store.get(f"here/{rank}").decode() for rank in there}
@@ -226,7 +226,7 @@ def _propose(store: Store, place: Place, name: str) -> str | None:
     return None
 
 
-def _answer(store: Store, place: Place, name: str) -> str | None:
+def _answer(store: Store, place: StoreAddress, name: str) -> str | None:
     """In the other ranks: agrees to a proposal that has them; returns its name once all have agreed."""
     if not store.check(["proposal"]):
         return None
@@ -246,7 +246,7 @@ def _listed(ranks: list[int]) -> str:
     return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
 
 
-def _missing(place: Place, timeout: float, who: str, why: str) -> StageLostError:
+def _missing(place: StoreAddress, timeout: float, who: str, why: str) -> StageLostError:
     where = f"{place.host}:{place.port}"
     started = (
         "LOCAL_RANK is set in the environment, so Lightning takes this process for one of several that somebody else "
@@ -263,4 +263,4 @@ def _missing(place: Place, timeout: float, who: str, why: str) -> StageLostError
     )
 
 
-__all__ = ["Place", "RunStore", "call_roll"]
+__all__ = ["RunStore", "StoreAddress", "call_roll"]

@@ -14,8 +14,9 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.channel import DEVICE, Channel, NoChannelError, address
+from lightning_sg._compat import default_store
 from lightning_sg.transport import Activations, ProcessGrid, Watch, open_chain
-from tests.ranks import default_store, run_ranks
+from tests.ranks import run_ranks
 
 _ECHO = """
 import socket, sys

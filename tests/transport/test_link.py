@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_sg._compat import default_store
 from lightning_sg.errors import StageLostError
 from lightning_sg.transport import (
     COMPRESSIONS,
@@ -29,7 +30,7 @@ from lightning_sg.transport import (
     open_chain,
 )
 from lightning_sg.transport.message import End, Failed, TensorSpec
-from tests.ranks import DEVICE, default_store, run_ranks
+from tests.ranks import DEVICE, run_ranks
 
 CPU = torch.device("cpu")
 DTYPES = ["float32", "float64", "float16", "bfloat16", "complex64", "int64", "int32", "int16", "int8", "uint8", "bool"]

@@ -13,7 +13,7 @@ import pytest
 
 from lightning_sg._compat import PrefixStore, TCPStore
 from lightning_sg.errors import StageLostError
-from lightning_sg.transport import Place, RunStore, call_roll, interruptible
+from lightning_sg.transport import RunStore, StoreAddress, call_roll, interruptible
 from tests.ranks import free_port, run_ranks
 
 
@@ -24,7 +24,7 @@ def rank() -> int:
 def here(timeout: float = 3.0, processes: int | None = None) -> RunStore:
     """The roll call of this rank, by the environment that run_ranks makes."""
     count = processes or int(os.environ["WORLD_SIZE"])
-    return call_roll(Place.of(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), rank(), count), timeout)
+    return call_roll(StoreAddress.of(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), rank(), count), timeout)
 
 
 def wait_for_all(run: RunStore) -> None:
@@ -100,7 +100,7 @@ def test_a_rank_that_is_lost_meanwhile_is_named(how: signal.Signals, lost: int) 
 def test_local_rank_left_in_the_environment_is_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(StageLostError, match=r"LOCAL_RANK is set in the environment.*unset it"):
-        call_roll(Place("127.0.0.1", free_port(), 0, 2), 0.5)
+        call_roll(StoreAddress("127.0.0.1", free_port(), 0, 2), 0.5)
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
