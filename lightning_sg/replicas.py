@@ -118,6 +118,12 @@ class Replicas:
         return batches if self.count == 1 else [part(batch) for batch in batches]
 
 
+def is_of_a_collective(error: BaseException) -> bool:
+    """Whether an error is one of torch's about other processes, for which it has no class of its own."""
+    text = str(error).lower()
+    return any(word in text for word in ("gloo", "nccl", "processgroup"))
+
+
 def _joined(parts: list[dict[str, Any]], samples: Callable[[dict[str, Any]], int]) -> dict[str, Any]:
     leaves, structure = tree_flatten(parts[0])
     others = [tree_flatten(part)[0] for part in parts]
@@ -141,4 +147,4 @@ def _has(leaf: Any, count: int) -> bool:
     return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == count
 
 
-__all__ = ["Replicas"]
+__all__ = ["Replicas", "is_of_a_collective"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from lightning_sg.callback import callback_of
 from lightning_sg.checkpoint.plugin import with_default
 from lightning_sg.distributed.arrangement import Arrangement, OneProcessArrangement, SplitArrangement
 from lightning_sg.distributed.coordination import StageCoordinator
-from lightning_sg.distributed.rendezvous import Rendezvous
+from lightning_sg.distributed.rendezvous import Rendezvous, leave_at_exit
 from lightning_sg.distributed.reusable import ReusableStrategy
 from lightning_sg.distributed.runtime import StageRuntime
 from lightning_sg.distributed.signals import EndedBySignal
@@ -237,7 +236,7 @@ class SyntheticGradientStrategy(ReusableStrategy):
         )
         if self._chain is None:
             self._chain, self._grid = rendezvous.open_chain(grid, Watch(self.timeout, away=self.away)), None
-            atexit.register(self._chain.leave)
+            leave_at_exit(self._chain)
         rendezvous.open_process_group(backend, self._chain)
         if self._grid is None:
             self._grid = rendezvous.open_groups(grid, self._chain)

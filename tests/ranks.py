@@ -7,6 +7,7 @@ used one cannot be forked; the processes then come from a server that has not, a
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import pickle
 import random
@@ -83,6 +84,7 @@ def run_ranks(count: int, work: Callable[[], Any], *, may_fail: bool = False) ->
         context.set_forkserver_preload(["lightning.pytorch", "lightning_sg", "tests.conftest"])
         work = _Pickled(work)
     port = free_port()
+    gc.collect()  # a store that a child finds among its garbage would join a thread that only this process has
     processes, ends = [], []
     for rank in range(count):
         mine, theirs = context.Pipe(duplex=False)
@@ -122,6 +124,7 @@ class _Pickled:
 
 def _child(rank: int, count: int, port: int, work: Callable[[], Any], end: Connection) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no rank outlives the tests, however they end
+    gc.freeze()
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank),

@@ -43,6 +43,8 @@ _SET_UP = (
 _STEPS = ("on_train_batch_start", "training_step", "on_before_optimizer_step", "on_train_batch_end")
 _VALIDATION = ("on_validation_start", "validation_step", "on_validation_epoch_end")
 _EPOCHS = ("on_train_epoch_end", *_VALIDATION)
+#: Where an exception of the module in a process without the loss is a warning, and the run goes on.
+_MAY_END_EARLY = ("on_train_batch_end", "on_train_epoch_end", "on_validation_epoch_end")
 _LAST = ("on_train_end", "on_fit_end", "teardown", END)
 _DISK = 1 << 20  # bytes; a training writes a quarter of that
 
@@ -194,8 +196,10 @@ def _exception(number: int, draw: Draw) -> Round:
     reason = f"odd {draw.random.randrange(1000, 10000)}"
     job, fault = draw.fault(raising(draw.random.choice((ValueError, KeyError, AssertionError))(reason)))
     fault = replace(fault, delay=0.0)
-    names = Names(draw.rank, reason, _may_end(fault))
-    return Round(number, "exception", replace(job, fault=fault), names, resumes=job.resume is not None)
+    last = draw.rank % job.stages == 0
+    early = fault.hook in _MAY_END_EARLY and not last and job.launcher != "spawn"
+    expected: Expectation = Survives() if early else Names(draw.rank, reason, _may_end(fault))
+    return Round(number, "exception", replace(job, fault=fault), expected, resumes=job.resume is not None)
 
 
 def _told(kind: str, number_: int) -> Callable[[int, Draw], Round]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from signal import SIGKILL
+from signal import SIGINT, SIGKILL
 from typing import Protocol
 
 from benchmarks.faults.outcome import Ending, Outcome
@@ -161,8 +161,10 @@ class Ends:
         """See :class:`Expectation`."""
         if (found := _disaster(outcome, undisturbed)) is not None:
             return found
-        # At Ctrl-C, Lightning's launcher ends what it has started by SIGKILL.
-        aborted = [each for each in outcome.endings.values() if _is_aborted(each) and each.code != -SIGKILL]
+        # At Ctrl-C, Lightning's launcher ends what it has started by SIGKILL; and Python ends itself by SIGINT where
+        # the signal meets a process that already ends by an error, outside of what Lightning catches.
+        right = (-SIGKILL, -SIGINT)
+        aborted = [each for each in outcome.endings.values() if _is_aborted(each) and each.code not in right]
         if aborted:
             return Verdict(UNCLEAR, f"rank {aborted[0].rank} aborted with exit code {aborted[0].code}")
         return Verdict(NAMED)

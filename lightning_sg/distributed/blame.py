@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 from lightning_sg.distributed.status import ProcessStatus
 from lightning_sg.errors import NonFinitePredictionError, StageLostError, SyntheticGradientsError
-from lightning_sg.transport import Chain
+from lightning_sg.replicas import is_of_a_collective
+from lightning_sg.transport import Chain, ProcessGrid
 from lightning_sg.transport.news import News
 from lightning_sg.words import first_line
 
@@ -17,12 +18,11 @@ _SLICE = 0.1
 
 
 @contextmanager
-def blaming(status: ProcessStatus, chain: Chain) -> Iterator[None]:
+def blaming(status: ProcessStatus) -> Iterator[None]:
     """Around a step or a backward pass.
 
     Args:
-        status: Names this process.
-        chain: Knows what has become of the others.
+        status: Names this process, and finds out what has become of the others.
 
     Raises:
         StageLostError: In the place of an error of torch's collectives, which name nobody.
@@ -37,9 +37,9 @@ def blaming(status: ProcessStatus, chain: Chain) -> Iterator[None]:
     except SyntheticGradientsError:
         raise
     except RuntimeError as error:
-        if not _is_of_a_collective(error):
+        if not is_of_a_collective(error):
             raise
-        reason = who_failed(chain)
+        reason = status.blame()
         raise StageLostError(
             f"{reason} {status.name} was averaging with its peers in other replicas at {status.doing} "
             f"({first_line(error)}).",
@@ -47,13 +47,13 @@ def blaming(status: ProcessStatus, chain: Chain) -> Iterator[None]:
         ) from error
 
 
-def _is_of_a_collective(error: RuntimeError) -> bool:
-    text = str(error).lower()
-    return any(word in text for word in ("gloo", "nccl", "processgroup"))
+def who_failed(chain: Chain, grid: ProcessGrid) -> str:
+    """Which process has failed, as the neighbours and the store of the run know it.
 
-
-def who_failed(chain: Chain) -> str:
-    """Which process has failed, as the neighbours and the store of the run know it."""
+    Args:
+        chain: Knows what has become of the neighbours, and where the store is.
+        grid: Knows with which ranks this process met.
+    """
     deadline = time.monotonic() + _PATIENCE
     with News(chain.news) as news:
         while time.monotonic() < deadline:
@@ -65,7 +65,11 @@ def who_failed(chain: Chain) -> str:
             if news.store_gone:
                 return "rank 0, which keeps the store of the run, is gone: its own output says why."
             time.sleep(_SLICE)
-    return "A process of another replica is gone or took too long: its own output says why."
+        if news.silent >= _PATIENCE / 2:
+            return "rank 0, which keeps the store of the run, does not answer: it was stopped, or is cut off."
+    others = [row[grid.position] for row in grid.stage_ranks if row[grid.position] != grid.rank]
+    which = f"rank {others[0]}" if len(others) == 1 else f"one of the ranks {', '.join(map(str, others))}"
+    return f"{which}, with the same stage in another replica, is gone or took too long: its own output says why."
 
 
 __all__ = ["blaming", "who_failed"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import os
+import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -149,6 +150,18 @@ def _choose_interface(address: str) -> None:
         os.environ["GLOO_SOCKET_IFNAME"] = interface
 
 
+def leave_at_exit(chain: Chain) -> None:
+    """Has the links say how this process ends: well, or by an error that none of Lightning's hooks has seen."""
+
+    def leave() -> None:
+        error = getattr(sys, "last_value", None)  # what Python has just printed
+        if error is not None:
+            chain.fail(f"{type(error).__name__}: {first_line(error)}")
+        chain.leave()
+
+    atexit.register(leave)
+
+
 def _leave_process_group() -> None:
     """Ends gloo's threads while Python still is there.
 
@@ -159,4 +172,4 @@ def _leave_process_group() -> None:
         dist.destroy_process_group()
 
 
-__all__ = ["Rendezvous"]
+__all__ = ["Rendezvous", "leave_at_exit"]

@@ -66,7 +66,7 @@ class StageRuntime:
         self.chain = chain
         self.ownership = StageOwnership(grid)
         self.status = ProcessStatus(grid, chain.watch)
-        self.status.blame = partial(who_failed, chain)
+        self.status.blame = partial(who_failed, chain, grid)
         self.meetings = StageMeetings(chain, self.status)
         self.stopping = Stopping()
         self._metrics = MetricsRoute(is_last=grid.is_last)
@@ -153,7 +153,7 @@ class StageRuntime:
         ready = self._made_ready(call, args, training)
         loader = kwargs.get("dataloader_idx", args[2] if len(args) > 2 else 0)
         self.status.begin_step(Place.of(self.status.doing, self.stage.session.module.trainer, name, loader))
-        with blaming(self.status, self.chain):
+        with blaming(self.status):
             return ready.run(lambda: step(*args, **kwargs), self._fingerprint, training=training)
 
     def _made_ready(self, call: Callable[[], Any], args: Any, training: bool) -> ReadyStage:
@@ -189,7 +189,7 @@ class StageRuntime:
         assert self._ready is not None
         batch = self._ready.batch
         assert isinstance(batch, TrainingPass)
-        with blaming(self.status, self.chain):
+        with blaming(self.status):
             return batch.backward(loss, run)
 
     def end_batch(self) -> None:

@@ -18,7 +18,7 @@ from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.finite.values import are_finite
 from lightning_sg.options import PredictorTraining
 from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
-from lightning_sg.replicas import Replicas
+from lightning_sg.replicas import Replicas, is_of_a_collective
 from lightning_sg.training.base import BoundaryTrainer, Echo
 from lightning_sg.training.bound import TargetScale
 from lightning_sg.training.cost import OperationCount
@@ -230,7 +230,7 @@ class PredictorTrainer(BoundaryTrainer):
         try:
             yield
         except (IndexError, RuntimeError, ValueError) as error:
-            if isinstance(error, SyntheticGradientsError):
+            if isinstance(error, SyntheticGradientsError) or is_of_a_collective(error):
                 raise
             told = (
                 f"context {tuple(context.shape)}"

@@ -50,6 +50,7 @@ class Chain:
         self.address = address
         self.news: RunStore | None = None
         self._meetings = 0
+        self._failed = False
 
     @property
     def links(self) -> list[Upstream | Downstream]:
@@ -157,7 +158,10 @@ class Chain:
                 )
 
     def fail(self, reason: str) -> None:
-        """Tells the neighbours why this process stops."""
+        """Tells the neighbours why this process stops, once."""
+        if self._failed:
+            return
+        self._failed = True
         for link in self.links:
             link.fail(self.watch.doing, reason)
 

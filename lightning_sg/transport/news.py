@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from types import TracebackType
 
 from lightning_sg.transport.roll_call import RunStore
@@ -16,6 +17,7 @@ class News:
     Attributes:
         failed: The reasons of processes that have failed, by rank.
         store_gone: Whether the store is gone, which rank 0 keeps.
+        silent: For how many seconds the store has kept this process waiting for an answer.
 
     Args:
         run: The store of the run; ``None`` for nobody to ask.
@@ -26,6 +28,13 @@ class News:
         self.store_gone = False
         self._run = run
         self._closed = threading.Event()
+        self._asked: float | None = None
+
+    @property
+    def silent(self) -> float:
+        """See :class:`News`."""
+        asked = self._asked
+        return 0.0 if asked is None else time.monotonic() - asked
 
     def __enter__(self) -> News:
         if self._run is not None:
@@ -39,8 +48,10 @@ class News:
 
     def _ask(self, run: RunStore) -> None:
         while not self._closed.is_set():
+            self._asked = time.monotonic()
             self.failed = run.failed()
             self.store_gone = not self.failed and not run.answers()
+            self._asked = None
             self._closed.wait(_SLICE)
 
 

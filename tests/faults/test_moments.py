@@ -21,6 +21,7 @@ SET_UP = [
     Fault.at(rank=1, hook=START).by(hanging),
     Fault.at(rank=1, hook=CONNECTING).by(SIGKILL),
     Fault.at(rank=0, hook=CONNECTING).by(hanging),
+    Fault.at(rank=0, hook=CONNECTING).by(odd),
     Fault.at(rank=1, hook="setup").by(odd),
     Fault.at(rank=0, hook="configure_model").by(SIGKILL),
     Fault.at(rank=1, hook="configure_optimizers").by(odd),
