@@ -29,8 +29,8 @@ def test_a_chain_that_works_ahead_is_measured_once_it_is_full() -> None:
 
 def test_every_contestant_trains_and_none_is_faster_than_its_devices() -> None:
     workload = emulated(2, 0.02)
-    names = list(contestants(workload, [2, 4]))
-    arguments = ["--workload", "emulated-2x20", "--microbatches", "2", "4", "--rounds", "1", "--seconds", "0.2"]
+    names = list(contestants(workload, [2]))
+    arguments = ["--workload", "emulated-2x20", "--microbatches", "2", "--rounds", "1", "--seconds", "0.2"]
     turns = run_group("benchmarks.contest", [*arguments, "--contestants", *names], 2, None)
     speeds = speeds_of({"turns": turns})
     assert list(speeds) == names
