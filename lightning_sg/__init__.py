@@ -1,7 +1,5 @@
 """Synthetic gradients for PyTorch Lightning: stages of one network that do not wait for each other."""
 
-from lightning.pytorch.strategies import StrategyRegistry as _StrategyRegistry
-
 from lightning_sg.batch.chunks import Chunk, Chunks, parallel_streams
 from lightning_sg.boundary import Boundary
 from lightning_sg.callback import SyntheticGradients
@@ -17,6 +15,8 @@ from lightning_sg.errors import (
     SyntheticGradientsError,
 )
 from lightning_sg.inputs import InputPredictor, MLPInputPredictor, SyntheticInputs
+from lightning_sg.lightning_api import StrategyRegistry as _StrategyRegistry
+from lightning_sg.mixture import watch as _watch_for_mixtures
 from lightning_sg.options import ExactGradients, PredictorTraining
 from lightning_sg.predictors import (
     AutoPredictor,
@@ -93,3 +93,4 @@ if SyntheticGradientStrategy.strategy_name not in _StrategyRegistry:
         SyntheticGradientStrategy,
         description="Stages of one network on several processes, decoupled by synthetic gradients",
     )
+_watch_for_mixtures(SyntheticGradientStrategy.strategy_name)

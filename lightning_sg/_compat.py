@@ -8,32 +8,6 @@ from __future__ import annotations
 
 import torch
 
-# Lightning has no public way for a strategy to choose its launcher or to open the process group.
-from lightning.fabric.utilities.distributed import (
-    _get_default_process_group_backend_for_device as default_process_group_backend,
-)
-from lightning.fabric.utilities.distributed import _init_dist_connection as init_dist_connection
-
-# Reduces what is logged with `sync_dist=True` as Lightning's own strategies do, with every name of the operation.
-from lightning.fabric.utilities.distributed import _sync_ddp_if_available as reduce_over
-from lightning.fabric.utilities.optimizer import _optimizers_to_device as optimizers_to_device
-
-# `rank_zero_only` of both packages carries the rank as an attribute that Lightning's strategies set.
-from lightning.fabric.utilities.rank_zero import rank_zero_only as _fabric_rank_zero_only
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-
-# Tells DistributedDataParallel after the forward pass that the coming backward pass shall average gradients.
-from lightning.pytorch.overrides.distributed import prepare_for_backward
-from lightning.pytorch.strategies import ParallelStrategy
-from lightning.pytorch.strategies.launchers.multiprocessing import (
-    _MultiProcessingLauncher as MultiProcessingLauncher,
-)
-from lightning.pytorch.strategies.launchers.subprocess_script import (
-    _SubprocessScriptLauncher as SubprocessScriptLauncher,
-)
-from lightning.pytorch.utilities import rank_zero_only as _rank_zero_only
-
 # torch exports its stores under no public name, and has no public way to get the one of the process group.
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
@@ -60,10 +34,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # Public pytree functions arrived in torch long after 2.6; these have been stable since 2.0.
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
+from lightning_sg import lightning_api
+from lightning_sg.lightning_api import ModelCheckpoint, ParallelStrategy, pl
+
+# Lightning has no public way for a strategy to choose its launcher or to open the process group.
+default_process_group_backend = lightning_api._get_default_process_group_backend_for_device
+init_dist_connection = lightning_api._init_dist_connection
+MultiProcessingLauncher = lightning_api._MultiProcessingLauncher
+SubprocessScriptLauncher = lightning_api._SubprocessScriptLauncher
+
+# Reduces what is logged with `sync_dist=True` as Lightning's own strategies do, with every name of the operation.
+reduce_over = lightning_api._sync_ddp_if_available
+optimizers_to_device = lightning_api._optimizers_to_device
+
+# Tells DistributedDataParallel after the forward pass that the coming backward pass shall average gradients.
+prepare_for_backward = lightning_api.prepare_for_backward
+
 
 def set_rank_zero(rank: int) -> None:
-    """Tells Lightning's rank-zero decorators which process this is."""
-    _rank_zero_only.rank = _fabric_rank_zero_only.rank = rank  # type: ignore[attr-defined]
+    """Tells Lightning's rank-zero decorators which process this is: each carries the rank as an attribute."""
+    for decorator in (lightning_api.rank_zero_only, lightning_api.fabric_rank_zero_only):
+        decorator.rank = rank  # type: ignore[attr-defined]
 
 
 def saves_at_step(checkpoint: ModelCheckpoint, step: int) -> bool:
@@ -75,12 +66,12 @@ def saves_at_step(checkpoint: ModelCheckpoint, step: int) -> bool:
     return checkpoint._train_time_interval is not None or (every > 0 and step % every == 0)
 
 
-def logs_now(trainer: Trainer) -> bool:
+def logs_now(trainer: pl.Trainer) -> bool:
     """Whether what the current training batch logs reaches the loggers. Lightning's own callbacks ask like this."""
     return trainer._logger_connector.should_update_logs
 
 
-def belongs_to(strategy: ParallelStrategy, trainer: Trainer) -> bool:
+def belongs_to(strategy: ParallelStrategy, trainer: pl.Trainer) -> bool:
     """Whether ``trainer`` is the last that took ``strategy``. A Trainer keeps its own accelerator only in there."""
     return trainer._accelerator_connector.accelerator is strategy.accelerator
 

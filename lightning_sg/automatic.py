@@ -6,18 +6,18 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 
 from lightning_sg.batch.context import context_of
 from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.lightning_api import LOGGER, pl
 from lightning_sg.partition.automatic import Run, choose_boundaries
 from lightning_sg.partition.trace import Trace
 from lightning_sg.settings import Settings
 from lightning_sg.time_boundary import boundaries_in_time
 from lightning_sg.training.factory import TrainerFactory
 
-_log = logging.getLogger("lightning.pytorch")
+_log = logging.getLogger(LOGGER)
 
 
 def choose_names(

@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from lightning_sg._compat import logs_now
@@ -20,7 +15,9 @@ from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.finite.diagnosis import BatchOrigin
 from lightning_sg.finite.policy import OnNonFinite
 from lightning_sg.inputs import SyntheticInputs
+from lightning_sg.lightning_api import Callback, TrainerFn, is_overridden, pl, rank_zero_warn
 from lightning_sg.metrics_log import MetricsLog
+from lightning_sg.mixture import refuse_mixture
 from lightning_sg.options import ExactGradients, PredictorTraining
 from lightning_sg.predictors import GradientPredictor
 from lightning_sg.recurrent.settings import ThroughTime
@@ -144,6 +141,7 @@ class SyntheticGradients(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Cuts the module at its boundaries, if it is there yet."""
+        refuse_mixture([("the Trainer", trainer), ("the callback", self), ("the model", pl_module)])
         # The strategy says where the stages are; any other strategy has them in one process.
         self._runtime = getattr(trainer.strategy, "runtime", None) or OneProcess()
         self._installed = False

@@ -7,11 +7,10 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-import lightning.pytorch as pl
-from lightning.pytorch.cli import LightningCLI
 from lightning_utilities.core.imports import RequirementCache
 
 import lightning_sg  # noqa: F401  registers strategy="synthetic_gradients"
+from lightning_sg.lightning_api import LightningCLI, pl
 
 #: What the commands that read a configuration need: Lightning's own and ``plan``.
 JSONARGPARSE = RequirementCache("jsonargparse[signatures]>=4.39")

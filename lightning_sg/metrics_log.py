@@ -7,6 +7,7 @@ import logging
 import torch
 from torch import Tensor
 
+from lightning_sg.lightning_api import LOGGER
 from lightning_sg.predictors import AutoPredictor
 from lightning_sg.runtime import Metrics
 from lightning_sg.session import Session
@@ -14,7 +15,7 @@ from lightning_sg.training.base import BoundaryTrainer
 from lightning_sg.training.trainer import PredictorTrainer
 
 # Lightning's own, which its users see; each boundary speaks in the one process that has its predictor.
-_log = logging.getLogger("lightning.pytorch")
+_log = logging.getLogger(LOGGER)
 
 
 class MetricsLog:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-
 from lightning_sg.arguments import MOST_BATCHES, check_fields, flag, function, number, optional, whole
+from lightning_sg.lightning_api import LRSchedulerCallable, OptimizerCallable
 
 
 @dataclass(frozen=True)

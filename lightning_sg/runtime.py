@@ -6,11 +6,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
-import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_sg.errors import PartitionError
+from lightning_sg.lightning_api import pl, rank_zero_warn
 from lightning_sg.ownership import Ownership, OwnsAll
 from lightning_sg.partition.checks import check_cuts, check_gradients, check_trainable
 from lightning_sg.partition.step import call_training_step, carries_gradient_later, trace_step

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +25,7 @@ from lightning_sg.finite.skipping import SkipsNonFinite
 from lightning_sg.inputs.boundaries import InputBoundaries
 from lightning_sg.inputs.crossing import PredictedInputs
 from lightning_sg.inputs.record import ActivationsAtHand
+from lightning_sg.lightning_api import pl
 from lightning_sg.ownership import Ownership, OwnsAll
 from lightning_sg.partition.trace import Trace
 from lightning_sg.partition.watch import GradientWatch

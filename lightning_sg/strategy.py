@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
-import lightning.pytorch as pl
 import torch
-from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -35,10 +31,12 @@ from lightning_sg.distributed.signals import EndedBySignal
 from lightning_sg.distributed.startup import SplitOptions
 from lightning_sg.distributed.support import DDP_OPTIONS, StrategyOptions, check_away, check_callbacks
 from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.lightning_api import Callback, CheckpointIO, TrainerFn, pl, rank_zero_warn
 from lightning_sg.partition.paging import PagedParameters
 from lightning_sg.plain import plain_checkpoint
 from lightning_sg.runtime import Runtime
 from lightning_sg.transport import COMPRESSIONS, Away, Chain, Compression, ProcessGrid, Watch
+from lightning_sg.which_lightning import CHOICE, VARIABLE
 
 
 class SyntheticGradientStrategy(ReusableStrategy):
@@ -173,6 +171,7 @@ class SyntheticGradientStrategy(ReusableStrategy):
         assert self.cluster_environment is not None
         if self.cluster_environment.creates_processes_externally:
             return
+        os.environ[VARIABLE] = CHOICE.package  # the new processes may import in another order
         if self.start_method == "popen":
             self._launcher = SubprocessScriptLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
         else:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
 from lightning_sg.crossings.base import BatchContext
 from lightning_sg.crossings.local import LocalCrossing
 from lightning_sg.finite.diagnosis import BatchOrigin, Scene
+from lightning_sg.lightning_api import pl
 from lightning_sg.ownership import Ownership
 from lightning_sg.partition.trace import Trace
 from lightning_sg.replicas import Replicas

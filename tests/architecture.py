@@ -239,6 +239,28 @@ def imported_from_outside(modules: Mapping[str, Module], folder: str, allowed: I
     ]
 
 
+def imported_directly(modules: Mapping[str, Module], packages: Iterable[str], allowed: Sequence[str]) -> list[str]:
+    """Imports of packages from outside in modules other than ``allowed``, wherever in the module they are."""
+    return [
+        f"{module.path}:{line} imports {name}; take what it needs from {' or '.join(allowed)}."
+        for module in modules.values()
+        if within_package(module.name) not in allowed
+        for line, name in _outside(module.tree)
+        if name.partition(".")[0] in packages
+    ]
+
+
+def _outside(tree: ast.Module) -> Iterable[tuple[int, str]]:
+    """Line and name of each absolute import, also of those that are calls."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.lineno, node.module or ""
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            yield from ((node.lineno, str(a.value)) for a in node.args if isinstance(a, ast.Constant))
+
+
 def _imported(module: Module, modules: Mapping[str, Module]) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(module.tree):

@@ -19,7 +19,10 @@ PACKAGE = "lightning_sg"
 #: Folders and modules, lowest layer first; those in one row are peers. An entry such as "batch.context" takes one
 #: module out of its folder. A module may import what is in its row or below.
 LAYERS = (
-    ("errors", "arguments", "_compat", "profiling", "rng", "files", "plain", "words", "objects"),
+    (
+        *("errors", "which_lightning", "lightning_api", "mixture", "arguments", "_compat"),
+        *("profiling", "rng", "files", "plain", "words", "objects"),
+    ),
     ("gradient_flow",),
     ("batch", "boundary", "time_boundary"),
     ("replicas",),
@@ -39,6 +42,9 @@ LAYERS = (
     ("__init__", "__main__"),
 )
 UPWARD_IMPORTS = 1  # a higher layer may be imported this often, in all
+
+#: Lightning under all its names; which of them is used is decided in one place.
+LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")
 
 MODULE_LINES = 450
 PARAMETERS = 8
@@ -93,6 +99,10 @@ def test_imports_run_downwards(modules: dict[str, Module]) -> None:
 
 def test_nothing_but_the_facade_and_the_command_line_imports_tools(modules: dict[str, Module]) -> None:
     assert_none(architecture.imported_from_outside(modules, "tools", ("__init__", "cli")))
+
+
+def test_one_module_imports_lightning(modules: dict[str, Module]) -> None:
+    assert_none(architecture.imported_directly(modules, LIGHTNING, ("lightning_api",)))
 
 
 def test_the_map_in_the_documentation_is_that_of_the_source(modules: dict[str, Module]) -> None:
@@ -239,6 +249,29 @@ def test_a_folder_that_only_few_may_import_is_guarded(tmp_path: Path) -> None:
     }
     (violation,) = architecture.imported_from_outside(package(tmp_path, files), "tools", ("__init__",))
     assert violation == "house/core.py imports house.tools.draw; only __init__ may import tools."
+
+
+@pytest.mark.parametrize(
+    ("source", "counts"),
+    [
+        pytest.param("import outside as o", 1, id="import"),
+        pytest.param("import outside.deep.module", 1, id="a module of it"),
+        pytest.param("from outside import a", 1, id="from"),
+        pytest.param("from outside.deep import a", 1, id="from a module of it"),
+        pytest.param("def f():\n from outside import a", 1, id="in a function"),
+        pytest.param("if TYPE_CHECKING:\n import outside", 1, id="for type checkers"),
+        pytest.param("importlib.import_module('outside.deep')", 1, id="by function"),
+        pytest.param("__import__('outside')", 1, id="by built-in function"),
+        pytest.param("import outsider", 0, id="a longer name"),
+        pytest.param("from . import outside", 0, id="a module of this package"),
+        pytest.param("from house.api import outside", 0, id="through the module for it"),
+    ],
+)
+def test_a_package_is_imported_by_one_module_alone(source: str, counts: int, tmp_path: Path) -> None:
+    tree = package(tmp_path, {"api.py": "import outside", "user.py": source})
+    found = architecture.imported_directly(tree, ("outside",), ("api",))
+    assert len(found) == counts
+    assert all("house/user.py:" in each and "outside" in each and "api" in each for each in found)
 
 
 def test_the_map_is_drawn_from_the_highest_layer_down_with_the_first_sentence_of_each_module(tmp_path: Path) -> None:

@@ -6,14 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.fabric.utilities.cloud_io import get_filesystem
-
 from lightning_sg.checkpoint.checksums import beside, check_whole, write_checksums
 from lightning_sg.checkpoint.shards import REST, is_sharded
 from lightning_sg.checkpoint.torch_file import load_file, save_file
 from lightning_sg.errors import CheckpointError
 from lightning_sg.files import local_path, replace, sync_folder
+from lightning_sg.lightning_api import TorchCheckpointIO, get_filesystem
 
 
 def save_whole(checkpoint: dict[str, Any], path: Path) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning.pytorch as pl
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_sg.lightning_api import pl
 from lightning_sg.partition.placement import Placement
 from lightning_sg.transport import Chain
 

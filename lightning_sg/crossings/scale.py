@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lightning_sg.lightning_api import pl
 from lightning_sg.predictors.base import Gradients
 
 

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.lightning_api import pl
 
 Description = dict[str, str]
 

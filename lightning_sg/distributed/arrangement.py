@@ -8,9 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Protocol
 
-import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.seed import pl_worker_init_function
 from torch.optim import Optimizer
 
 from lightning_sg.distributed.alike import check_alike, description
@@ -28,6 +26,7 @@ from lightning_sg.distributed.support import (
     clips_by_norm,
     warn_of_clipping,
 )
+from lightning_sg.lightning_api import pl, pl_worker_init_function
 from lightning_sg.partition.materialize import materialize
 from lightning_sg.partition.paging import PagedParameters
 from lightning_sg.partition.placement import too_few_stages

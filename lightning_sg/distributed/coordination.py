@@ -6,14 +6,13 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_sg._compat import saves_at_step
 from lightning_sg.distributed.runtime import StageRuntime
 from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.lightning_api import Callback, ModelCheckpoint, pl
 
 # Hooks of the user's module in which results of steps are commonly used: only the last stage has them.
 _ENDS = (

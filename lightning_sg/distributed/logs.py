@@ -6,9 +6,8 @@ import warnings
 from contextlib import AbstractContextManager
 from typing import Any
 
-import lightning.pytorch as pl
-
 from lightning_sg.distributed.status import ProcessStatus
+from lightning_sg.lightning_api import pl
 from lightning_sg.partition.fakes import is_fake
 from lightning_sg.partition.shadow import shadowed
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-import lightning.pytorch as pl
 import torch
 
+from lightning_sg.lightning_api import pl
 from lightning_sg.runtime import Metrics
 
 Value = TypeVar("Value")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-import lightning.pytorch as pl
 from torch import Tensor
 
 from lightning_sg.distributed.data_parallel import DataParallel
@@ -13,6 +12,7 @@ from lightning_sg.distributed.inlet import Inlet
 from lightning_sg.distributed.outlet import Outlet
 from lightning_sg.distributed.tied import SharedWeights
 from lightning_sg.errors import PartitionError
+from lightning_sg.lightning_api import pl
 from lightning_sg.partition.fakes import FakeOutputs, FakeTensors
 from lightning_sg.partition.placement import Placement
 

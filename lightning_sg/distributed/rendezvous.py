@@ -13,10 +13,10 @@ from functools import partial
 from typing import TypeVar
 
 import torch.distributed as dist
-from lightning.fabric.plugins import ClusterEnvironment
 
 from lightning_sg._compat import PrefixStore, default_store, init_dist_connection
 from lightning_sg.errors import StageLostError
+from lightning_sg.lightning_api import ClusterEnvironment
 from lightning_sg.transport import (
     Chain,
     ProcessGrid,

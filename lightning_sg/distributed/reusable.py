@@ -6,14 +6,11 @@ from abc import ABC
 from typing import Any
 
 import torch
-from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
-from lightning.pytorch.accelerators import Accelerator
-from lightning.pytorch.plugins import Precision
-from lightning.pytorch.strategies import ParallelStrategy
 
 from lightning_sg._compat import belongs_to
 from lightning_sg.arguments import checked, instance, listed, optional
 from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.lightning_api import Accelerator, CheckpointIO, ClusterEnvironment, ParallelStrategy, Precision
 
 # What Lightning's own arguments may be.
 _OPTIONS = {

@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from functools import partial
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from lightning_sg.distributed.stage_pass import EvaluationPass, StageEnds, Train
 from lightning_sg.distributed.startup import Cutter, SplitOptions, StartUp
 from lightning_sg.distributed.status import Place, ProcessStatus, Stopping
 from lightning_sg.errors import PartitionError, StageLostError, SyntheticGradientsError
+from lightning_sg.lightning_api import pl
 from lightning_sg.partition.fakes import is_fake
 from lightning_sg.partition.paging import PagedParameters
 from lightning_sg.partition.quiet import quiet

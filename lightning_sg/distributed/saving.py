@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import lightning.pytorch as pl
 from torch.optim import Optimizer
 
 from lightning_sg.checkpoint.sharded import load_optimizers, load_rest, load_weights, merge, own_weights
@@ -17,6 +16,7 @@ from lightning_sg.distributed.collectives import GridCollectives
 from lightning_sg.distributed.runtime import StageRuntime
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.files import local_path
+from lightning_sg.lightning_api import pl
 from lightning_sg.partition.paging import PagedParameters
 
 _SHARDS = "lightning_sg_shards"  # in a checkpoint that is being loaded: where its tensors are

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 
-import lightning.pytorch as pl
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning_sg.lightning_api import SIGTERMException, pl
 
 _PATIENCE = 3.0  # seconds in which the others may bring this process to the end of its batch
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lightning.pytorch.profilers import Profiler
-
 from lightning_sg import profiling
 from lightning_sg.distributed.metrics import MetricsRoute
 from lightning_sg.distributed.status import ProcessStatus, Stopping
+from lightning_sg.lightning_api import Profiler
 from lightning_sg.rng import StepRandomness
 from lightning_sg.session import Session
 from lightning_sg.transport import Compression, ProcessGrid

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_sg.automatic import choose_names
@@ -22,6 +20,7 @@ from lightning_sg.distributed.program import SharedBuffers, StageProgram
 from lightning_sg.distributed.stage import Stage
 from lightning_sg.distributed.tied import NoTiedWeights, SharedWeights, TiedWeights
 from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.lightning_api import pl, rank_zero_info
 from lightning_sg.partition.checks import check_cuts, check_gradients, check_trainable
 from lightning_sg.partition.fakes import FakeOutputs, FakeTensors, remote_blocks
 from lightning_sg.partition.paging import PagedParameters

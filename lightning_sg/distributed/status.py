@@ -8,10 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import lightning.pytorch as pl
-from lightning.pytorch.trainer.states import TrainerFn
-
 from lightning_sg.errors import StageLostError, SyntheticGradientsError
+from lightning_sg.lightning_api import TrainerFn, pl
 from lightning_sg.transport import ProcessGrid, Watch
 
 # Steps whose places are kept: more than stages can be apart.

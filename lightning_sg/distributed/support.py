@@ -7,15 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import lightning.pytorch as pl
-from lightning.pytorch.callbacks import LearningRateFinder
-from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS, Optimizer
 
 from lightning_sg.arguments import Check
 from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.lightning_api import GradClipAlgorithmType, LearningRateFinder, pl, rank_zero_warn
 
 
 def _ddp_options(value: Any) -> Any:

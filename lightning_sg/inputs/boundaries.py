@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_sg.batch.features import features_of
 from lightning_sg.inputs.settings import SyntheticInputs
 from lightning_sg.inputs.trainer import InputTrainer
+from lightning_sg.lightning_api import rank_zero_warn
 from lightning_sg.replicas import Replicas
 from lightning_sg.training.base import Profile
 from lightning_sg.training.resumed import warn_of_fresh

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from lightning.pytorch.cli import OptimizerCallable
-
 from lightning_sg.arguments import MOST_BATCHES, checked, context_source, function, instance, optional, whole
 from lightning_sg.batch.context import ContextSource
 from lightning_sg.inputs.base import InputPredictor
 from lightning_sg.inputs.mlp import MLPInputPredictor
+from lightning_sg.lightning_api import OptimizerCallable
 
 
 class SyntheticInputs:

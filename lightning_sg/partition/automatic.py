@@ -10,13 +10,13 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_sg._compat import tree_leaves
 from lightning_sg.boundary import Boundaries
 from lightning_sg.errors import PartitionError
+from lightning_sg.lightning_api import STEP_OUTPUT
 from lightning_sg.partition.balance import balance
 from lightning_sg.partition.placement import stage_costs
 from lightning_sg.partition.step import trace_step

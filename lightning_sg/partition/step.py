@@ -7,15 +7,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_sg.boundary import Site
 from lightning_sg.errors import BoundaryError
+from lightning_sg.lightning_api import STEP_OUTPUT, pl
 from lightning_sg.partition.fakes import FakeTensors
 from lightning_sg.partition.quiet import quiet
 from lightning_sg.partition.shadow import shadowed

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from torch.utils.flop_counter import flop_registry
 
 from lightning_sg._compat import TorchDispatchMode
 from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.lightning_api import move_data_to_device
 from lightning_sg.predictors.base import GradientPredictor, LossInfo
 from lightning_sg.rules import BoundaryRule
 from lightning_sg.training.learner import Learner

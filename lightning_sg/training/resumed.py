@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
-
+from lightning_sg.lightning_api import rank_zero_warn
 from lightning_sg.training.base import BoundaryTrainer
 
 

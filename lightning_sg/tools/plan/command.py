@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
 from lightning_sg.callback import SyntheticGradients
 from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.lightning_api import pl
 from lightning_sg.strategy import SyntheticGradientStrategy
 from lightning_sg.tools.plan.estimate import Plan, plan
 from lightning_sg.tools.text import aligned

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 
 from lightning_sg.arguments import checked, instance, optional, whole
@@ -14,6 +13,7 @@ from lightning_sg.automatic import choose_names
 from lightning_sg.batch.context import context_of
 from lightning_sg.boundary import Boundaries
 from lightning_sg.callback import SyntheticGradients
+from lightning_sg.lightning_api import pl
 from lightning_sg.partition.checks import check_cuts, check_gradients, check_trainable
 from lightning_sg.partition.placement import place, stage_costs
 from lightning_sg.partition.step import call_training_step, trace_step

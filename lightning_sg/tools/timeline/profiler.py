@@ -7,17 +7,14 @@ import os
 import time
 from pathlib import Path
 
-from lightning.fabric.utilities.cloud_io import get_filesystem
-from lightning.pytorch.profilers import Profiler
-from lightning.pytorch.utilities import rank_zero_only
-
 from lightning_sg.arguments import MOST_BATCHES, checked, optional, path, text, whole
 from lightning_sg.files import write_text_atomically
+from lightning_sg.lightning_api import LOGGER, Profiler, get_filesystem, rank_zero_only
 from lightning_sg.profiling import BATCH
 from lightning_sg.tools.timeline.chrome import events_of, trace_text
 from lightning_sg.tools.timeline.spans import Span, shares_of
 
-_log = logging.getLogger("lightning.pytorch")
+_log = logging.getLogger(LOGGER)
 
 
 class Timeline(Profiler):
