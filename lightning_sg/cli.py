@@ -11,9 +11,13 @@ from lightning_utilities.core.imports import RequirementCache
 
 import lightning_sg  # noqa: F401  registers strategy="synthetic_gradients"
 from lightning_sg.lightning_api import LightningCLI, pl
+from lightning_sg.which_lightning import CHOICE, VARIABLE, is_loaded
 
 #: What the commands that read a configuration need: Lightning's own and ``plan``.
 JSONARGPARSE = RequirementCache("jsonargparse[signatures]>=4.39")
+
+#: The exit status for wrong arguments.
+_USAGE = 2
 
 _DESCRIPTION = (
     "Trains, validates and tests a LightningModule with synthetic gradients at its boundaries. "
@@ -87,17 +91,26 @@ def _lightning(args: list[str] | None, *, run: bool) -> LightningCLI:
     # `python -m` puts the current directory on the path; an installed script does not.
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())
-    return LightningCLI(
-        pl.LightningModule,
-        pl.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        parser_kwargs={"prog": "lightning-sg", "description": _DESCRIPTION},
-        # WandbLogger reuses its directory, and a second run would stop at the first one's config file.
-        save_config_kwargs={"overwrite": True},
-        run=run,
-        args=args,
-    )
+    try:
+        return LightningCLI(
+            pl.LightningModule,
+            pl.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            parser_kwargs={"prog": "lightning-sg", "description": _DESCRIPTION},
+            # WandbLogger reuses its directory, and a second run would stop at the first one's config file.
+            save_config_kwargs={"overwrite": True},
+            run=run,
+            args=args,
+        )
+    except SystemExit as ended:
+        if ended.code == _USAGE and is_loaded(CHOICE.other):
+            print(
+                f"The configuration has something of `{CHOICE.other}` in it, but this command takes Lightning from "
+                f"`{CHOICE.package}`, because {CHOICE.reason}. Set {VARIABLE}={CHOICE.other} to take that one.",
+                file=sys.stderr,
+            )
+        raise
 
 
 __all__ = ["COMMANDS", "JSONARGPARSE", "main"]

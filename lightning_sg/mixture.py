@@ -10,6 +10,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -88,11 +89,11 @@ class _Guard:
     def install(self) -> None:
         """Puts the guard before the Trainers, and our strategy's name into the other package's registry."""
         for package in (CHOICE.package, CHOICE.other):
-            trainer = sys.modules[TRAINING[package]].Trainer
+            trainer = import_module(TRAINING[package]).Trainer
             _look_first(trainer, "__init__", self.look_at_parts)
             for name in ("fit", "validate", "test", "predict"):
                 _look_first(trainer, name, self.look_at_run)
-        registry = sys.modules[f"{TRAINING[CHOICE.other]}.strategies"].StrategyRegistry
+        registry = import_module(f"{TRAINING[CHOICE.other]}.strategies").StrategyRegistry
         if self.strategy not in registry:
             description = f"Refused, because lightning_sg uses {CHOICE.package}"
             registry.register(self.strategy, self.refuse_name, description=description)

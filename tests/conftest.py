@@ -22,8 +22,8 @@ torch.set_num_threads(1)
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
-#: What Lightning's launchers set in the process that they run in.
-LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+#: What Lightning's launchers and our strategy set in the process that they run in.
+LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LIGHTNING_SG_LIGHTNING")
 
 
 @pytest.fixture(autouse=True)
