@@ -177,12 +177,11 @@ class _Then(Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Executes the module, then calls the function."""
+        """Executes the module, gives it back its loader, and calls the function."""
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self.loader
         self.loader.exec_module(module)
         self.then()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)
 
 
 __all__ = ["refuse_mixture", "watch"]

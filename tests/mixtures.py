@@ -41,6 +41,9 @@ def module(package: Any) -> Any:
 
         test_step = predict_step = validation_step
 
+        def train_dataloader(self) -> Any:
+            return data()
+
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
@@ -64,6 +67,14 @@ def appended() -> None:
     late = trainer(other)
     late.callbacks.append(lightning_sg.SyntheticGradients())
     late.fit(module(other), data())
+
+
+def command_line(package: Any, *arguments: str) -> None:
+    """The Trainer's options, all of them, are read from its signature."""
+    quiet = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
+    options = [f"--trainer.{name}=false" for name in quiet] + ["--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
+    cli = importlib.import_module(f"{package.__name__}.cli").LightningCLI
+    cli(type(module(package)), save_config_callback=None, args=["fit", *options, *arguments])
 
 
 class Derived(lightning_sg.SyntheticGradientStrategy):
@@ -95,6 +106,8 @@ MIXTURES: dict[str, Callable[[], Any]] = {
 WORKING: dict[str, Callable[[], Any]] = {
     "all of ours": lambda: with_callback(ours).fit(module(ours), data()),
     "our strategy": lambda: trainer(ours, strategy="synthetic_gradients").fit(module(ours), data()),
+    "our command line": lambda: command_line(ours, "--trainer.callbacks=lightning_sg.SyntheticGradients"),
+    "the other's command line": lambda: command_line(other),
     "none of ours": lambda: trainer(other, callbacks=[other.Callback()]).fit(module(other), data()),
     "the logger of the other": lambda: trainer(
         ours, callbacks=[lightning_sg.SyntheticGradients()], logger=[other.loggers.CSVLogger(".")]

@@ -215,16 +215,12 @@ def test_the_oracle_and_the_strategy_hold_under_pytorch_lightning() -> None:
     assert "passed" in output
 
 
-MODEL = (
-    "import pytorch_lightning as pl",
-    "class Net(pl.LightningModule):",
-    "    def __init__(self, width: int = 4): ...",
-)
+MODEL = "import pytorch_lightning as pl\nclass Net(pl.LightningModule):\n    def __init__(self, width: int = 4): ...\n"
 
 
 def command(folder: Path, choice: str) -> subprocess.CompletedProcess[str]:
     """``lightning-sg fit --print_config`` on a module of ``pytorch_lightning``."""
-    (folder / "users_own.py").write_text("\n".join(MODEL))
+    (folder / "users_own.py").write_text(MODEL)
     return subprocess.run(
         [sys.executable, "-m", "lightning_sg", "fit", "--model=users_own.Net", "--print_config"],
         cwd=folder,
