@@ -6,6 +6,8 @@ release moves one.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 # torch exports its stores under no public name, and has no public way to get the one of the process group.
@@ -47,6 +49,9 @@ SubprocessScriptLauncher = lightning_api._SubprocessScriptLauncher
 reduce_over = lightning_api._sync_ddp_if_available
 optimizers_to_device = lightning_api._optimizers_to_device
 
+# The type of Lightning's loops, to find those in another.
+Loop = lightning_api._Loop
+
 # Tells DistributedDataParallel after the forward pass that the coming backward pass shall average gradients.
 prepare_for_backward = lightning_api.prepare_for_backward
 
@@ -81,6 +86,28 @@ def goes_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+def continue_loops(trainer: pl.Trainer, state: dict[str, Any]) -> None:
+    """Sets the training loop to the start of an epoch, as if it had come there itself.
+
+    After ``load_state_dict`` alone, it would take itself for one that is resumed from a checkpoint, and Lightning would
+    go on with the iterator of the data loader that it has made before.
+    """
+    trainer.fit_loop.load_state_dict(state)
+    loops: list[Any] = [trainer.fit_loop]
+    for loop in loops:
+        for name in ("_restarting", "_loaded_from_state_dict", "_resuming_from_checkpoint"):
+            if hasattr(loop, name):
+                setattr(loop, name, False)
+        loops += [child for child in vars(loop).values() if isinstance(child, Loop)]
+
+
+def resume_from_nothing(trainer: pl.Trainer) -> None:
+    """Has the trainer read no checkpoint, whatever ``fit`` is given: its path does not go by the strategy."""
+    connector = trainer._checkpoint_connector
+    resume = connector.resume_start
+    connector.resume_start = lambda *args, **kwargs: resume(None)  # type: ignore[method-assign]
+
+
 # torch raises these when code reads a value of a fake tensor.
 DATA_DEPENDENT_ERRORS: tuple[type[BaseException], ...] = (
     DataDependentOutputException,
@@ -91,6 +118,7 @@ __all__ = [
     "DATA_DEPENDENT_ERRORS",
     "FakeTensor",
     "FakeTensorMode",
+    "Loop",
     "MultiProcessingLauncher",
     "PrefixStore",
     "Store",
@@ -98,6 +126,7 @@ __all__ = [
     "TCPStore",
     "TorchDispatchMode",
     "belongs_to",
+    "continue_loops",
     "default_process_group_backend",
     "default_store",
     "enable_python_dispatcher",
@@ -107,6 +136,7 @@ __all__ = [
     "optimizers_to_device",
     "prepare_for_backward",
     "reduce_over",
+    "resume_from_nothing",
     "saves_at_step",
     "set_rank_zero",
     "tree_flatten",

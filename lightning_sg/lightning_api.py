@@ -26,6 +26,7 @@ if TYPE_CHECKING or CHOICE.package == UNIFIED:
     from lightning.pytorch.accelerators import Accelerator
     from lightning.pytorch.callbacks import Callback, LearningRateFinder, ModelCheckpoint
     from lightning.pytorch.cli import LightningCLI, LRSchedulerCallable, OptimizerCallable
+    from lightning.pytorch.loops.loop import _Loop
     from lightning.pytorch.overrides.distributed import prepare_for_backward
     from lightning.pytorch.plugins import Precision
     from lightning.pytorch.profilers import Profiler
@@ -53,6 +54,7 @@ else:
     from pytorch_lightning.accelerators import Accelerator
     from pytorch_lightning.callbacks import Callback, LearningRateFinder, ModelCheckpoint
     from pytorch_lightning.cli import LightningCLI, LRSchedulerCallable, OptimizerCallable
+    from pytorch_lightning.loops.loop import _Loop
     from pytorch_lightning.overrides.distributed import prepare_for_backward
     from pytorch_lightning.plugins import Precision
     from pytorch_lightning.profilers import Profiler
@@ -88,6 +90,7 @@ __all__ = [
     "StrategyRegistry",
     "TorchCheckpointIO",
     "TrainerFn",
+    "_Loop",
     "_MultiProcessingLauncher",
     "_SubprocessScriptLauncher",
     "_get_default_process_group_backend_for_device",

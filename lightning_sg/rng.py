@@ -22,6 +22,9 @@ class StepRandomness(AbstractContextManager["StepRandomness"]):
     :meth:`diverge`. Outside steps the processes share one state, so they shuffle and augment the data alike, whatever
     dropout draws in each stage. Covers torch, the CUDA device, numpy and ``random``.
 
+    Attributes:
+        number: Counts the steps.
+
     Args:
         position: This process's position among the stage ranks, which selects its numbers.
         device: The stages' device.
@@ -30,12 +33,12 @@ class StepRandomness(AbstractContextManager["StepRandomness"]):
     def __init__(self, position: int, device: torch.device) -> None:
         self._position = position
         self._device = device
-        self._number = 0
+        self.number = 0
         self._outside: dict[str, Any] = {}
 
     def __enter__(self) -> StepRandomness:
         self._outside = random_state(self._device)
-        self._number += 1
+        self.number += 1
         self._seed(0)
         return self
 
@@ -51,7 +54,7 @@ class StepRandomness(AbstractContextManager["StepRandomness"]):
     def _seed(self, stream: int) -> None:
         # All processes have this seed: the strategy shares the state at the start.
         shared = self._outside["seed"]
-        seed = int(np.random.SeedSequence([shared % 2**64, self._number, stream]).generate_state(1, np.uint64)[0])
+        seed = int(np.random.SeedSequence([shared % 2**64, self.number, stream]).generate_state(1, np.uint64)[0])
         torch.default_generator.manual_seed(seed)
         on_device = _generator_of(self._device)
         if on_device is not None:

@@ -344,6 +344,12 @@ class Session:
         """Keeps corrections of batch ``number`` until they are due."""
         self.exact.hold(number, self.finite.corrections(number, gradients), self.ownership.holds)
 
+    def pass_by(self) -> None:
+        """The current batch crosses no boundary of this process."""
+        for name, trainer in self.trainers.items():
+            if self.ownership.owns(name):
+                trainer.pass_by(self.current.plan)
+
     def end_batch(self) -> None:
         """The training batch is over: counts it, and lets go of what belongs to it.
 

@@ -24,7 +24,9 @@ from lightning_sg.callback import callback_of
 from lightning_sg.checkpoint.plugin import with_default
 from lightning_sg.distributed.arrangement import Arrangement, OneProcessArrangement, SplitArrangement
 from lightning_sg.distributed.coordination import StageCoordinator
-from lightning_sg.distributed.rendezvous import Rendezvous, leave_at_exit
+from lightning_sg.distributed.processes import Processes
+from lightning_sg.distributed.relaunching import RelaunchingLauncher
+from lightning_sg.distributed.rendezvous import Rendezvous
 from lightning_sg.distributed.reusable import ReusableStrategy
 from lightning_sg.distributed.runtime import StageRuntime
 from lightning_sg.distributed.signals import EndedBySignal
@@ -112,8 +114,7 @@ class SyntheticGradientStrategy(ReusableStrategy):
         self.away = checked(name, "away", away, optional(instance(Away)))
         self.num_nodes = 1
         self._layer_sync: Any = None  # Lightning puts it here, by this name, for `sync_batchnorm=True`
-        self._grid: ProcessGrid | None = None
-        self._chain: Chain | None = None
+        self._processes = Processes()
         self._pages = PagedParameters()
         self._arrangement: Arrangement = OneProcessArrangement()
 
@@ -173,7 +174,9 @@ class SyntheticGradientStrategy(ReusableStrategy):
             return
         os.environ[VARIABLE] = CHOICE.package  # the new processes may import in another order
         if self.start_method == "popen":
-            self._launcher = SubprocessScriptLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
+            restarts = self.away is not None and self.away.folder is not None
+            kind = RelaunchingLauncher if restarts else SubprocessScriptLauncher
+            self._launcher = kind(self.cluster_environment, self.num_processes, self.num_nodes)
         else:
             self._launcher = MultiProcessingLauncher(self, start_method=self.start_method)
 
@@ -209,10 +212,10 @@ class SyntheticGradientStrategy(ReusableStrategy):
         if self.away is not None:
             check_away(self.replicas, self.tied_weights, self.clip_over, backend)
         options = SplitOptions(self.wire, self.tied_weights == "synchronize", self.ddp, self.away)
-        grid = self._open_grid(backend)
-        assert self._chain is not None
-        self._chain.watch.check = EndedBySignal(trainer)
-        runtime = StageRuntime(grid, self._chain, options, self._pages, callback)
+        grid, chain = self._meet(backend)
+        chain.watch.check = EndedBySignal(trainer)
+        runtime = StageRuntime(grid, chain, options, self._pages, callback)
+        self._processes.run(runtime, trainer)
         self._arrangement = SplitArrangement(
             runtime,
             self.lightning_module,
@@ -226,24 +229,18 @@ class SyntheticGradientStrategy(ReusableStrategy):
         callbacks[:] = [other for other in callbacks if not isinstance(other, StageCoordinator)]
         callbacks.insert(0, StageCoordinator(runtime))
 
-    def _open_grid(self, backend: str) -> ProcessGrid:
+    def _meet(self, backend: str) -> tuple[ProcessGrid, Chain]:
         """Brings the processes together, once for all runs of this strategy."""
         assert self.cluster_environment is not None
         rendezvous = Rendezvous(self.cluster_environment, self._all_processes, self.timeout)
         grid = ProcessGrid.of(
             self.global_rank, self._all_processes, self.replicas, self.root_device, backend, self.timeout
         )
-        if self._chain is None:
-            self._chain, self._grid = rendezvous.open_chain(grid, Watch(self.timeout, away=self.away)), None
-            leave_at_exit(self._chain)
-        rendezvous.open_process_group(backend, self._chain)
-        if self._grid is None:
-            self._grid = rendezvous.open_groups(grid, self._chain)
-        return self._grid
+        return self._processes.meet(rendezvous, grid, Watch(self.timeout, away=self.away))
 
     def leave_trainer(self) -> None:
         """Another Trainer takes the strategy, perhaps with other processes."""
-        self._chain = self._grid = None
+        self._processes.part()
 
     # ------------------------------------------------------------------ set-up
 
@@ -424,7 +421,7 @@ class SyntheticGradientStrategy(ReusableStrategy):
     def on_exception(self, exception: BaseException) -> None:
         """Tells the neighbouring stages why this one stops."""
         self.runtime.fail(exception)
-        self._chain = None  # another run connects anew
+        self._processes.part()
         super().on_exception(exception)
 
     def teardown(self) -> None:

@@ -39,6 +39,7 @@ SYMBOLS = [
         "lightning.pytorch.strategies.launchers.multiprocessing",
         "_MultiProcessingLauncher",
     ),
+    ("Loop", "lightning.pytorch.loops.loop", "_Loop"),
     (
         "SubprocessScriptLauncher",
         "lightning.pytorch.strategies.launchers.subprocess_script",
@@ -74,7 +75,9 @@ def test_every_symbol_of_the_compat_module_has_its_row_here() -> None:
         "DATA_DEPENDENT_ERRORS",
         "belongs_to",
         "goes_backward",
+        "continue_loops",
         "logs_now",
+        "resume_from_nothing",
         "saves_at_step",
         "set_rank_zero",
     }

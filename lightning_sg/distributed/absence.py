@@ -41,8 +41,8 @@ class Absence:
         return self._batches < away.batches and time.monotonic() - self._since < away.seconds
 
     def went_on(self) -> None:
-        """A batch goes on without an answer."""
-        if not self._batches:
+        """A batch goes on without an answer, as the neighbour is silent or was killed before it answered."""
+        if not self._batches and self._since is not None:
             assert self._away is not None
             _log.warning(
                 "%s: %s has been silent for %.1f s. This stage goes on without %s from it, for at most %d batches or "

@@ -79,6 +79,14 @@ class StageCoordinator(Callback):
         self._runtime.fail(exception)
         self.teardown(trainer, pl_module, "")
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A process that takes the place of another goes to where that one was."""
+        self._runtime.presence.training_starts(trainer)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Notes where a new process in this one's place would begin."""
+        self._runtime.presence.epoch_starts(trainer)
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -107,6 +115,7 @@ class StageCoordinator(Callback):
             if trainer.should_stop and not self._runtime.final:
                 self._runtime.stopping.wanted = True
             trainer.should_stop = self._runtime.final
+            self._runtime.presence.batch_ends(trainer)
 
         return run
 

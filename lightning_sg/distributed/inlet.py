@@ -12,11 +12,17 @@ from lightning_sg import profiling
 from lightning_sg.distributed.absence import Absence
 from lightning_sg.distributed.metrics import MetricsRoute
 from lightning_sg.distributed.mismatch import mismatch, other_place, other_shapes
+from lightning_sg.distributed.skipping import BatchSkipped
 from lightning_sg.distributed.status import Place, ProcessStatus, Stopping
 from lightning_sg.training.base import Profile
 from lightning_sg.transport import Activations, Compression, Residual, Target, Upstream
 
 Shapes = list[tuple[int, ...]]
+
+
+def _never() -> bool:
+    """The activations are needed."""
+    return False
 
 
 class Inlet(Protocol):
@@ -109,9 +115,12 @@ class UpstreamInlet:
         Raises:
             BatchMismatchError: If the stage before was given another batch.
             StageLostError: If it is gone or does not send.
+            BatchSkipped: If it has none, as it or one before it was started anew.
         """
         with self._profile(profiling.WAIT_ACTIVATIONS):
-            message = self._link.inbox.receive(Activations, number, self._whose(number))
+            message = self._link.inbox.receive_unless(Activations, number, self._whose(number), _never)
+        if message is None or message.skipped:
+            raise BatchSkipped
         return self._taken(message, fingerprint, shapes)
 
     def take_late(self, number: int, fingerprint: int, shapes: list[tuple[int, ...]]) -> Activations | None:
@@ -119,7 +128,7 @@ class UpstreamInlet:
         inbox, absence = self._link.inbox, self.absence
         with self._profile(profiling.WAIT_ACTIVATIONS):
             message = inbox.receive_unless(Activations, number, self._whose(number), absence.goes_on)
-        if message is None:
+        if message is None or message.skipped:
             absence.went_on()
             return None
         absence.answered()

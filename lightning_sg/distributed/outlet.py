@@ -157,11 +157,16 @@ class AnswerChannel:
         Raises:
             BatchMismatchError: If the batch was the last of one of the two stages only.
         """
+        answer = self._answer(number, self._goes_on(needed))
+        if answer is None:
+            self.absence.went_on()
+        return answer
+
+    def _answer(self, number: int, goes_on: Callable[[], bool]) -> tuple[Tensor, ...] | None:
         words = f"the target of {self._status.whose(number)}"
         with self.profile(profiling.WAIT_TARGET):
-            message = self._link.inbox.receive_unless(Target, number, words, self._goes_on(needed))
+            message = self._link.inbox.receive_unless(Target, number, words, goes_on)
         if message is None:
-            self.absence.went_on()
             return None
         self.absence.answered()
         differences = other_end(message.last, self._status.places[number].last)
@@ -190,7 +195,7 @@ class AnswerChannel:
         if number is not None:
             self._unconfirmed.append(number)
         while len(self._unconfirmed) > most:
-            self.take_target(self._unconfirmed.popleft())
+            self._answer(self._unconfirmed.popleft(), _never)
 
 
 @dataclass

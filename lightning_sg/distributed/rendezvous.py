@@ -42,6 +42,9 @@ class Rendezvous:
     First all processes of this attempt are counted. Then neighbours connect, so that each sees when another is gone.
     Only then torch's process groups are opened, which would say nothing about who does not come.
 
+    Attributes:
+        is_first: Whether the links opened last are the first of this process.
+
     Args:
         environment: Knows where the processes meet, and which of them this is.
         processes: How many there are.
@@ -55,6 +58,7 @@ class Rendezvous:
         self._environment = environment
         self._processes = processes
         self._timeout = timeout
+        self.is_first = True
 
     def open_chain(self, grid: ProcessGrid, watch: Watch) -> Chain:
         """Waits for all processes, and connects with the neighbours.
@@ -62,9 +66,12 @@ class Rendezvous:
         Raises:
             StageLostError: If a process does not come.
         """
-        run = self._store()
-        chain = open_chain(grid, PrefixStore(f"chain {next(self._chains)}", run.store), watch)
+        run, number = self._store(), next(self._chains)
+        chain = open_chain(grid, PrefixStore(f"chain {number}", run.store), watch)
         chain.news = run
+        self.is_first = number == 0
+        if self.is_first and run.rank == 0 and not run.outlives and watch.takes_snapshots:
+            run.open_to_others()
         return chain
 
     def open_process_group(self, backend: str, chain: Chain) -> None:
@@ -106,7 +113,7 @@ class Rendezvous:
 
     def _found(self) -> RunStore:
         store = default_store()
-        return RunStore(store, "", dist.get_rank(), self._processes, store)
+        return RunStore(store, "", dist.get_rank(), self._processes, store, outlives=True)
 
     def _called(self) -> RunStore:
         environment = self._environment

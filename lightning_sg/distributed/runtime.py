@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -21,7 +22,9 @@ from lightning_sg.distributed.meetings import StageMeetings
 from lightning_sg.distributed.metrics import MetricsRoute
 from lightning_sg.distributed.outlet import NoOutlet, Outlet
 from lightning_sg.distributed.ownership import StageOwnership
+from lightning_sg.distributed.presence import AlwaysPresent, Presence
 from lightning_sg.distributed.program import StageProgram
+from lightning_sg.distributed.skipping import BatchSkipped
 from lightning_sg.distributed.stage import Stage
 from lightning_sg.distributed.stage_pass import EvaluationPass, StageEnds, TrainingPass
 from lightning_sg.distributed.startup import Cutter, SplitOptions, StartUp
@@ -50,6 +53,7 @@ class StageRuntime:
         ownership: What of the training is this process's.
         status: What this process is doing.
         stopping: Whether and when training ends.
+        presence: Whether this process works on a batch.
 
     Args:
         grid: The processes.
@@ -69,6 +73,7 @@ class StageRuntime:
         self.status.blame = partial(who_failed, chain, grid)
         self.meetings = StageMeetings(chain, self.status)
         self.stopping = Stopping()
+        self.presence: Presence = AlwaysPresent()
         self._metrics = MetricsRoute(is_last=grid.is_last)
         self.options = options
         self._cutter = cutter
@@ -125,6 +130,12 @@ class StageRuntime:
         if outlet.boundary is not None:
             outlet.trainer.collect()
 
+    def restore_predictors(self, state: dict[str, Any]) -> None:
+        """Restores what a session has saved in this process alone."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of predictors that are other processes'
+            self._cutter.load_state_dict(state)
+
     def gather(self, states: dict[str, Any]) -> dict[str, Any]:
         """See :meth:`Runtime.gather`."""
         return self.meetings.union("saving predictors", states)
@@ -153,8 +164,16 @@ class StageRuntime:
         ready = self._made_ready(call, args, training)
         loader = kwargs.get("dataloader_idx", args[2] if len(args) > 2 else 0)
         self.status.begin_step(Place.of(self.status.doing, self.stage.session.module.trainer, name, loader))
+        if self.presence.skips(self.status.number):
+            return self._skip(training=training)
         with blaming(self.status):
             return ready.run(lambda: step(*args, **kwargs), self._fingerprint, training=training)
+
+    def _skip(self, *, training: bool) -> None:
+        """Counts a step that this process does not work on, as it was started anew and has to catch up."""
+        self.stage.randomness.number += 1
+        if training:
+            self.stage.session.pass_by()
 
     def _made_ready(self, call: Callable[[], Any], args: Any, training: bool) -> ReadyStage:
         """Traces the first step, and the first training step."""
@@ -302,6 +321,9 @@ class ReadyStage:
                     return step()
             except StageEnds:
                 return batch.result
+            except BatchSkipped:
+                batch.skip()
+                return None
 
         try:
             result = program.data_parallel.run(run) if training else run()

@@ -48,6 +48,7 @@ class EvaluationPass:
         self._fingerprint = fingerprint
         self._reached = False
         self._left = False
+        self._replied = False
 
     def receive(self, fakes: list[Tensor]) -> list[Tensor]:
         """The start of this process's stages: takes the activations in the place of tensors without data."""
@@ -81,7 +82,14 @@ class EvaluationPass:
 
     def finish_step(self) -> None:
         """The step is over: answers the stage before."""
-        self._program.inlet.reply(self._number, ())
+        if not self._replied:
+            self._program.inlet.reply(self._number, ())
+
+    def skip(self) -> None:
+        """There are no activations: nobody before waits for an answer, and the stage after has none either."""
+        self._left = self._replied = True
+        if self._program.outlet.boundary is not None:
+            self._program.outlet.send(self._message((), skipped=True))
 
     def _begin_stages(self) -> None:
         self._reached = True
@@ -125,7 +133,11 @@ class TrainingPass(EvaluationPass):
         self._batch = stage.session.current
         self._wants_target = False
         self._keeps_graph = False
-        self._replied = False
+
+    def skip(self) -> None:
+        """See :meth:`EvaluationPass.skip`; this process's predictors leave the batch out."""
+        self._session.pass_by()
+        super().skip()
 
     # ------------------------------------------------------------------ forward
 

@@ -53,6 +53,9 @@ class Cutter(Protocol):
     def choose(self, names: list[str]) -> None:
         """Takes the automatic choice."""
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the predictors."""
+
     def cut(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Session:
         """Cuts the module."""
 
@@ -252,7 +255,7 @@ class StartUp:
 
     def _share_buffers(self, module: nn.Module, placement: Placement) -> None:
         """Gives buffers that several processes use the last one's values: without a seed each has made its own."""
-        if not placement.shared:  # the same on every process
+        if not placement.shared or self._chain.history.rejoined:  # the same on every process, or done long ago
             return
         buffers, last = dict(module.named_buffers()), len(self._grid.ranks) - 1
         copy = self._chain.copies("sharing buffers", sorted(placement.shared))

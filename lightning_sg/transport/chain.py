@@ -9,12 +9,13 @@ from torch import Tensor
 
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.objects import pack, unpack
+from lightning_sg.transport.history import History
 from lightning_sg.transport.link import Downstream, Upstream
-from lightning_sg.transport.message import Copy, Gathered, Gathering
+from lightning_sg.transport.message import Copy, Gathered, Gathering, Saved, number_of_copy
 from lightning_sg.transport.roll_call import RunStore
 from lightning_sg.transport.watch import Watch
 
-_MOST_COPIES = 1 << 32  # in one meeting
+_NO_MORE = 1 << 62  # above the number of any meeting
 
 
 class Chain:
@@ -26,6 +27,8 @@ class Chain:
         upstream: The link to the stage before; ``None`` for the first.
         downstream: The link to the stage after; ``None`` for the last.
         news: Where processes without a link to this one say why they stop.
+        history: What was told in meetings, for a new process in this one's place.
+        meetings: How many meetings this process has come to.
 
     Args:
         position: The place of this process among the stages.
@@ -33,6 +36,7 @@ class Chain:
         downstream: See above.
         watch: What this process is doing.
         address: Where the other machines reach this one.
+        stages: How many stages the replica has processes for.
     """
 
     def __init__(
@@ -42,14 +46,17 @@ class Chain:
         downstream: Downstream | None,
         watch: Watch,
         address: str = "127.0.0.1",
+        stages: int = 1,
     ) -> None:
         self.position = position
         self.upstream = upstream
         self.downstream = downstream
         self.watch = watch
         self.address = address
+        self.stages = stages
         self.news: RunStore | None = None
-        self._meetings = 0
+        self.history = History()
+        self.meetings = 0
         self._failed = False
 
     @property
@@ -68,6 +75,9 @@ class Chain:
             StageLostError: If a stage does not come.
             SyntheticGradientsError: If another stage has come to another meeting.
         """
+        if self.history.replaying:
+            told = self.history.again(what)
+            return [own] * self.stages if told is None else [unpack(each) for each in told]
         number, words, brought = self._pass_down(what, own)
         if self.downstream is not None:
             brought = list(self.downstream.inbox.receive(Gathered, number, words).tensors)
@@ -75,6 +85,7 @@ class Chain:
         if self.upstream is not None:
             self.upstream.send(Gathered(number=number, doing=self.watch.doing, tensors=brought))
         self.flush()  # whoever ends its process now has done its part
+        self.history.note(what, brought)
         return self._unpacked(brought, own)
 
     def collect(self, what: str, own: Any) -> list[Any]:
@@ -83,6 +94,8 @@ class Chain:
         Returns:
             In the last stage what :meth:`gather` would; elsewhere what has come by.
         """
+        if self.history.replaying:
+            return [own]
         _number, _words, brought = self._pass_down(what, own)
         if self.downstream is not None:
             self.downstream.outbox.flush(self.watch.timeout)
@@ -101,8 +114,10 @@ class Chain:
             which must not change afterwards, has to be on the CPU. Every stage must call it for every tensor, in the
             same order.
         """
+        if self.history.replaying:  # the others have theirs; here, what is made now is replaced later
+            return lambda name, owner, make: make()
         number, words = self._arrive(what)
-        numbers = {name: number * _MOST_COPIES + place for place, name in enumerate(names)}
+        numbers = {name: number_of_copy(number, place) for place, name in enumerate(names)}
 
         def copy(name: str, owner: int, make: Callable[[], Tensor]) -> Tensor:
             self.watch.check()
@@ -142,20 +157,43 @@ class Chain:
         return [own if place == self.position else unpack(each) for place, each in enumerate(brought)]
 
     def _arrive(self, what: str) -> tuple[int, str]:
-        self._meetings += 1
+        self.meetings += 1
         for link in self.links:
-            link.arrive(self._meetings, what, self.watch.doing)
-        return self._meetings, f"'{what}' after {self.watch.doing}"
+            link.arrive(self.meetings, what, self.watch.doing)
+        return self.meetings, f"'{what}' after {self.watch.doing}"
 
     def _check_same(self, what: str) -> None:
         for link in self.links:
             theirs = link.inbox.sender.meeting
-            if theirs is not None and theirs[0] == self._meetings and theirs[1] != what:
+            if theirs is not None and theirs[0] == self.meetings and theirs[1] != what:
                 raise SyntheticGradientsError(
                     f"{link.neighbour} has come to '{theirs[1]}' and this stage to '{what}'. What all processes do "
                     "together, such as `trainer.save_checkpoint`, `strategy.broadcast` and `strategy.barrier`, every "
                     "process must do, in the same order: not under `if trainer.is_global_zero`."
                 )
+
+    def begin_at(self, batch: int) -> int:
+        """This process takes another's place, and would take part from a batch on; returns from which one it can.
+
+        Before the first that a neighbour still has for it or needs from it, there is nothing to do.
+        """
+        if self.upstream is not None:
+            batch = max(batch, self.upstream.position.has)
+        if self.downstream is not None:
+            batch = max(batch, self.downstream.position.wants)
+        for link in self.links:
+            link.begin_at(batch)
+        return batch
+
+    def saved(self) -> None:
+        """This process has written down all up to here: the neighbours need not keep it for a new process."""
+        for link in self.links:
+            link.send(Saved(number=self.meetings))
+
+    def saved_for_good(self) -> None:
+        """No new process will take this one's place."""
+        for link in self.links:
+            link.send(Saved(number=_NO_MORE))
 
     def fail(self, reason: str) -> None:
         """Tells the neighbours why this process stops, once."""

@@ -10,11 +10,11 @@ import secrets
 import socket
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from lightning_sg._compat import Store
 from lightning_sg.transport.connection import Connection
-from lightning_sg.transport.line import Contact
+from lightning_sg.transport.line import Contact, Position, at_start
 
 #: An environment variable with a secret of the user's, for networks in which others can read the store.
 SECRET = "LIGHTNING_SG_SECRET"
@@ -53,6 +53,7 @@ class Listener:
     """
 
     def __init__(self, meeting: MeetingPoint, *, lasting: bool) -> None:
+        self.position = at_start
         self._meeting = meeting
         self._lasting = lasting
         host = meeting.address
@@ -87,7 +88,7 @@ class Listener:
             if not hmac.compare_digest(proof, _proof(self._meeting.key, b"connects", ours, theirs)):
                 raise ConnectionError("of another run")
             connection.write(_proof(self._meeting.key, b"listens", theirs, ours))
-            return _greeted(self._meeting, connection, sock, heard)
+            return _greeted(self._meeting, connection, sock, heard, self.position())
         except (OSError, ValueError):
             connection.close()
             return None
@@ -107,6 +108,7 @@ class Connector:
     """
 
     def __init__(self, meeting: MeetingPoint) -> None:
+        self.position = at_start
         self._meeting = meeting
 
     def __call__(self, heard: int, seconds: float) -> Contact:
@@ -132,7 +134,7 @@ class Connector:
             connection.write(ours + _proof(self._meeting.key, b"connects", theirs, ours))
             if not hmac.compare_digest(connection.read(_BYTES), _proof(self._meeting.key, b"listens", ours, theirs)):
                 raise ConnectionError("somebody of another run listens there")
-            return _greeted(self._meeting, connection, sock, heard)
+            return _greeted(self._meeting, connection, sock, heard, self.position())
         except OSError:
             connection.close()
             raise
@@ -153,15 +155,19 @@ def _timed(sock: socket.socket) -> Connection:
     return connection
 
 
-def _greeted(meeting: MeetingPoint, connection: Connection, sock: socket.socket, heard: int) -> Contact:
-    """Each side says who it is and what it has heard."""
-    own = json.dumps({"link": meeting.name, "heard": heard, "incarnation": meeting.incarnation}).encode()
+def _greeted(
+    meeting: MeetingPoint, connection: Connection, sock: socket.socket, heard: int, position: Position
+) -> Contact:
+    """Each side says who it is, what it has heard, and where it is."""
+    who = {"link": meeting.name, "heard": heard, "incarnation": meeting.incarnation}
+    own = json.dumps({**who, "position": asdict(position)}).encode()
     connection.write(len(own).to_bytes(4, "little") + own)
     hello = json.loads(connection.read(int.from_bytes(connection.read(4), "little")))
     if hello["link"] != meeting.name:
         raise ConnectionError(f"the other side has link {hello['link']}")
     sock.settimeout(None)
-    return Contact(connection, int(hello["heard"]), str(hello["incarnation"]))
+    there = {name: int(number) for name, number in hello["position"].items()}
+    return Contact(connection, int(hello["heard"]), str(hello["incarnation"]), Position(**there))
 
 
 def _proof(key: bytes, role: bytes, first: bytes, second: bytes) -> bytes:

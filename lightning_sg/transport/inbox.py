@@ -26,8 +26,11 @@ from lightning_sg.transport.message import (
     Gathered,
     Gathering,
     Message,
+    Rejoined,
     Residual,
+    Saved,
     Target,
+    meeting_of,
 )
 from lightning_sg.transport.watch import Watch
 from lightning_sg.words import first_line
@@ -48,6 +51,8 @@ class Neighbour:
         waits: Whether it was waiting for a neighbour of its own.
         heard: When its last sign of life came, on the monotonic clock.
         meeting: The meeting that it has come to: its number and what it is for.
+        may_return: Whether a new process may take its place.
+        remark: What else there is to say if it is gone.
     """
 
     name: str
@@ -55,6 +60,8 @@ class Neighbour:
     waits: bool = False
     heard: float = field(default_factory=time.monotonic)
     meeting: tuple[int, str] | None = None
+    may_return: bool = False
+    remark: str = ""
 
 
 class Inbox:
@@ -64,7 +71,10 @@ class Inbox:
         sender: What is known of the sending stage.
         number: Of the last frame that has come.
         meetings: How many meetings of all stages this process has come to.
+        wants: The first batch whose activations have not come.
         on_heard: Is told how much the sender has heard of this process.
+        on_saved: Is told which meetings the sender has saved.
+        on_rejoined: Is told from which batch on a sender that was started anew takes part.
 
     Args:
         line: The connection.
@@ -84,7 +94,11 @@ class Inbox:
     ) -> None:
         self.number = 0
         self.meetings = 0
+        self.wants = 0
         self.on_heard: Callable[[int], None] = lambda number: None
+        self.on_saved: Callable[[int], None] = lambda number: None
+        self.on_rejoined: Callable[[int], None] = lambda number: None
+        self._floor = 0  # of batches before this one nothing comes any more
         self._line = line
         self._carriers = carriers
         self.sender = sender
@@ -121,12 +135,17 @@ class Inbox:
     def receive_unless(
         self, kind: type[Numbered], number: int, waiting_for: str, goes_on: Callable[[], bool]
     ) -> Numbered | None:
-        """See :meth:`receive`; returns ``None`` once ``goes_on`` says so, and drops the message when it comes."""
+        """See :meth:`receive`; ``None`` once ``goes_on`` says so, or if the sender was killed before it sent it.
+
+        The message is dropped if it comes later.
+        """
         began = time.monotonic()
         with self._changed:
             self._watch.waits = True
             try:
                 while (kind, number) not in self._messages:
+                    if kind in OF_BATCHES and number < self._floor:
+                        return None
                     if goes_on():
                         self._dropped.add((kind, number))
                         return None
@@ -168,6 +187,26 @@ class Inbox:
     def silent(self) -> float:
         """For how many seconds there has been no sign of life."""
         return time.monotonic() - self.sender.heard
+
+    def begin_at(self, number: int) -> None:
+        """One of the two processes was started anew: nothing comes of batches before this one, or is wanted."""
+        with self._changed:
+            self._floor = number
+            self.wants = max(self.wants, number)
+            self._changed.notify_all()
+
+    def renew(self) -> None:
+        """There is a new process in the sender's place, which counts its frames anew."""
+        self.number = 0
+        self.sender.meeting = None
+
+    def come_to(self, meeting: int) -> None:
+        """This process comes to a meeting: nothing of those before is wanted, such as a new process sends again."""
+        with self._changed:
+            self.meetings = meeting
+            past = [key for key, (message, _event) in self._messages.items() if 0 < meeting_of(message) < meeting]
+            for key in past:
+                del self._messages[key]
 
     def forget(self) -> None:
         """Drops messages about batches that nobody has asked for, at the end of a run."""
@@ -233,7 +272,7 @@ class Inbox:
                 while self._take():
                     pass
         except LineBrokenError as error:
-            self._lose(f"{self.sender.name} is gone: its connection closed ({first_line(error)}).")
+            self._lose(f"{self.sender.name} is gone: its connection closed ({first_line(error)}).{self.sender.remark}")
         except Exception as error:  # whatever it is, a waiting stage must hear of it
             self._lose(f"{self.sender.name} sent what cannot be read ({type(error).__name__}: {first_line(error)}).")
 
@@ -277,6 +316,13 @@ class Inbox:
                 self._ended = True
             elif isinstance(message, Arrived):
                 sender.meeting = (message.number, message.what)
+            elif isinstance(message, Saved):
+                self.on_saved(message.number)
+            elif isinstance(message, Rejoined):
+                self._floor = message.number
+                self.on_rejoined(message.number)
+            elif self._is_late(message):
+                pass
             elif (type(message), message.number) in self._dropped:
                 self._dropped.discard((type(message), message.number))
             elif not isinstance(message, Alive):
@@ -288,6 +334,14 @@ class Inbox:
                 event = self._stream.record_event() if self._stream is not None and of_batch else None
                 self._messages[type(message), message.number] = (message, event)
             self._changed.notify_all()
+
+    def _is_late(self, message: Message) -> bool:
+        """Whether nobody waits for a message, as one of the two processes was started anew."""
+        if isinstance(message, Activations):
+            self.wants = max(self.wants, message.number + 1)
+        if isinstance(message, OF_BATCHES):
+            return message.number < self._floor
+        return 0 < meeting_of(message) < self.meetings
 
     def _lose(self, reason: str) -> None:
         with self._changed:

@@ -19,6 +19,24 @@ class LineBrokenError(OSError):
 
 
 @dataclass(frozen=True)
+class Position:
+    """Where one end of a link is, for a neighbour that was started anew.
+
+    Attributes:
+        wants: The first batch whose activations it does not have yet.
+        has: The first batch whose activations it still can send; the neighbour has had those before.
+    """
+
+    wants: int = 0
+    has: int = 0
+
+
+def at_start() -> Position:
+    """Where both ends begin."""
+    return Position()
+
+
+@dataclass(frozen=True)
 class Contact:
     """A connection that has just been made.
 
@@ -26,15 +44,23 @@ class Contact:
         connection: The connection.
         heard: The number of the last frame that the neighbour has of this process.
         incarnation: Differs for each process that has been this neighbour.
+        position: Where the neighbour is.
     """
 
     connection: Connection
     heard: int
     incarnation: str
+    position: Position = Position()
 
 
 class Dial(Protocol):
-    """Makes a connection to a neighbour."""
+    """Makes a connection to a neighbour.
+
+    Attributes:
+        position: Where this end is.
+    """
+
+    position: Callable[[], Position]
 
     def __call__(self, heard: int, seconds: float) -> Contact:
         """Tries for so many seconds.
@@ -58,9 +84,12 @@ class Line:
         dial: Makes the connections after the first.
         contact: The first.
         patience: How many seconds a broken connection is tried to be made again; 0 for not at all.
+        renewable: Whether it may be made with a new process in the neighbour's place.
     """
 
-    def __init__(self, dial: Dial, contact: Contact, patience: float = 0.0) -> None:
+    def __init__(self, dial: Dial, contact: Contact, patience: float = 0.0, *, renewable: bool = False) -> None:
+        self.renewable = renewable
+        self.on_new_process: Callable[[Contact], None] = lambda contact: None
         self._dial = dial
         self._patience = patience
         self._take(contact)
@@ -99,7 +128,7 @@ class Line:
                 self._changed.notify_all()
 
     def redial(self, heard: int) -> None:
-        """Makes the connection again, or gives up. One thread does.
+        """Makes the connection again, or gives up. One thread does, which is also who is told of a new process.
 
         Args:
             heard: The number of the last frame that this process has of the neighbour.
@@ -108,13 +137,14 @@ class Line:
         while self._contact is None and not self._given_up:
             try:
                 contact = self._dial(heard, min(1.0, self._patience))
-                if contact.incarnation != self._incarnation:
+                if contact.incarnation != self._incarnation and not self.renewable:
                     contact.connection.close()
                     self._give_up("its process was started anew, which cannot go on with this run")
                     return
             except OSError as error:
                 if time.monotonic() >= deadline:
-                    self._give_up(str(error))
+                    none = f"; no new process took its place within {self._patience:g} s"
+                    self._give_up(f"{error}{none if self.renewable else ''}")
                 time.sleep(_BETWEEN)
                 continue
             with self._changed:
@@ -122,6 +152,9 @@ class Line:
                     contact.connection.close()
                     return
                 self._take(contact)
+                if contact.incarnation != self._incarnation:
+                    self._incarnation = contact.incarnation
+                    self.on_new_process(contact)
                 self.on_contact(contact)
                 self._contact = contact
                 self._changed.notify_all()
@@ -145,4 +178,4 @@ class Line:
             self._changed.notify_all()
 
 
-__all__ = ["Contact", "Dial", "Line", "LineBrokenError"]
+__all__ = ["Contact", "Dial", "Line", "LineBrokenError", "Position", "at_start"]

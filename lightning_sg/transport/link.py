@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 
 import torch
@@ -10,10 +11,12 @@ from lightning_sg.errors import StageLostError
 from lightning_sg.transport.away import Away
 from lightning_sg.transport.carrier import Carrier, Carriers
 from lightning_sg.transport.inbox import Inbox, Neighbour
-from lightning_sg.transport.line import Contact, Dial, Line
-from lightning_sg.transport.message import Alive, Arrived, End, Failed, Message
+from lightning_sg.transport.line import Contact, Dial, Line, Position
+from lightning_sg.transport.message import Alive, Arrived, End, Failed, Message, Rejoined
 from lightning_sg.transport.outbox import Outbox
 from lightning_sg.transport.watch import Watch
+
+_log = logging.getLogger(__name__)
 
 _PATIENCE = 10.0  # seconds for last words; a neighbour that hangs does not take them
 
@@ -24,7 +27,7 @@ class Link:
     Attributes:
         outbox: Messages to the neighbour.
         inbox: Messages from the neighbour.
-        meetings: How many meetings of all stages this process has come to.
+        position: Where the neighbour was when this process met it.
 
     Args:
         dial: Makes the connection.
@@ -40,13 +43,18 @@ class Link:
         self._watch = watch
         self._carriers = carriers = Carriers(device)
         patience = 0.0 if watch.away is None else watch.away.seconds
-        self._line = Line(dial, contact, patience)
+        self.position = contact.position
+        self._line = Line(dial, contact, patience, renewable=neighbour.may_return)
         self.inbox = Inbox(self._line, carriers, neighbour, device, watch)
         self.outbox = Outbox(
             self._line, carriers, neighbour.name, self._alive, watch.interval, lambda: self.inbox.number
         )
         self._line.on_contact = self.outbox.again
+        self._line.on_new_process = self._renew
         self.inbox.on_heard = self.outbox.heard
+        self.inbox.on_saved = self.outbox.saved
+        self.inbox.on_rejoined = self._say_from_where
+        dial.position = lambda: Position(self.inbox.wants, self.outbox.first_batch)
         self.inbox.start()
 
     @property
@@ -67,7 +75,27 @@ class Link:
         """Has the tensors of batches take another way from now on; nothing about batches may be under way."""
         self._carriers.of_batches = carrier
 
-    def _alive(self) -> Alive:
+    def begin_at(self, batch: int) -> None:
+        """This process was started anew, and takes part from a batch on; tells the neighbour."""
+        self.inbox.begin_at(batch)
+        self.outbox.start_at(batch)
+        self.send(Rejoined(number=batch))
+
+    def _renew(self, contact: Contact) -> None:
+        self.inbox.renew()
+        self.outbox.renew()
+
+    def _say_from_where(self, batch: int) -> None:
+        _log.warning(
+            "%s was started anew and is back. What it had not sent of its batches before number %d (training and "
+            "evaluation count together) does not come: these are trained without it.",
+            self.neighbour,
+            batch,
+        )
+
+    def _alive(self) -> Alive | None:
+        if self._watch.returning:
+            return None  # it goes on without this process for as long as it may
         return Alive(doing=self._watch.doing, waits=self._watch.waits)
 
     def send(self, message: Message) -> None:
@@ -87,7 +115,7 @@ class Link:
 
     def arrive(self, number: int, what: str, doing: str) -> None:
         """Tells the neighbour that this process has come to a meeting."""
-        self.inbox.meetings = number
+        self.inbox.come_to(number)
         self.send(Arrived(number=number, what=what, doing=doing))
 
     def close(self, timeout: float) -> None:

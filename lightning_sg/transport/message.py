@@ -117,6 +117,7 @@ class Activations(Message):
         wants_target: Whether the sender asks for the target of this batch.
         ends: The number of the training batch after which training ends, or ``None`` for not yet.
         metrics: Of the boundaries upstream, on their way to the loggers.
+        skipped: Whether there are none, as a stage before was started anew meanwhile.
     """
 
     fingerprint: int = 0
@@ -125,6 +126,7 @@ class Activations(Message):
     wants_target: bool = False
     ends: int | None = None
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    skipped: bool = False
 
 
 @dataclass
@@ -178,6 +180,16 @@ class Copy(Message):
 
 
 @dataclass
+class Rejoined(Message):
+    """Either way, first of all: the sender was started anew, and takes part from batch ``number`` on."""
+
+
+@dataclass
+class Saved(Message):
+    """Either way: the sender needs nothing of meeting ``number`` and those before it again, even started anew."""
+
+
+@dataclass
 class Alive(Message):
     """Either way, from time to time: the sender's process runs.
 
@@ -206,7 +218,35 @@ class Failed(Message):
 
 #: What is sent about batches.
 OF_BATCHES = (Activations, Target, Residual)
-_KINDS = (Activations, Target, Residual, Arrived, Gathering, Gathered, Copy, Alive, End, Failed)
+_MOST_COPIES = 1 << 32  # in one meeting
+
+
+def number_of_copy(meeting: int, place: int) -> int:
+    """The number of a :class:`Copy`: the meeting's, and its place there."""
+    return meeting * _MOST_COPIES + place
+
+
+def meeting_of(message: Message) -> int:
+    """The number of the meeting that a message belongs to; 0 for none."""
+    if isinstance(message, Copy):
+        return message.number // _MOST_COPIES
+    return message.number if isinstance(message, (Gathering, Gathered)) else 0
+
+
+_KINDS = (
+    Activations,
+    Target,
+    Residual,
+    Arrived,
+    Gathering,
+    Gathered,
+    Copy,
+    Rejoined,
+    Saved,
+    Alive,
+    End,
+    Failed,
+)
 _TYPES: dict[str, type[Message]] = {kind.__name__: kind for kind in _KINDS}
 
 __all__ = [
@@ -220,8 +260,12 @@ __all__ = [
     "Gathered",
     "Gathering",
     "Message",
+    "Rejoined",
     "Residual",
+    "Saved",
     "Target",
     "TensorSpec",
     "dense",
+    "meeting_of",
+    "number_of_copy",
 ]

@@ -54,15 +54,24 @@ def open_chain(grid: ProcessGrid, store: Store, watch: Watch, names: Sequence[st
     upstream = None
     if not grid.is_first:
         dial = Connector(meeting(place - 1))
-        above = Neighbour(names[place - 1])
+        above = _neighbour(names[place - 1], grid.ranks[place - 1], watch)
         contact = _reach(dial, above.name, watch)
         upstream = Upstream(dial, contact, above, grid.device, watch)
     downstream = None
     if listener is not None:
-        below = Neighbour(names[place + 1])
+        below = _neighbour(names[place + 1], grid.ranks[place + 1], watch)
         contact = _reach(listener, below.name, watch)
         downstream = Downstream(listener, contact, below, grid.device, watch)
-    return Chain(place, upstream, downstream, watch, address)
+    return Chain(place, upstream, downstream, watch, address, len(grid.ranks))
+
+
+def _neighbour(name: str, rank: int, watch: Watch) -> Neighbour:
+    """A neighbour in whose place a new process may come, if the user wants that."""
+    if not watch.takes_snapshots:
+        return Neighbour(name)
+    if rank == 0:
+        return Neighbour(name, remark=" No new process can take the place of rank 0, which keeps the store of the run.")
+    return Neighbour(name, may_return=True)
 
 
 def _reach(dial: Dial, name: str, watch: Watch) -> Contact:

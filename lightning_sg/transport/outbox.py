@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_sg.errors import StageLostError
 from lightning_sg.transport.carrier import Carriers
 from lightning_sg.transport.line import Contact, Line, LineBrokenError
-from lightning_sg.transport.message import Alive, Message
+from lightning_sg.transport.message import Activations, Alive, Message, meeting_of
 from lightning_sg.words import first_line
 
 _ALIVE = 0  # the number of frames that need not arrive
@@ -21,11 +21,21 @@ _ALIVE = 0  # the number of frames that need not arrive
 
 @dataclass(frozen=True)
 class _Frame:
-    """One message as it goes over the line."""
+    """One message as it goes over the line.
+
+    Attributes:
+        number: Counts the frames of this outbox, from 1.
+        text: The message but for its tensors.
+        tensors: Its tensors.
+        meeting: The meeting that it belongs to; 0 for none.
+        batch: The batch whose activations it has; -1 for other messages.
+    """
 
     number: int
     text: bytes
     tensors: Sequence[Tensor]
+    meeting: int = 0
+    batch: int = -1
 
 
 class Outbox:
@@ -37,7 +47,8 @@ class Outbox:
         line: The connection.
         carriers: The ways of the tensors.
         to: The receiving stage's name, for messages.
-        alive: The message that says that this process runs; sent when there has been nothing else to send.
+        alive: The message that says that this process runs; sent when there has been nothing else to send. ``None``
+            for now has nothing said.
         every: After how many seconds.
         heard: The number of the last frame that has come from there.
     """
@@ -47,7 +58,7 @@ class Outbox:
         line: Line,
         carriers: Carriers,
         to: str,
-        alive: Callable[[], Alive],
+        alive: Callable[[], Alive | None],
         every: float,
         heard: Callable[[], int],
     ) -> None:
@@ -61,6 +72,9 @@ class Outbox:
         self._waiting: deque[_Frame] = deque()
         self._sent: deque[_Frame] = deque()  # what the receiver may still have to be sent again
         self._count = 0
+        self._heard_there = 0
+        self._saved = 0
+        self._next_batch = 0
         self._error: str | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"lightning_sg outbox to {to}", daemon=True)
@@ -83,23 +97,63 @@ class Outbox:
                 )
             self._count += 1
             in_frame = tensors if carrier.in_frame else []
-            self._waiting.append(_Frame(self._count, message.encode(), in_frame))
+            batch = message.number if isinstance(message, Activations) else -1
+            self._next_batch = max(self._next_batch, batch + 1)
+            self._waiting.append(_Frame(self._count, message.encode(), in_frame, meeting_of(message), batch))
             self._changed.notify_all()
         carrier.send(tensors)
 
     def heard(self, number: int) -> None:
         """The receiver has everything up to this frame."""
         with self._changed:
-            while self._sent and self._sent[0].number <= number:
+            self._heard_there = max(self._heard_there, number)
+            self._forget()
+
+    def saved(self, meeting: int) -> None:
+        """The receiver needs nothing of this meeting and those before it again, even started anew."""
+        with self._changed:
+            self._saved = meeting
+            self._forget()
+
+    @property
+    def first_batch(self) -> int:
+        """The first batch whose activations can still be sent."""
+        with self._changed:
+            heard = self._heard_there
+            kept = [each.batch for each in (*self._sent, *self._waiting) if each.batch >= 0 and each.number > heard]
+            return min(kept, default=self._next_batch)
+
+    def start_at(self, batch: int) -> None:
+        """This process was started anew: its first activations are those of this batch."""
+        self._next_batch = batch
+
+    def renew(self) -> None:
+        """There is a new process in the receiver's place: what it has not seen of a meeting goes to it, too."""
+        with self._changed:
+            self._heard_there = 0
+
+    def _forget(self) -> None:
+        """Drops what the receiver has, but what a new process in its place would have to be told again."""
+        if not self._line.renewable:
+            while self._sent and self._sent[0].number <= self._heard_there:
                 self._sent.popleft()
+        elif self._sent and self._sent[0].number <= self._heard_there:
+            self._sent = deque(each for each in self._sent if self._wanted(each))
+
+    def _wanted(self, frame: _Frame) -> bool:
+        return frame.number > self._heard_there or frame.meeting > self._saved
 
     def again(self, contact: Contact) -> None:
         """There is a new connection: what the receiver has not heard goes over it once more."""
         with self._changed:
+            kept: deque[_Frame] = deque()
             while self._sent:
                 frame = self._sent.pop()
                 if frame.number > contact.heard:
                     self._waiting.appendleft(frame)
+                elif self._line.renewable and frame.meeting > self._saved:
+                    kept.appendleft(frame)
+            self._sent = kept
             self._changed.notify_all()
 
     def flush(self, timeout: float) -> bool:
@@ -144,11 +198,17 @@ class Outbox:
     def _next(self) -> _Frame | None:
         """The next frame to send, which stays where it is until it has been sent; ``None`` at the end."""
         with self._changed:
-            if not self._waiting and not self._closed:
-                self._changed.wait(self._every)
-            if self._closed:
-                return None
-            return self._waiting[0] if self._waiting else _Frame(_ALIVE, self._alive().encode(), [])
+            while not self._closed:
+                if not self._waiting:
+                    self._changed.wait(self._every)
+                if self._closed:
+                    break
+                if self._waiting:
+                    return self._waiting[0]
+                alive = self._alive()
+                if alive is not None:
+                    return _Frame(_ALIVE, alive.encode(), [])
+            return None
 
     def _done(self, frame: _Frame) -> None:
         with self._changed:

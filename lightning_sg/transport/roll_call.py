@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -19,6 +20,8 @@ from lightning_sg.transport.interruptible import interruptible
 from lightning_sg.words import first_line
 
 _SLICE = 0.1  # seconds between two looks, so that signals are answered
+_PREFIX = "lightning_sg"  # of the keys in a store that others use, too
+_RUNNING = "running"  # the key of the attempt that new processes may join
 _KEEPER = "rank 0, which keeps the store,"
 _LINGER = 0.5  # seconds
 _PATIENCE = 2.0  # seconds for a last word
@@ -60,6 +63,8 @@ class RunStore:
         rank: The global rank of this process.
         processes: How many there are.
         keeper: Keeps the store alive, in rank 0.
+        rejoins: Whether the others run already, and this process takes the place of one that is gone.
+        outlives: Whether the store is there for later attempts, too, as torchrun's is.
     """
 
     store: Store
@@ -67,6 +72,8 @@ class RunStore:
     rank: int
     processes: int
     keeper: Store
+    rejoins: bool = False
+    outlives: bool = False
 
     def post(self, key: str, text: str) -> None:
         """Leaves word for the other processes, if the store is still there."""
@@ -81,6 +88,11 @@ class RunStore:
             return self.store.get(key).decode() if self.store.check([key]) else None
         except RuntimeError:
             return None
+
+    def open_to_others(self) -> None:
+        """In rank 0: whoever calls the roll from now on takes the place of a process that is gone."""
+        with suppress(RuntimeError):
+            PrefixStore(_PREFIX, self.keeper).set(_RUNNING, self.attempt)
 
     def fail(self, reason: str) -> None:
         """Tells the processes that have no link to this one why it stops, if the store answers."""
@@ -108,6 +120,9 @@ def call_roll(place: StoreAddress, timeout: float, check: Callable[[], None] = l
     torchrun's agent keeps one store for all attempts, and on several nodes each agent counts its own restarts. So an
     attempt is known by its processes: each draws a name, rank 0 proposes the names that it sees, and once all of them
     have agreed, the attempt is called by them. What dead processes left in the store is agreed to by nobody.
+
+    A process that comes when all have agreed takes the place of the one with its rank, if the attempt is open to that:
+    see :meth:`RunStore.open_to_others`.
 
     Args:
         place: Where the store is.
@@ -162,7 +177,7 @@ class _RollCall:
         while time.monotonic() < self.deadline:
             try:
                 keeper = self._open()
-                return self._agree(PrefixStore("lightning_sg", keeper), keeper)
+                return self._agree(PrefixStore(_PREFIX, keeper), keeper)
             except _StoreGoneError as error:
                 reason = str(error)
                 time.sleep(_SLICE)
@@ -186,8 +201,10 @@ class _RollCall:
                 store.set(f"here/{place.rank}", self._name)
                 attempt = step(store, place, self._name)
                 if attempt is not None:
-                    own = PrefixStore(f"attempt {attempt}", store)
-                    return RunStore(own, attempt, place.rank, place.processes, keeper)
+                    return self._joined(attempt, store, keeper)
+                running = self._running(store)
+                if running is not None:
+                    return self._joined(running, store, keeper, rejoins=True)
                 self._learn(store)
                 time.sleep(_SLICE / 2)
             if place.rank == 0:
@@ -197,6 +214,18 @@ class _RollCall:
             self.missing = _KEEPER
             raise _StoreGoneError(first_line(error)) from error
         raise _MissingError("")
+
+    def _joined(self, attempt: str, store: Store, keeper: Store, *, rejoins: bool = False) -> RunStore:
+        place, own = self._place, PrefixStore(f"attempt {attempt}", store)
+        return RunStore(own, attempt, place.rank, place.processes, keeper, rejoins, place.kept_elsewhere)
+
+    def _running(self, store: Store) -> str | None:
+        """The attempt that runs without this process, but with another of its rank."""
+        if self._place.rank == 0 or not store.check([_RUNNING]):
+            return None
+        attempt = store.get(_RUNNING).decode()
+        mine = store.get(f"agreed/{attempt}/{self._place.rank}").decode() == self._name
+        return None if mine else attempt  # one of its own has yet to see that all have agreed
 
     def _learn(self, store: Store) -> None:
         """Who is missing says rank 0, which may give up before this process does."""

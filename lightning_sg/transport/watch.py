@@ -21,6 +21,7 @@ class Watch:
         doing: What it is doing, for messages.
         waits: Whether it is waiting for a neighbour.
         away: How long a neighbour may be silent; ``None`` for not at all.
+        returning: Whether the process was started anew and has not caught up yet.
         check: Called from time to time in every wait; ends it by raising.
     """
 
@@ -28,7 +29,13 @@ class Watch:
     doing: str = "start-up"
     waits: bool = False
     away: Away | None = None
+    returning: bool = False
     check: Callable[[], None] = _nothing
+
+    @property
+    def takes_snapshots(self) -> bool:
+        """Whether a new process may take the place of one that is gone."""
+        return self.away is not None and self.away.folder is not None
 
     @property
     def interval(self) -> float:
