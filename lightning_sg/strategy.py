@@ -31,7 +31,13 @@ from lightning_sg.distributed.reusable import ReusableStrategy
 from lightning_sg.distributed.runtime import StageRuntime
 from lightning_sg.distributed.signals import EndedBySignal
 from lightning_sg.distributed.startup import SplitOptions
-from lightning_sg.distributed.support import DDP_OPTIONS, StrategyOptions, check_away, check_callbacks
+from lightning_sg.distributed.support import (
+    DDP_OPTIONS,
+    StrategyOptions,
+    check_away,
+    check_callbacks,
+    check_snapshots,
+)
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.lightning_api import Callback, CheckpointIO, TrainerFn, pl, rank_zero_warn
 from lightning_sg.partition.paging import PagedParameters
@@ -211,6 +217,7 @@ class SyntheticGradientStrategy(ReusableStrategy):
         backend = self._process_group_backend or default_process_group_backend(self.root_device)
         if self.away is not None:
             check_away(self.replicas, self.tied_weights, self.clip_over, backend)
+            check_snapshots(self.away, self.lightning_module)
         options = SplitOptions(self.wire, self.tied_weights == "synchronize", self.ddp, self.away)
         grid, chain = self._meet(backend)
         chain.watch.check = EndedBySignal(trainer)

@@ -88,7 +88,7 @@ def run_ranks(count: int, work: Callable[[], Any], *, may_fail: bool = False) ->
     processes, ends = [], []
     for rank in range(count):
         mine, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_child, args=(rank, count, port, work, theirs))
+        process = context.Process(target=child, args=(rank, count, port, work, theirs))
         process.start()
         theirs.close()
         processes.append(process)
@@ -122,7 +122,8 @@ class _Pickled:
         return pickle.loads(self._pickle)()
 
 
-def _child(rank: int, count: int, port: int, work: Callable[[], Any], end: Connection) -> None:
+def child(rank: int, count: int, port: int, work: Callable[[], Any], end: Connection) -> None:
+    """Calls ``work`` as one rank, sends what it returns or raises, and ends the process."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no rank outlives the tests, however they end
     gc.freeze()
     torch.set_num_threads(1)

@@ -108,7 +108,13 @@ BAD: dict[str, dict[str, list[Any]]] = {
         "away": [True, 5, "120", {"seconds": 5}],
         **LIGHTNINGS,
     },
-    "Away": {"batches": POSITIVE, "seconds": [0, -1.0, *NUMBER], "patience": [0, -1.0, *NUMBER]},
+    "Away": {
+        "batches": POSITIVE,
+        "seconds": [0, -1.0, *NUMBER],
+        "patience": [0, -1.0, *NUMBER],
+        "folder": PATH,
+        "every": POSITIVE,
+    },
     "ExactGradients": {"every": COUNT, "bootstrap": FLAG, "correction": [-0.1, *NUMBER], "warm_up": COUNT},
     "PredictorTraining": {
         "optimizer": FUNCTION,

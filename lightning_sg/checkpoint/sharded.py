@@ -96,6 +96,7 @@ def save(path: Path, checkpoint: dict[str, Any], position: int, meet: Callable[[
 
 def _write_own(folder: Path, tensors: dict[str, Any]) -> None:
     """Writes this process's tensors, and the checksums of its files."""
+    remove(folder)  # left by a process that was killed, and in whose place this one is
     folder.mkdir()
     try:
         with warnings.catch_warnings():

@@ -15,7 +15,7 @@ from lightning_sg.distributed.snapshots import (
     progress,
     stage_state,
 )
-from lightning_sg.errors import StageLostError, SyntheticGradientsError
+from lightning_sg.errors import StageLostError
 from lightning_sg.lightning_api import pl
 from lightning_sg.objects import pack, unpack
 from lightning_sg.rng import random_state, set_random_state
@@ -100,17 +100,7 @@ class Continuity:
         return True
 
     def training_starts(self, trainer: pl.Trainer) -> None:
-        """Goes to the epoch of the snapshot.
-
-        Raises:
-            SyntheticGradientsError: With manual optimization, which does not count a batch that is skipped as a step.
-        """
-        assert trainer.lightning_module is not None
-        if not trainer.lightning_module.automatic_optimization:
-            raise SyntheticGradientsError(
-                "Away(folder=...) does not go with manual optimization: a process that was started anew could not "
-                "count the steps that it leaves out. Use Away() without a folder."
-            )
+        """Goes to the epoch of the snapshot."""
         self._has_trained = True
         if self._snapshot is None:
             return

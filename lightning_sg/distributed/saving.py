@@ -187,7 +187,8 @@ class ShardedSaving(WholeSaving):
         own = own_weights(self._module, self._runtime.ownership.writes)
         # What callbacks put there besides is not this process's, and another has it right.
         state = {name: value for name, value in checkpoint["state_dict"].items() if name in own}
-        if grid.replica == 0:
+        replays = self._runtime.chain.history.replaying  # the process in whose place this one is has written its part
+        if grid.replica == 0 and not replays:
             writes_rest = grid.rank == 0
             save_shards(path, {**checkpoint, "state_dict": state}, grid.position, self._meet, writes_rest)
         collectives.barrier("shards")

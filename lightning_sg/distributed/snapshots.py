@@ -98,7 +98,7 @@ def progress(trainer: pl.Trainer) -> dict[str, Any]:
         "resumed": trainer.ckpt_path is not None,
         "loops": plain(loops),
         "schedulers": schedulers(trainer),
-        "callbacks": _callbacks(trainer),
+        "callbacks": callbacks(trainer),
     }
 
 
@@ -113,7 +113,8 @@ def load_schedulers(trainer: pl.Trainer, states: list[Any]) -> None:
         config.scheduler.load_state_dict(state)
 
 
-def _callbacks(trainer: pl.Trainer) -> dict[str, Any]:
+def callbacks(trainer: pl.Trainer) -> dict[str, Any]:
+    """The states of all callbacks but this package's own, packed."""
     states: dict[str, Any] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if callback.state_key == "SyntheticGradients":  # whose state is this process's own, see `stage_state`
@@ -128,7 +129,7 @@ def _callbacks(trainer: pl.Trainer) -> dict[str, Any]:
 
 
 def load_callbacks(trainer: pl.Trainer, states: dict[str, Any]) -> None:
-    """Restores the callbacks' part of :func:`progress`."""
+    """Restores :func:`callbacks`."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if callback.state_key in states:
             callback.load_state_dict(unpack(states[callback.state_key]))
@@ -147,6 +148,7 @@ def stage_state(runtime: StageRuntime, trainer: pl.Trainer) -> dict[str, Any]:
             plain(own_optimizer_state(optimizer, module, placement, position)) for optimizer in trainer.optimizers
         ],
         "schedulers": schedulers(trainer),
+        "callbacks": callbacks(trainer),
         "precision": trainer.precision_plugin.state_dict(),
         "predictors": predictors,
         "steps": runtime.stage.randomness.number,
@@ -163,6 +165,7 @@ def load_stage(runtime: StageRuntime, trainer: pl.Trainer, state: dict[str, Any]
     for optimizer, saved in zip(trainer.optimizers, state["optimizers"]):
         optimizer.load_state_dict(saved)
     load_schedulers(trainer, state["schedulers"])
+    load_callbacks(trainer, state["callbacks"])
     trainer.precision_plugin.load_state_dict(state["precision"])
     runtime.restore_predictors(state["predictors"])
     runtime.stage.randomness.number = state["steps"]
@@ -170,4 +173,13 @@ def load_stage(runtime: StageRuntime, trainer: pl.Trainer, state: dict[str, Any]
     runtime.stopping.ends, runtime.stopping.wanted = state["ends"], state["wanted"]
 
 
-__all__ = ["SnapshotFile", "load_callbacks", "load_schedulers", "load_stage", "progress", "schedulers", "stage_state"]
+__all__ = [
+    "SnapshotFile",
+    "callbacks",
+    "load_callbacks",
+    "load_schedulers",
+    "load_stage",
+    "progress",
+    "schedulers",
+    "stage_state",
+]

@@ -14,6 +14,7 @@ from torch.optim import LBFGS, Optimizer
 from lightning_sg.arguments import Check
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.lightning_api import GradClipAlgorithmType, LearningRateFinder, pl, rank_zero_warn
+from lightning_sg.transport import Away
 
 
 def _ddp_options(value: Any) -> Any:
@@ -81,6 +82,19 @@ def check_away(replicas: int, tied_weights: str, clip_over: str, backend: str) -
                 f"SyntheticGradientStrategy(away=...) does not go with {what}: then a stage cannot go on without the "
                 "others."
             )
+
+
+def check_snapshots(away: Away, module: pl.LightningModule) -> None:
+    """Refuses what a process that is started anew could not catch up with.
+
+    Raises:
+        SyntheticGradientsError: For manual optimization, which does not count a batch that is skipped as a step.
+    """
+    if away.folder is not None and not module.automatic_optimization:
+        raise SyntheticGradientsError(
+            "Away(folder=...) does not go with manual optimization: a process that was started anew could not count "
+            "the steps that it leaves out. Use Away() without a folder."
+        )
 
 
 def check_options(options: StrategyOptions, trainer: pl.Trainer, module: nn.Module, *, scaled: bool) -> None:
@@ -167,6 +181,7 @@ __all__ = [
     "check_callbacks",
     "check_optimizers",
     "check_options",
+    "check_snapshots",
     "clips_by_norm",
     "warn_of_clipping",
 ]

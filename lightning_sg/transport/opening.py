@@ -25,9 +25,6 @@ from lightning_sg.words import first_line
 
 _SLICE = 0.2  # seconds between two looks, so that signals are answered
 
-#: Differs for each process.
-INCARNATION = secrets.token_hex(8)
-
 
 def open_chain(grid: ProcessGrid, store: Store, watch: Watch, names: Sequence[str] = ()) -> Chain:
     """Connects this process with its neighbours. A collective of all processes, of all replicas.
@@ -44,11 +41,11 @@ def open_chain(grid: ProcessGrid, store: Store, watch: Watch, names: Sequence[st
     names = names or [f"process {place} of {len(grid.ranks)} (rank {rank})" for place, rank in enumerate(grid.ranks)]
     place = grid.position
     address = address_in_run(store, grid.rank, sum(map(len, grid.stage_ranks)), watch)
-    key = key_of_run(store)
+    key, incarnation = key_of_run(store), secrets.token_hex(8)
 
     def meeting(above: int) -> MeetingPoint:
         pair = grid.ranks[above : above + 2]
-        return MeetingPoint(PrefixStore("links", store), f"{pair[0]}-{pair[1]}", key, INCARNATION, address)
+        return MeetingPoint(PrefixStore("links", store), f"{pair[0]}-{pair[1]}", key, incarnation, address)
 
     listener = None if grid.is_last else Listener(meeting(place), lasting=watch.away is not None)
     upstream = None
@@ -108,4 +105,4 @@ def carry_between_devices(grid: ProcessGrid, chain: Chain) -> None:
                 chain.upstream.carry(DeviceCarrier(grid.device, above, up, down))
 
 
-__all__ = ["INCARNATION", "carry_between_devices", "open_chain"]
+__all__ = ["carry_between_devices", "open_chain"]

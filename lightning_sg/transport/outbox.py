@@ -75,6 +75,7 @@ class Outbox:
         self._heard_there = 0
         self._saved = 0
         self._next_batch = 0
+        self._contacts = 0  # how often the connection was made again
         self._error: str | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"lightning_sg outbox to {to}", daemon=True)
@@ -146,6 +147,7 @@ class Outbox:
     def again(self, contact: Contact) -> None:
         """There is a new connection: what the receiver has not heard goes over it once more."""
         with self._changed:
+            self._contacts += 1
             kept: deque[_Frame] = deque()
             while self._sent:
                 frame = self._sent.pop()
@@ -177,20 +179,22 @@ class Outbox:
 
     def _run(self) -> None:
         try:
-            while (frame := self._next()) is not None:
-                connection = self._line.current()
+            while True:
+                connection = self._line.current()  # first: a new one may bring frames that go before the next
+                contacts = self._contacts
+                frame = self._next()
+                if frame is None:
+                    return
                 try:
                     connection.send(frame.number, self._heard(), frame.text, frame.tensors)
                 except OSError as error:
                     self._line.broke(connection, error)
                     continue  # the frame still waits
-                self._done(frame)
+                self._done(frame, contacts)
         except LineBrokenError as error:
             reason = first_line(error)
         except Exception as error:  # whatever it is, who sends must hear of it
             reason = first_line(error)
-        else:
-            return
         with self._changed:
             self._error = reason
             self._changed.notify_all()
@@ -210,8 +214,10 @@ class Outbox:
                     return _Frame(_ALIVE, alive.encode(), [])
             return None
 
-    def _done(self, frame: _Frame) -> None:
+    def _done(self, frame: _Frame, contacts: int) -> None:
         with self._changed:
+            if contacts != self._contacts:  # sent over a connection that has broken since
+                return
             if self._waiting and self._waiting[0] is frame:
                 self._waiting.popleft()
                 if self._line.lasting:
