@@ -26,6 +26,7 @@ class RelaunchedProcess:
 
     def __init__(self, process: subprocess.Popen[Any], environment: dict[str, str]) -> None:
         self._process = process
+        self._folder = _folder_of(process)
         self._environment = environment
         self._left = _MOST
         self._ending = False
@@ -51,7 +52,7 @@ class RelaunchedProcess:
             self._environment["LOCAL_RANK"],
             -code,
         )
-        self._process = subprocess.Popen(self._process.args, env=self._environment)
+        self._process = subprocess.Popen(self._process.args, env=self._environment, cwd=self._folder)
         return None
 
     def send_signal(self, number: int) -> None:
@@ -62,6 +63,14 @@ class RelaunchedProcess:
     def wait(self, timeout: float | None = None) -> int:
         """Waits for its end."""
         return self._process.wait(timeout)
+
+
+def _folder_of(process: subprocess.Popen[Any]) -> str | None:
+    """The folder that a process was started in, which may not be this one's, as with Hydra; ``None`` if not known."""
+    try:
+        return os.readlink(f"/proc/{process.pid}/cwd")
+    except OSError:
+        return None
 
 
 class RelaunchingLauncher(SubprocessScriptLauncher):

@@ -172,6 +172,34 @@ def test_a_process_that_takes_the_place_of_a_dead_one_is_counted_and_the_dead_on
     assert first == second == third
 
 
+def test_a_process_that_comes_later_joins_an_attempt_that_is_open_to_that() -> None:
+    def work() -> Any:
+        run = here(20)
+        if rank() == 0:
+            run.open_to_others()
+        if rank() == 1:  # as soon as that is known, and knowing nothing of the process before it
+            while not PrefixStore("lightning_sg", run.keeper).check(["running"]):
+                time.sleep(0.02)
+            run = here(20)
+        wait_for_all(run)
+        return run.attempt, run.rejoins
+
+    first, second, third = run_ranks(3, work)
+    assert first[0] == second[0] == third[0]
+    assert [each[1] for each in (first, second, third)] == [False, True, False]
+
+
+def test_an_attempt_that_is_not_open_takes_nobody_in() -> None:
+    def work() -> None:
+        run = here(20)
+        if rank() == 1:
+            here(1.0)
+        wait_for_all(run)
+
+    _, error = run_ranks(2, work, may_fail=True)
+    assert error.kind == "StageLostError"
+
+
 def test_an_interruptible_call_returns_and_raises() -> None:
     def fail() -> None:
         raise KeyError("x")
