@@ -12,18 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_sg.batch.attributes import attributes_of
+
 _SAMPLED = 1024  # about how many values of each tensor enter the checksum
+_MOST_OBJECTS = 10_000  # that are looked into; a batch that refers to much else is not read whole in every step
 
 
 def fingerprint(batch: Any) -> int:
     """Computes a checksum from a sample of each tensor's values. Different batches share it only by chance.
 
     Args:
-        batch: Tensors, arrays, numbers and strings in any nesting of sequences, mappings and dataclasses. Other objects
-            are ignored.
+        batch: Tensors, arrays, numbers and strings in any nesting of sequences, mappings, dataclasses and other objects.
+            Of an object's private attributes, which may hold times and addresses, only tensors and arrays count.
     """
     checksum = 0
     waiting = [batch]
+    seen: dict[int, Any] = {}  # objects; they may refer to each other
     while waiting:
         part = waiting.pop()
         if isinstance(part, Tensor):
@@ -38,9 +42,23 @@ def fingerprint(batch: Any) -> int:
             waiting += [*part.keys(), *part.values()]
         elif isinstance(part, (list, tuple)):
             waiting += part
-        elif dataclasses.is_dataclass(part) and not isinstance(part, type):
-            waiting += [getattr(part, entry.name) for entry in dataclasses.fields(part)]
+        elif isinstance(part, np.ndarray) and part.dtype.kind == "O":
+            waiting += part.reshape(-1).tolist()
+        elif id(part) not in seen and len(seen) < _MOST_OBJECTS:
+            seen[id(part)] = part
+            waiting += _parts_of(part)
     return checksum
+
+
+def _parts_of(value: Any) -> list[Any]:
+    """What an object holds: the fields of a dataclass, the attributes of any other."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, entry.name) for entry in dataclasses.fields(value) if hasattr(value, entry.name)]
+    return [
+        part
+        for name, part in sorted(attributes_of(value).items())
+        if not (name.startswith("_") and isinstance(part, (str, bytes, numbers.Number)))
+    ]
 
 
 def _sample(tensor: Tensor) -> bytes:

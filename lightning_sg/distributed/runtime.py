@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_sg import profiling
 from lightning_sg._compat import DATA_DEPENDENT_ERRORS
+from lightning_sg.batch.copying import copy_of
 from lightning_sg.batch.fingerprint import fingerprint
 from lightning_sg.crossings.kept_graph import keeping_weights
 from lightning_sg.distributed.arrivals import Arrivals, PredictedActivations, TrueActivations
@@ -34,7 +35,7 @@ from lightning_sg.lightning_api import pl
 from lightning_sg.partition.fakes import is_fake
 from lightning_sg.partition.paging import PagedParameters
 from lightning_sg.partition.quiet import quiet
-from lightning_sg.partition.step import copy_of, later
+from lightning_sg.partition.step import later
 from lightning_sg.rng import StepRandomness
 from lightning_sg.runtime import Metrics
 from lightning_sg.session import Session

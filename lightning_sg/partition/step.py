@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_sg.batch.copying import copy_of
 from lightning_sg.boundary import Site
 from lightning_sg.errors import BoundaryError
 from lightning_sg.lightning_api import STEP_OUTPUT, pl
@@ -140,11 +140,6 @@ def later(args: Sequence[Any], kwargs: dict[str, Any], ahead: int) -> tuple[Sequ
     return args, kwargs
 
 
-def copy_of(arguments: Any) -> Any:
-    """Copies the tensors in a step's arguments, so that a traced step cannot change the real ones in place."""
-    return apply_to_collection(arguments, Tensor, torch.clone)
-
-
 def _ending_at_backward(module: nn.Module) -> AbstractContextManager[None]:
     def end_step(*_args: Any, **_kwargs: Any) -> None:
         raise _StepEnds
@@ -152,4 +147,4 @@ def _ending_at_backward(module: nn.Module) -> AbstractContextManager[None]:
     return shadowed([(module, "manual_backward", end_step)])
 
 
-__all__ = ["call_training_step", "carries_gradient_later", "copy_of", "later", "trace_step"]
+__all__ = ["call_training_step", "carries_gradient_later", "later", "trace_step"]

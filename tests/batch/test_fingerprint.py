@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_sg.batch.fingerprint import fingerprint
+from tests.batch.objects import KINDS
 
 X = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(8)
@@ -103,3 +104,28 @@ def test_a_scalar_and_a_tensor_with_a_graph_have_fingerprints() -> None:
 def test_large_batches_are_told_apart() -> None:
     first, second = (torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     assert fingerprint(first) != fingerprint(second)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_objects_of_any_class_are_looked_into(kind: Any) -> None:
+    assert fingerprint(kind(X, Y)) == fingerprint(kind(X.clone(), Y.clone()))
+    assert fingerprint(kind(X + 1, Y)) != fingerprint(kind(X, Y))
+    assert fingerprint([kind(X, Y + 1)]) != fingerprint([kind(X, Y)])
+
+
+class Timed:
+    """Knows when it was made."""
+
+    def __init__(self, moment: float, text: str) -> None:
+        self._moment, self.text = moment, text
+        self.made_by, self.code = Timed, fingerprint
+
+
+def test_private_numbers_do_not_count_and_public_ones_do() -> None:
+    assert fingerprint(Timed(1.0, "a")) == fingerprint(Timed(2.0, "a"))
+    assert fingerprint(Timed(1.0, "a")) != fingerprint(Timed(1.0, "b"))
+
+
+def test_arrays_of_objects_are_looked_into() -> None:
+    left, right = (np.array(["a", None, text], dtype=object) for text in ("b", "c"))
+    assert fingerprint(left) != fingerprint(right)
