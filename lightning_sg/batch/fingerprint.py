@@ -22,8 +22,9 @@ def fingerprint(batch: Any) -> int:
     """Computes a checksum from a sample of each tensor's values. Different batches share it only by chance.
 
     Args:
-        batch: Tensors, arrays, numbers and strings in any nesting of sequences, mappings, dataclasses and other objects.
-            Of an object's private attributes, which may hold times and addresses, only tensors and arrays count.
+        batch: Tensors, arrays, numbers and strings in any nesting of sequences, mappings, dataclasses and other
+            objects. Of an object's private attributes, which may hold times and addresses, numbers and strings do not
+            count.
     """
     checksum = 0
     waiting = [batch]

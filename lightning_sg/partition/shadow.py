@@ -1,19 +1,17 @@
-"""Overrides attributes of modules for a while."""
+"""Overrides attributes of modules and other objects for a while."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-
-from torch import nn
 
 _ABSENT = object()
 
 
 @contextmanager
-def shadowed(shadows: list[tuple[nn.Module, str, Any]]) -> Iterator[None]:
-    """Sets attributes on module instances inside the context, given as module, name and value.
+def shadowed(shadows: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Sets attributes on instances inside the context, given as instance, name and value.
 
     Attributes that an instance had are restored: compiled modules and some users set ``forward`` on the instance.
     """

@@ -16,12 +16,10 @@ from lightning_sg.boundary import Site
 from lightning_sg.errors import BoundaryError
 from lightning_sg.lightning_api import STEP_OUTPUT, pl
 from lightning_sg.partition.fakes import FakeTensors
-from lightning_sg.partition.quiet import quiet
 from lightning_sg.partition.shadow import shadowed
 from lightning_sg.partition.trace import Trace
 from lightning_sg.partition.tracer import Tracer
 from lightning_sg.partition.undo import undone
-from lightning_sg.rng import unchanged_randomness
 
 
 class _StepEnds(BaseException):
@@ -56,12 +54,9 @@ def trace_step(
     counter = FlopCounterMode(display=False)
     tracer = Tracer(module, sites, fakes.origin, counter)
     with ExitStack() as stack:
-        stack.enter_context(undone(module))
-        stack.enter_context(quiet(module))
+        stack.enter_context(undone(module, device))
         stack.enter_context(_ending_at_backward(module))
         stack.enter_context(fakes)
-        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
-        stack.enter_context(unchanged_randomness())
         stack.enter_context(tracer.following_modules())
         stack.enter_context(tracer.following_time(module))
         stack.enter_context(counter)
@@ -98,12 +93,9 @@ def carries_gradient_later(
     """
     found: set[str] = set()
     with ExitStack() as stack:
-        stack.enter_context(undone(module))
-        stack.enter_context(quiet(module))
+        stack.enter_context(undone(module, device))
         stack.enter_context(_ending_at_backward(module))
         stack.enter_context(FakeTensors(module, None, device, trainable=True))
-        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
-        stack.enter_context(unchanged_randomness())
         for ahead in range(_STEPS_AHEAD):
             try:
                 for site in sites:
