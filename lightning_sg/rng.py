@@ -42,6 +42,13 @@ class StepRandomness(AbstractContextManager["StepRandomness"]):
         self._seed(0)
         return self
 
+    @contextmanager
+    def repeated(self) -> Iterator[None]:
+        """Gives the numbers of the newest step once more inside the context."""
+        self._number -= 1
+        with self:
+            yield
+
     def diverge(self) -> None:
         """Switches to numbers that differ from those of the other processes."""
         self._seed(self._position + 1)

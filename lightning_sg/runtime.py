@@ -12,7 +12,7 @@ from lightning_sg.errors import PartitionError
 from lightning_sg.lightning_api import pl, rank_zero_warn
 from lightning_sg.ownership import Ownership, OwnsAll
 from lightning_sg.partition.checks import check_cuts, check_gradients, check_trainable
-from lightning_sg.partition.step import call_training_step, carries_gradient_later, trace_step
+from lightning_sg.partition.step import call_training_step, carries_gradient_later, trace_step, trains_later
 from lightning_sg.partition.trace import Trace
 from lightning_sg.session import Session
 
@@ -159,8 +159,9 @@ def _checked_trace(session: Session, trainer: pl.Trainer, batch: Any, batch_idx:
             "earlier stage is used after that, its gradient goes around the boundary."
         )
     check_cuts(trace, split=False)
-    check_trainable(module, trace)
-    check_gradients(module, trace, lambda: carries_gradient_later(module, session.boundaries.sites, run, device))
+    sites = session.boundaries.sites
+    check_trainable(module, trace, lambda: trains_later(module, sites, run, device))
+    check_gradients(module, trace, lambda: carries_gradient_later(module, sites, run, device))
     return trace
 
 

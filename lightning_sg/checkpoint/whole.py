@@ -39,11 +39,14 @@ def own_optimizer_state(
     have the numbers of an undivided run, and the parts together are its state.
     """
     state = optimizer.state_dict()
-    elsewhere = placement.elsewhere(position)
+
+    def is_foreign(name: str | None) -> bool:
+        return name is not None and name in placement.owner and not placement.trains(position, name)
+
     names = {id(parameter): name for name, parameter in module.named_parameters(remove_duplicate=False)}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     numbers = [number for group in state["param_groups"] for number in group["params"]]
-    foreign = {number for number, parameter in zip(numbers, parameters) if names.get(id(parameter)) in elsewhere}
+    foreign = {number for number, parameter in zip(numbers, parameters) if is_foreign(names.get(id(parameter)))}
     own = {number: value for number, value in state["state"].items() if number not in foreign}
     return {**state, "state": _on_host(own)}
 

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from lightning_sg import profiling
 from lightning_sg.distributed.absence import Absence
-from lightning_sg.distributed.metrics import MetricsRoute
+from lightning_sg.distributed.first_uses import FirstUses
 from lightning_sg.distributed.mismatch import mismatch, other_place, other_shapes
 from lightning_sg.distributed.skipping import BatchSkipped
-from lightning_sg.distributed.status import Place, ProcessStatus, Stopping
+from lightning_sg.distributed.stage import Stage
+from lightning_sg.distributed.status import Place
 from lightning_sg.training.base import Profile
 from lightning_sg.transport import Activations, Compression, Residual, Target, Upstream
 
@@ -76,11 +77,9 @@ class UpstreamInlet:
         boundary: The boundary between the two.
         is_exact: Whether the targets sent there are exact, so that there is no residual.
         link: The connection.
-        status: Names this process and what it is doing.
-        stopping: Wishes to stop travel with the targets.
-        metrics: Metrics come with the activations.
+        stage: This process: its status, its wishes to stop, the metrics that pass through, the trainer's profiler.
         compression: How targets and residuals travel.
-        profile: Shows waiting and sending to the trainer's profiler.
+        first_uses: What earlier stages use for the first time comes with the activations.
     """
 
     def __init__(
@@ -88,21 +87,20 @@ class UpstreamInlet:
         boundary: str,
         is_exact: bool,
         link: Upstream,
-        status: ProcessStatus,
-        stopping: Stopping,
-        metrics: MetricsRoute,
+        stage: Stage,
         compression: Compression,
-        profile: Profile,
+        first_uses: FirstUses,
     ) -> None:
-        self.absence = Absence(link, status, "activations")
+        self.absence = Absence(link, stage.status, "activations")
         self.boundary: str | None = boundary
         self._is_exact = is_exact
         self._link = link
-        self._status = status
-        self._stopping = stopping
-        self._metrics = metrics
+        self._status = stage.status
+        self._stopping = stage.stopping
+        self._metrics = stage.metrics
         self._compression = compression
-        self._profile = profile
+        self._profile: Profile = stage.profiler.profile
+        self._first_uses = first_uses
 
     def take(self, number: int, fingerprint: int, shapes: Shapes) -> Activations:
         """Waits for the activations of a batch, and takes what else the stage before had to say.
@@ -144,6 +142,7 @@ class UpstreamInlet:
         self._check_same_batch(message, fingerprint, shapes)
         self._stopping.ends = message.ends if self._stopping.ends is None else self._stopping.ends
         self._metrics.arrive(message.metrics)
+        self._first_uses.hear(message.owners)
         return message
 
     def _check_same_batch(self, message: Activations, fingerprint: int, own: Shapes) -> None:

@@ -24,6 +24,12 @@ class LogsOfStage:
         self._module = module
         self._status = status
         self._warned: set[str] = set()
+        self._missing: list[str] = []
+
+    def take_missing(self) -> list[str]:
+        """The names of what was not logged and has just been warned of."""
+        missing, self._missing = self._missing, []
+        return missing
 
     def without_fakes(self) -> AbstractContextManager[None]:
         """While entered, the module's ``log`` and ``log_dict`` leave fake tensors out."""
@@ -44,6 +50,7 @@ class LogsOfStage:
             return True
         if name not in self._warned:
             self._warned.add(name)
+            self._missing.append(name)
             warnings.warn(
                 f"'{name}' is computed in another stage than {self._status.name} and is not logged. Log it behind the "
                 "last boundary, or pass it through the boundary.",

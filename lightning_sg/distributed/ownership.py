@@ -10,7 +10,8 @@ class StageOwnership:
     """Goes by where the stages are placed; until they are, everything is everybody's.
 
     Attributes:
-        placement: The stages on the processes, once the first step has been traced.
+        placement: The stages on the processes, once the first step has been traced; a later one may change it, see
+            :class:`FirstUses`.
 
     Args:
         grid: The processes.
@@ -29,7 +30,7 @@ class StageOwnership:
         placement = self.placement
         if placement is None or parameter not in placement.owner:
             return True
-        return placement.trains(self._grid.position, parameter)
+        return placement.holds(self._grid.position, parameter)
 
     def writes(self, name: str) -> bool:
         """Whether this process saves the parameter or buffer of that name; one does, the last if no stage uses it."""

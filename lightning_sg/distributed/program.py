@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightning_sg.distributed.data_parallel import DataParallel
+from lightning_sg.distributed.first_uses import FirstUses
 from lightning_sg.distributed.inlet import Inlet
 from lightning_sg.distributed.outlet import Outlet
 from lightning_sg.distributed.tied import SharedWeights
@@ -30,6 +31,7 @@ class StageProgram:
         data_parallel: Averages gradients over the replicas.
         tied: Weights that several processes use.
         shared: Buffers that several processes use.
+        first_uses: Parameters that no traced step has used.
     """
 
     placement: Placement
@@ -40,6 +42,7 @@ class StageProgram:
     data_parallel: DataParallel
     tied: SharedWeights
     shared: SharedBuffers
+    first_uses: FirstUses
 
     @property
     def must_go_backward(self) -> bool:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from lightning_sg import profiling
-from lightning_sg._compat import DATA_DEPENDENT_ERRORS
+from lightning_sg._compat import DATA_DEPENDENT_ERRORS, tree_leaves
 from lightning_sg.batch.copying import copy_of
 from lightning_sg.batch.fingerprint import fingerprint
 from lightning_sg.crossings.kept_graph import keeping_weights
 from lightning_sg.distributed.arrivals import Arrivals, PredictedActivations, TrueActivations
 from lightning_sg.distributed.blame import blaming, who_failed
+from lightning_sg.distributed.first_uses import FirstUses
 from lightning_sg.distributed.logs import LogsOfStage
 from lightning_sg.distributed.meetings import StageMeetings
 from lightning_sg.distributed.metrics import MetricsRoute
@@ -27,7 +28,7 @@ from lightning_sg.distributed.presence import AlwaysPresent, Presence
 from lightning_sg.distributed.program import StageProgram
 from lightning_sg.distributed.skipping import BatchSkipped
 from lightning_sg.distributed.stage import Stage
-from lightning_sg.distributed.stage_pass import EvaluationPass, StageEnds, TrainingPass
+from lightning_sg.distributed.stage_pass import EvaluationPass, StageEnds, TrainingPass, WithoutDataError
 from lightning_sg.distributed.startup import Cutter, SplitOptions, StartUp
 from lightning_sg.distributed.status import Place, ProcessStatus, Stopping
 from lightning_sg.errors import PartitionError, StageLostError, SyntheticGradientsError
@@ -83,6 +84,7 @@ class StageRuntime:
         self._ready: ReadyStage | None = None
         self._fingerprint = 0
         self._when_settled: list[Callable[[], None]] = []
+        self._first_uses: FirstUses | None = None
 
     # ------------------------------------------------------------------ for the callback
 
@@ -167,7 +169,8 @@ class StageRuntime:
         self.status.begin_step(Place.of(self.status.doing, self.stage.session.module.trainer, name, loader))
         if self.presence.skips(self.status.number):
             return self._skip(training=training)
-        with blaming(self.status):
+        ready.call = call
+        with blaming(self.status), self._explaining(ready):
             return ready.run(lambda: step(*args, **kwargs), self._fingerprint, training=training)
 
     def _skip(self, *, training: bool) -> None:
@@ -175,6 +178,20 @@ class StageRuntime:
         self.stage.randomness.number += 1
         if training:
             self.stage.session.pass_by()
+
+    @contextmanager
+    def _explaining(self, ready: ReadyStage) -> Iterator[None]:
+        """Says which parameters are to blame for a tensor without data."""
+        try:
+            yield
+        except WithoutDataError as error:
+            raise self._start_up.explained(error, self.stage, ready.call) from error
+        missing = ready.logs.take_missing()
+        if missing and self.grid.is_last:  # a warning has been given, but it may be the stage's own result
+            what = WithoutDataError(f"{self.status.name}: '{missing[0]}' of {self.status.doing}")
+            found = self._start_up.explained(what, self.stage, ready.call)
+            if found.names:
+                raise found
 
     def _made_ready(self, call: Callable[[], Any], args: Any, training: bool) -> ReadyStage:
         """Traces the first step, and the first training step."""
@@ -189,7 +206,8 @@ class StageRuntime:
             else:
                 program = self._start_up.next_program(self.stage, ready.program, call)
         logs = LogsOfStage(self.stage.session.module, self.status)
-        self._ready = ReadyStage(self.stage, program, logs, traced_training=training)
+        self._ready = ReadyStage(self.stage, program, logs, call, traced_training=training)
+        self._first_uses = program.first_uses
         if training:
             self.settle()
         return self._ready
@@ -204,12 +222,18 @@ class StageRuntime:
         for call in calls:
             call()
 
+    def agree_on_owners(self) -> None:
+        """All processes of the replica learn who trains what no traced step has used. A collective."""
+        if self._first_uses is not None and self._first_uses.watches:
+            for owners in self.meetings.gather("who trains what", self._first_uses.owners):
+                self._first_uses.hear(owners)
+
     def backward(self, loss: Tensor, run: Callable[..., Tensor]) -> Tensor:
         """See :meth:`Runtime.backward`."""
         assert self._ready is not None
         batch = self._ready.batch
         assert isinstance(batch, TrainingPass)
-        with blaming(self.status):
+        with blaming(self.status), self._explaining(self._ready):
             return batch.backward(loss, run)
 
     def end_batch(self) -> None:
@@ -278,20 +302,26 @@ class ReadyStage:
         program: How it runs a step.
         traced_training: Whether that is known of training steps, too.
         batch: The newest batch.
+        logs: Keeps what it has no values of out of the logs.
+        call: Runs the newest step once more, on a copy of its batch.
 
     Args:
         stage: This process.
         program: How it runs a step.
-        logs: Keeps what it has no values of out of the logs.
+        logs: See above.
+        call: See above.
         traced_training: Whether the program comes from a training step.
     """
 
-    def __init__(self, stage: Stage, program: StageProgram, logs: LogsOfStage, *, traced_training: bool) -> None:
+    def __init__(
+        self, stage: Stage, program: StageProgram, logs: LogsOfStage, call: Callable[..., Any], *, traced_training: bool
+    ) -> None:
         self.program = program
+        self.call = call
         self.traced_training = traced_training
         self.batch: EvaluationPass | None = None
         self._stage = stage
-        self._logs = logs
+        self.logs = logs
         self._arrivals = self._make_arrivals()
 
     def _make_arrivals(self) -> Arrivals:
@@ -316,6 +346,8 @@ class ReadyStage:
             else EvaluationPass(stage, program, fingerprint)
         )
 
+        program.first_uses.begin()
+
         def run() -> Any:
             try:
                 with self._on_own_stages(batch):
@@ -335,6 +367,8 @@ class ReadyStage:
         batch.check_crossed()
         program.shared.check(stage.status.name, stage.status.doing)
         batch.finish_step()
+        if stage.grid.is_last and not training:
+            self._check_predictions(result)
         return result if training or stage.grid.is_last else None
 
     @contextmanager
@@ -345,7 +379,7 @@ class ReadyStage:
         # Code behind the last boundary of a stage runs without data where optimization is manual.
         goes_on = training and not session.module.automatic_optimization and not stage.grid.is_last
         with ExitStack() as stack:
-            stack.enter_context(quiet(session.module) if goes_on else self._logs.without_fakes())
+            stack.enter_context(quiet(session.module) if goes_on else self.logs.without_fakes())
             stack.enter_context(program.fakes)
             stack.enter_context(stage.randomness)
             if training and stage.keeps_graph:
@@ -376,6 +410,16 @@ class ReadyStage:
                 "synchronized tied weight every process must go backward at every batch, as the others wait for its "
                 "gradients. Return a loss, of zero if need be."
             )
+
+    def _check_predictions(self, result: Any) -> None:
+        """Refuses predictions that other stages have computed.
+
+        Raises:
+            WithoutDataError: If there is one.
+        """
+        status = self._stage.status
+        if status.doing.startswith("predict") and any(is_fake(leaf) for leaf in tree_leaves(result)):
+            raise WithoutDataError(f"{status.name}: the result of {status.doing}")
 
     def _reads_values(self, error: BaseException, training: bool) -> PartitionError:
         """The error for code that reads a value of a tensor without data."""

@@ -104,6 +104,7 @@ class WholeSaving:
     def gather_weights(self) -> None:
         """See :meth:`Saving.gather_weights`."""
         runtime = self._runtime
+        runtime.agree_on_owners()
         placement = runtime.ownership.placement
         if placement is not None:
             with runtime.status.meeting("gathering weights"):
@@ -118,6 +119,7 @@ class WholeSaving:
     def optimizer_state(self, optimizer: Optimizer, default: Callable[[Optimizer], Checkpoint]) -> Checkpoint:
         """The whole optimizer's state, on global rank 0."""
         self._runtime.settle()  # no batch may have come since shards were loaded
+        self._runtime.agree_on_owners()
         if self._runtime.ownership.placement is None:
             return default(optimizer)
         with self._runtime.status.meeting("saving optimizers"):
@@ -168,6 +170,7 @@ class ShardedSaving(WholeSaving):
 
     def weights(self, default: Callable[[], Checkpoint]) -> Checkpoint:
         """The state of this process's stages."""
+        self._runtime.agree_on_owners()
         return own_weights(self._module, self._runtime.ownership.writes)
 
     def _united(self, state: Checkpoint) -> Checkpoint:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,8 +24,37 @@ from lightning_sg.transport import Activations
 MAX_BATCHES_IN_EVALUATION = 2
 
 
+# How many parameters an error names.
+_NAMED = 3
+
+
 class StageEnds(BaseException):
     """Leaves the user's step at the end of this process's stages; no ``except Exception`` of theirs stops it."""
+
+
+class WithoutDataError(PartitionError):
+    """A tensor that is to be sent or learned from has no data here.
+
+    Args:
+        what: The tensor, in words.
+        names: The parameters of other processes that it was computed from, each with who holds it, if that is known.
+    """
+
+    def __init__(self, what: str, names: Mapping[str, str] = MappingProxyType({})) -> None:
+        self.what = what
+        self.names = names
+        if not names:
+            super().__init__(
+                f"{what} depends on a parameter or activation of another stage, which has no data here. Compute it "
+                "from this stage's own tensors, or pass it through the boundary."
+            )
+            return
+        parts = [f"'{name}', which {holder} trains" for name, holder in list(names.items())[:_NAMED]]
+        super().__init__(
+            f"{what} depends on parameter {' and on '.join(parts)}, so it has no data here. A parameter trains in the "
+            "process that used it first: use it in that stage only, move the boundary so that all its uses are on one "
+            "side, or give each stage its own."
+        )
 
 
 class EvaluationPass:
@@ -50,6 +80,11 @@ class EvaluationPass:
         self._left = False
         self._replied = False
 
+    @property
+    def in_last_stage(self) -> bool:
+        """Whether the step has come to where the loss is computed."""
+        return self._reached and self._stage.grid.is_last
+
     def receive(self, fakes: list[Tensor]) -> list[Tensor]:
         """The start of this process's stages: takes the activations in the place of tensors without data."""
         self._begin_stages()
@@ -59,6 +94,7 @@ class EvaluationPass:
     def hand_over(self, tensors: list[Tensor]) -> list[Tensor]:
         """The end of this process's stages: sends the activations on, and leaves the step."""
         self._left = True
+        self._check_data(tensors)
         self._program.outlet.send(self._message(tensors))
         self._program.outlet.await_answers(self._number, MAX_BATCHES_IN_EVALUATION)
         raise StageEnds
@@ -80,8 +116,22 @@ class EvaluationPass:
                 "the neighbouring stage waits for nothing. Every step must pass every boundary on its way to the loss."
             )
 
+    def _check_data(self, tensors: Sequence[Tensor]) -> None:
+        """Refuses to hand on what was computed from a parameter or activation that this process does not have.
+
+        Raises:
+            WithoutDataError: If a tensor has no data.
+        """
+        fake = next((tensor for tensor in tensors if is_fake(tensor)), None)
+        if fake is not None:
+            raise WithoutDataError(
+                f"{self._stage.status.name}: a tensor of shape {tuple(fake.shape)} that reaches boundary "
+                f"'{self._program.outlet.boundary}' in {self._stage.status.doing}"
+            )
+
     def finish_step(self) -> None:
         """The step is over: answers the stage before."""
+        self._program.first_uses.look()
         if not self._replied:
             self._program.inlet.reply(self._number, ())
 
@@ -93,6 +143,7 @@ class EvaluationPass:
 
     def _begin_stages(self) -> None:
         self._reached = True
+        self._program.first_uses.begin()
         self._stage.own_stages_begin()
 
     def _message(self, tensors: Sequence[Tensor], **what: Any) -> Activations:
@@ -105,6 +156,7 @@ class EvaluationPass:
             batches=status.places[self._number].batches,
             last=status.places[self._number].last,
             ends=self._stage.stopping.ends,
+            owners=self._program.first_uses.owners,
             **what,
         )
 
@@ -165,6 +217,7 @@ class TrainingPass(EvaluationPass):
         :meth:`backward` follows: go backward from the prediction → reply.
         """
         self._left = True
+        self._check_data(tensors)
         self._stage.decide_end(self._batch.number)
         carriers = [tensor for tensor in tensors if differentiable(tensor)]
         if not carriers:
@@ -199,6 +252,7 @@ class TrainingPass(EvaluationPass):
         # Reply before copies of a tied weight meet: the stage before may wait for it before its backward pass.
         with self._program.tied.summing(self._program.data_parallel):
             result = run(loss, **retain)
+            self._program.first_uses.look()
             if self._session.module.automatic_optimization:
                 self.reply()
         return result
@@ -226,6 +280,7 @@ class TrainingPass(EvaluationPass):
 
     def finish_step(self) -> None:
         """The step is over: with manual optimization its backward passes are, too."""
+        self._program.first_uses.look()
         if not self._session.module.automatic_optimization:
             self.reply()
 
@@ -282,10 +337,7 @@ class TrainingPass(EvaluationPass):
             return loss
         status = self._stage.status
         if self._stage.grid.is_last:
-            raise PartitionError(
-                f"{status.name}: the loss of {status.doing} depends on a parameter or activation of another stage, "
-                "which has no data here. Compute it from the last stage's own tensors, or pass it through the boundary."
-            )
+            raise WithoutDataError(f"{status.name}: the loss of {status.doing}")
         surrogate, self.result = self.result, None
         if surrogate is None:  # a second backward of one batch
             return torch.zeros((), device=self._stage.grid.device, requires_grad=True)
@@ -299,4 +351,4 @@ class TrainingPass(EvaluationPass):
         return [None if leaf is None else leaf.float() - target for leaf, target in zip(exact, sent)]
 
 
-__all__ = ["EvaluationPass", "StageEnds", "TrainingPass"]
+__all__ = ["EvaluationPass", "StageEnds", "TrainingPass", "WithoutDataError"]

@@ -13,11 +13,13 @@ from torch import nn
 from lightning_sg.automatic import choose_names
 from lightning_sg.batch.context import context_of
 from lightning_sg.distributed.data_parallel import DataParallel, NoReplicas, ReplicatedStages
+from lightning_sg.distributed.first_uses import FirstUses
 from lightning_sg.distributed.inlet import Inlet, NoInlet, UpstreamInlet
 from lightning_sg.distributed.outlet import AnswerChannel, DownstreamOutlet, NoOutlet, Outlet, RemoteTargets
 from lightning_sg.distributed.ownership import StageOwnership
 from lightning_sg.distributed.program import SharedBuffers, StageProgram
 from lightning_sg.distributed.stage import Stage
+from lightning_sg.distributed.stage_pass import WithoutDataError
 from lightning_sg.distributed.tied import NoTiedWeights, SharedWeights, TiedWeights
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.lightning_api import pl, rank_zero_info
@@ -25,7 +27,7 @@ from lightning_sg.partition.checks import check_cuts, check_gradients, check_tra
 from lightning_sg.partition.fakes import FakeOutputs, FakeTensors, remote_blocks
 from lightning_sg.partition.paging import PagedParameters
 from lightning_sg.partition.placement import Placement, assign, place
-from lightning_sg.partition.step import carries_gradient_later, trace_step
+from lightning_sg.partition.step import carries_gradient_later, trace_step, trains_later
 from lightning_sg.partition.trace import Trace
 from lightning_sg.session import Session
 from lightning_sg.settings import Settings
@@ -149,6 +151,25 @@ class StartUp:
         placement = assign(program.placement, stage.session.module, trace, tied=self._options.tied)
         return self._program(stage, placement, training=True)
 
+    def explained(self, error: WithoutDataError, stage: Stage, call: Callable[..., Any]) -> WithoutDataError:
+        """The same error with the parameters that are to blame, as far as another trace of the step shows them."""
+        session, here, placement = stage.session, self._grid.position, self._ownership.placement
+        if placement is None:
+            return error
+        try:
+            with stage.randomness.repeated():
+                trace = trace_step(session.module, session.boundaries.sites, call, self._grid.device)
+        except Exception:  # there is an error to report already
+            return error
+        names = {
+            name: placement.name(placement.owner[name], self._grid.ranks[placement.owner[name]])
+            for name, stages in trace.uses.items()
+            if name in placement.owner
+            and not placement.holds(here, name)
+            and any(placement.process_of(each) == here for each in stages)
+        }
+        return WithoutDataError(error.what, names)
+
     # ------------------------------------------------------------------ parts of it
 
     def _trace(self, stage: Stage, call: Callable[..., Any], *, training: bool) -> Trace:
@@ -156,8 +177,8 @@ class StartUp:
         trace = trace_step(session.module, session.boundaries.sites, call, self._grid.device)
         check_cuts(trace, split=True)
         if training:
-            check_trainable(session.module, trace)
             sites, device = session.boundaries.sites, self._grid.device
+            check_trainable(session.module, trace, lambda: trains_later(session.module, sites, call, device))
             check_gradients(session.module, trace, lambda: carries_gradient_later(session.module, sites, call, device))
             session.accept(trace)
         return trace
@@ -199,7 +220,9 @@ class StartUp:
         if training and placement.tied:
             self._check_tied(stage.session)
             tied = TiedWeights(module, placement, grid, stage.status)
-        inlet = self._inlet(stage, placement)
+        averages = self._grid.peers.count == 1 or self._finds_unused
+        first_uses = FirstUses(module, self._ownership, grid, stage.status, fakes, averages=averages)
+        inlet = self._inlet(stage, placement, first_uses)
         return StageProgram(
             placement,
             inlet,
@@ -209,22 +232,14 @@ class StartUp:
             data_parallel,
             tied,
             SharedBuffers(module, placement.shared),
+            first_uses,
         )
 
-    def _inlet(self, stage: Stage, placement: Placement) -> Inlet:
+    def _inlet(self, stage: Stage, placement: Placement, first_uses: FirstUses) -> Inlet:
         upstream, boundary = self._chain.upstream, placement.receives_at(self._grid.position)
         if upstream is None or boundary is None:
             return NoInlet()
-        return UpstreamInlet(
-            boundary,
-            boundary == placement.order[-1],
-            upstream,
-            stage.status,
-            stage.stopping,
-            stage.metrics,
-            self._options.wire,
-            stage.profiler.profile,
-        )
+        return UpstreamInlet(boundary, boundary == placement.order[-1], upstream, stage, self._options.wire, first_uses)
 
     def _outlet(self, stage: Stage, placement: Placement, inlet: Inlet) -> Outlet:
         downstream, boundary = self._chain.downstream, placement.sends_at(self._grid.position)
@@ -250,8 +265,14 @@ class StartUp:
     def _data_parallel(self, module: nn.Module, placement: Placement) -> DataParallel:
         if self._grid.peers.count == 1:
             return NoReplicas()
-        holds = partial(placement.trains, self._grid.position)
+        # Without that option DistributedDataParallel refuses parameters that get no gradient.
+        which = placement.holds if self._finds_unused else placement.surely_trains
+        holds = partial(which, self._grid.position)
         return ReplicatedStages(module, holds, self._grid.peers, self._options.ddp or {})
+
+    @property
+    def _finds_unused(self) -> bool:
+        return bool((self._options.ddp or {}).get("find_unused_parameters"))
 
     def _share_buffers(self, module: nn.Module, placement: Placement) -> None:
         """Gives buffers that several processes use the last one's values: without a seed each has made its own."""

@@ -48,8 +48,13 @@ def check_cuts(trace: Trace, *, split: bool) -> None:
             )
 
 
-def check_trainable(module: nn.Module, trace: Trace) -> None:
+def check_trainable(module: nn.Module, trace: Trace, later: Callable[[], Collection[int]] = tuple) -> None:
     """Rejects stages that have nothing to train.
+
+    Args:
+        module: The module.
+        trace: A traced step.
+        later: Finds the stages that later steps train; asked only if this one does not train all.
 
     Raises:
         PartitionError: If a stage uses no parameter that requires a gradient.
@@ -57,7 +62,7 @@ def check_trainable(module: nn.Module, trace: Trace) -> None:
     trained = trained_stages(module, trace)
     for stage in range(trace.stages):
         unseen = stage == trace.stages - 1 and trace.cut_short is not None
-        if stage not in trained and not unseen:
+        if stage not in trained and not unseen and stage not in later():
             raise PartitionError(
                 f"{between(trace.order, stage)} has no trainable parameters, so there is nothing to decouple. "
                 "Remove or move one of its boundaries."

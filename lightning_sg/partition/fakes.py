@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from lightning_sg._compat import FakeTensor, FakeTensorMode, enable_python_dispatcher, tree_leaves
 from lightning_sg.partition.shadow import shadowed
 
+_Place = tuple[dict[str, Any], str, Tensor, Tensor]
+
 
 def is_fake(value: object) -> bool:
     """Whether ``value`` is a tensor without data."""
@@ -46,29 +48,45 @@ class FakeTensors(AbstractContextManager["FakeTensors"]):
     def __init__(
         self, module: nn.Module, names: Collection[str] | None, device: torch.device, *, trainable: bool
     ) -> None:
-        mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.origin: dict[int, Tensor] = {}
+        self._module = module
+        self._device = device
+        self._trainable = trainable
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._fakes: dict[int, Tensor] = {}  # by the id of the real tensor, so that tied parameters stay tied
-        self._places: list[tuple[dict[str, Any], str, Tensor, Tensor]] = []
-        self._recurrent: list[nn.Module] = []
+        self._places = self._places_of(names)
+        self._recurrent = [
+            child for child in module.modules() if isinstance(child, nn.RNNBase) and device.type != "cpu"
+        ]
         self._shadows = ExitStack()
-        for prefix, child in module.named_modules():
+        self._entered = False
+
+    def _places_of(self, names: Collection[str] | None) -> list[_Place]:
+        """Where tensors are in the module, each with its fake tensor."""
+        places = []
+        for prefix, child in self._module.named_modules():
             for held in (child._parameters, child._buffers):
                 for key, tensor in held.items():
                     name = f"{prefix}.{key}" if prefix else key
-                    if tensor is None or (names is not None and name not in names):
+                    if tensor is None or is_fake(tensor) or (names is not None and name not in names):
                         continue
                     if id(tensor) not in self._fakes:
-                        fake = _fake_of(tensor, mode, device, trainable)
+                        fake = _fake_of(tensor, self._mode, self._device, self._trainable)
                         self._fakes[id(tensor)] = fake
                         self.origin[id(fake)] = tensor
-                    self._places.append((held, key, tensor, self._fakes[id(tensor)]))
-            if isinstance(child, nn.RNNBase) and device.type != "cpu":
-                self._recurrent.append(child)
+                    places.append((held, key, tensor, self._fakes[id(tensor)]))
+        return places
+
+    def take(self, names: Collection[str]) -> None:
+        """Replaces further tensors: at once if the context is entered, and whenever it is."""
+        places = self._places_of(names)
+        self._places += places
+        if self._entered:
+            _replace(places)
 
     def __enter__(self) -> FakeTensors:
-        for held, key, _tensor, fake in self._places:
-            held[key] = fake
+        self._entered = True
+        _replace(self._places)
         shadows = [(child, "forward", _decomposed(child.forward)) for child in self._recurrent]
         self._shadows.enter_context(shadowed(shadows))
         return self
@@ -77,8 +95,14 @@ class FakeTensors(AbstractContextManager["FakeTensors"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._shadows.close()
+        self._entered = False
         for held, key, tensor, _fake in self._places:
             held[key] = tensor
+
+
+def _replace(places: list[_Place]) -> None:
+    for held, key, _tensor, fake in places:
+        held[key] = fake
 
 
 def _decomposed(forward: Callable[..., Any]) -> Callable[..., Any]:

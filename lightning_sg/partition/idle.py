@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 
+from lightning_sg.lightning_api import DummyLogger
 from lightning_sg.partition.shadow import shadowed
 
 

@@ -27,6 +27,7 @@ class Placement:
         shared: Buffers that several processes use; each process keeps a copy.
         tied: Where that is allowed, parameters that several processes use, each with these processes. The last of them
             is the owner.
+        unused: What no traced step has used. Every process keeps it until a stage uses it, and the last one owns it.
     """
 
     order: list[str]
@@ -34,6 +35,7 @@ class Placement:
     owner: Mapping[str, int] = field(default_factory=dict)
     shared: frozenset[str] = frozenset()
     tied: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    unused: frozenset[str] = frozenset()
 
     @property
     def processes(self) -> int:
@@ -76,11 +78,23 @@ class Placement:
 
     def elsewhere(self, process: int) -> set[str]:
         """The names of the parameters and buffers that only other processes hold."""
-        return {name for name in self.owner if not self.trains(process, name)}
+        return {name for name in self.owner if not self.holds(process, name)}
 
     def trains(self, process: int, name: str) -> bool:
-        """Whether a process trains the parameter, or holds the buffer, called ``name``."""
+        """Whether a process trains the parameter, or saves the buffer, called ``name``."""
         return self.owner.get(name) == process or process in self.tied.get(name, ())
+
+    def holds(self, process: int, name: str) -> bool:
+        """Whether a process has the parameter or buffer called ``name``: it trains it, or may yet come to do so."""
+        return name in self.unused or self.trains(process, name)
+
+    def surely_trains(self, process: int, name: str) -> bool:
+        """Whether a process trains the parameter at every batch, as far as it is known."""
+        return name not in self.unused and self.trains(process, name)
+
+    def used(self, name: str, process: int) -> Placement:
+        """The placement in which a process owns what no traced step has used."""
+        return replace(self, owner={**self.owner, name: process}, unused=self.unused - {name})
 
 
 def place(
@@ -118,7 +132,8 @@ def place(
 def assign(placement: Placement, module: nn.Module, trace: Trace, *, tied: bool = False) -> Placement:
     """Assigns each parameter and buffer to the process that uses it.
 
-    What the trace does not use stays where ``placement`` has it, and goes to the last process if that is nowhere.
+    What the trace does not use stays where ``placement`` has it. If that is nowhere, it is noted as unused, and the
+    last process owns it.
 
     Args:
         placement: The stages on the processes.
@@ -133,10 +148,13 @@ def assign(placement: Placement, module: nn.Module, trace: Trace, *, tied: bool 
         PartitionError: If several processes use one parameter without ``tied``.
     """
     owner, shared, copies = dict(placement.owner), set(placement.shared), dict(placement.tied)
+    unused: set[str] = set()
     parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
     for name in [*parameters, *buffers]:
         users = sorted({placement.process_of(stage) for stage in trace.uses.get(name, set())})
         if not users:
+            if name in placement.unused or name not in {*owner, *shared}:
+                unused.add(name)
             owner.setdefault(name, placement.processes - 1)
         elif len(users) == 1:
             owner[name] = users[0]
@@ -150,9 +168,11 @@ def assign(placement: Placement, module: nn.Module, trace: Trace, *, tied: bool 
         owner[name] = owner[original]
         if original in copies:
             copies[name] = copies[original]
+        if original in unused:
+            unused.add(name)
     for name in shared:
         owner.pop(name, None)
-    return replace(placement, owner=owner, shared=frozenset(shared), tied=copies)
+    return replace(placement, owner=owner, shared=frozenset(shared), tied=copies, unused=frozenset(unused))
 
 
 def _used_by_several(module: nn.Module, trace: Trace, name: str) -> PartitionError:

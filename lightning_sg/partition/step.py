@@ -92,24 +92,60 @@ def carries_gradient_later(
         device: The device that the step runs on.
     """
     found: set[str] = set()
+
+    def note(_tracer: Tracer) -> None:
+        found.update(site.name for site in sites if site.crossed and site.blocked is None)
+
+    _look_ahead(module, sites, run, device, note)
+    return found
+
+
+def trains_later(
+    module: nn.Module, sites: Sequence[Site], run: Callable[[int], STEP_OUTPUT], device: torch.device
+) -> set[int]:
+    """The stages that one of the next steps trains, although the first may go past all their layers.
+
+    The arguments are those of :func:`carries_gradient_later`.
+    """
+    found: set[int] = set()
+    trainable = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+    def note(tracer: Tracer) -> None:
+        found.update(stage for name in trainable for stage in tracer.trace.uses.get(name, ()))
+
+    _look_ahead(module, sites, run, device, note)
+    return found
+
+
+def _look_ahead(
+    module: nn.Module,
+    sites: Sequence[Site],
+    run: Callable[[int], STEP_OUTPUT],
+    device: torch.device,
+    note: Callable[[Tracer], None],
+) -> None:
+    """Traces a few more steps, each as far as it goes."""
+    fakes = FakeTensors(module, None, device, trainable=True)
+    counter = FlopCounterMode(display=False)
+    tracers = [Tracer(module, sites, fakes.origin, counter) for _ in range(_STEPS_AHEAD)]
     with ExitStack() as stack:
         stack.enter_context(undone(module, device))
         stack.enter_context(_ending_at_backward(module))
-        stack.enter_context(FakeTensors(module, None, device, trainable=True))
-        for ahead in range(_STEPS_AHEAD):
+        stack.enter_context(fakes)
+        for ahead, tracer in enumerate(tracers):
             try:
                 for site in sites:
-                    site.open(lambda tensors: [tensor.view_as(tensor) for tensor in tensors])
-                run(ahead)
+                    site.open(tracer.crossing(site))
+                with tracer:
+                    run(ahead)
             except _StepEnds:
                 pass
             except Exception:  # the last stage may not run on fake tensors, and it has passed all boundaries then
                 pass
             finally:
-                found |= {site.name for site in sites if site.crossed and site.blocked is None}
+                note(tracer)
                 for site in sites:
                     site.close()
-    return found
 
 
 # How many steps are run to see whether a boundary that the first passes without a gradient has one later.
@@ -139,4 +175,4 @@ def _ending_at_backward(module: nn.Module) -> AbstractContextManager[None]:
     return shadowed([(module, "manual_backward", end_step)])
 
 
-__all__ = ["call_training_step", "carries_gradient_later", "later", "trace_step"]
+__all__ = ["call_training_step", "carries_gradient_later", "later", "trace_step", "trains_later"]

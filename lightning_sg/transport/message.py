@@ -118,6 +118,7 @@ class Activations(Message):
         ends: The number of the training batch after which training ends, or ``None`` for not yet.
         metrics: Of the boundaries upstream, on their way to the loggers.
         skipped: Whether there are none, as a stage before was started anew meanwhile.
+        owners: For parameters that no traced step has used, the processes that have used them since.
     """
 
     fingerprint: int = 0
@@ -127,6 +128,7 @@ class Activations(Message):
     ends: int | None = None
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     skipped: bool = False
+    owners: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
