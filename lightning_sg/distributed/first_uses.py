@@ -87,6 +87,7 @@ class FirstUses:
                 name = f"{prefix}.{key}" if prefix else key
                 if tensor is not None and name in placement.unused:
                     self._unused[name] = _Unused(held, key, _gradient(tensor), (tensor, tensor._version))
+        self._parameters = {name for name, _parameter in module.named_parameters()}
         self.watches = bool(self._unused)
         self.owners: dict[str, int] = {}
         self._ownership = ownership
@@ -129,7 +130,8 @@ class FirstUses:
         Raises:
             PartitionError: If this process's stages have used the same.
         """
-        for name, process in owners.items():
+        # Of a layer that two use, a parameter is what they know it by.
+        for name, process in sorted(owners.items(), key=lambda item: item[0] not in self._parameters):
             self._use(name, process)
 
     def _use(self, name: str, process: int) -> None:

@@ -284,11 +284,12 @@ def test_replicas_find_what_is_used_late() -> None:
     states = [state for state, _metrics in run_ranks(4, lambda: train(Stems, 4, split=split))]
     pl.seed_everything(2, verbose=False)
     start = state_of(Stems())
+    names = [name for name in start if name.startswith("stems") and name.endswith("weight")]
     for state in states:
-        assert_same_state(state, states[0], exact=True)
-    assert all(not torch.equal(states[0][name], start[name]) for name in start if name.startswith("stems"))
+        assert all(torch.equal(state[name], states[0][name]) for name in names)
+    assert not any(torch.equal(states[0][name], start[name]) for name in names)
 
 
 def test_replicas_say_what_they_need() -> None:
-    failures = run_ranks(4, lambda: train(Stems, 4, split={"replicas": 2}), may_fail=True)
+    failures = run_ranks(4, lambda: train(Stems, 4, validates=False, split={"replicas": 2}), may_fail=True)
     assert any("ddp={'find_unused_parameters': True}" in each.message for each in failures)
