@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -67,6 +68,117 @@ def test_activation_that_goes_around_a_boundary(devices: int) -> None:
         assert expected in str(raised.value)
     else:
         assert all(expected in failure.message for failure in fit_split(Skipping))
+
+
+class Teacher(nn.Module):
+    """A frozen network beside the student's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(FEATURES, 8), nn.Linear(8, CLASSES)
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.body(x)))
+
+
+class Distilled(Stages):
+    """Learns from a teacher that is called before the student."""
+
+    after = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = Teacher()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        taught = self.teacher(batch[0]) if not self.after else None
+        scores = self(batch[0])
+        taught = self.teacher(batch[0]) if taught is None else taught
+        return F.mse_loss(scores, taught) + F.cross_entropy(scores, batch[1])
+
+
+class DistilledAfter(Distilled):
+    after = True
+
+
+class Within(nn.Module):
+    """Teacher and student in one submodule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student = nn.Sequential(nn.Linear(FEATURES, 8), Boundary(), nn.Linear(8, CLASSES))
+        self.teachers = nn.ModuleList([Teacher(), Teacher()])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        taught = self.teachers[0](x) + self.teachers[1](x)
+        return self.student(x), taught
+
+
+class DistilledWithin(Stages):
+    def __init__(self) -> None:
+        super().__init__()
+        del self.first, self.cut, self.second
+        self.model = Within()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.mse_loss(*self.model(batch[0]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "makers", "cut"),
+    [(Distilled, "'teacher'", "cut"), (DistilledWithin, "'model.teachers'", "model.student.1")],
+)
+def test_a_teacher_before_the_student_is_to_be_called_after_the_boundary(
+    kind: type[Stages], makers: str, cut: str
+) -> None:
+    for failure in fit_split(kind):
+        assert failure.kind == "BoundaryError"
+        assert f"Nothing that crosses it comes from {makers}: call {makers} after boundary '{cut}'" in failure.message
+
+
+def test_a_teacher_after_the_boundary_trains_the_student() -> None:
+    assert fit_split(DistilledAfter) == [None, None]
+
+
+def test_an_activation_that_also_crosses_is_not_to_be_computed_later() -> None:
+    for failure in fit_split(Skipping):
+        assert "after boundary" not in failure.message
+        assert "Pass the activation through the boundary too" in failure.message
+
+
+class Mistaken(Stages):
+    """Has an error that has nothing to do with stages."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[:, : FEATURES - 1])
+
+
+class Reading(Stages):
+    """Reads a value before the boundary."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.first(x).mean() > 100:
+            raise AssertionError
+        return super().forward(x)
+
+
+def test_an_error_of_the_users_own_is_not_put_down_to_the_boundaries() -> None:
+    for failure in fit_split(Mistaken):
+        assert failure.kind == "PartitionError"
+        assert (
+            "The step fails before it comes to boundary 'cut': in 'first' of stage 0, RuntimeError" in failure.message
+        )
+        assert "on ordinary tensors too" in failure.message
+        assert "Move the code" not in failure.message
+    with pytest.raises(RuntimeError, match="cannot be multiplied"), pytest.warns(UserWarning, match="ordinary tensors"):
+        fit_one(Mistaken())
+
+
+def test_code_that_needs_values_is_still_told_as_that() -> None:
+    for failure in fit_split(Reading):
+        assert "It reads a value" in failure.message
+        assert "Move the code behind the last boundary" in failure.message
 
 
 class Twice(Stages):

@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_sg.errors import BoundaryError, PartitionError
 from lightning_sg.gradient_flow import Blocked, never_trains
-from lightning_sg.partition.trace import Trace
+from lightning_sg.partition.trace import Leak, Trace
 
 
 def between(order: list[str], stage: int) -> str:
@@ -42,10 +42,20 @@ def check_cuts(trace: Trace, *, split: bool) -> None:
             raise BoundaryError(
                 f"An activation goes around boundary '{around}': '{leak.made_by}' (stage {leak.made_in}) computes it "
                 f"with shape {leak.shape}, and `{leak.operation}` in '{leak.used_by}' (stage {leak.used_in}) uses it. "
-                "So this boundary does not separate the stages. "
-                "Pass the activation through the boundary too (`a, b = boundary(a, b)`)"
-                f"{'' if split else ', detach it'} or move the boundary."
+                f"So this boundary does not separate the stages. {_remedy(trace, leak, split=split)}"
             )
+
+
+def _remedy(trace: Trace, leak: Leak, *, split: bool) -> str:
+    """What to do about an activation that goes around a boundary."""
+    through = "ass the activation through the boundary too (`a, b = boundary(a, b)`)"
+    if leak.apart:  # it has nothing to do with what crosses, such as a teacher's
+        makers = " and ".join(f"'{maker}'" for maker in leak.apart)
+        return (
+            f"Nothing that crosses it comes from {makers}: call {makers} after boundary "
+            f"'{trace.order[leak.used_in - 1]}', where the result is used, as every stage has the batch. Or p{through}."
+        )
+    return f"P{through}{'' if split else ', detach it'} or move the boundary."
 
 
 def check_trainable(module: nn.Module, trace: Trace, later: Callable[[], Collection[int]] = tuple) -> None:

@@ -53,6 +53,7 @@ def trace_step(
     fakes = FakeTensors(module, None, device, trainable=True)
     counter = FlopCounterMode(display=False)
     tracer = Tracer(module, sites, fakes.origin, counter)
+    stopped: Exception | None = None
     with ExitStack() as stack:
         stack.enter_context(undone(module, device))
         stack.enter_context(_ending_at_backward(module))
@@ -70,11 +71,30 @@ def trace_step(
         except BoundaryError:
             raise
         except Exception as error:  # the user's code may raise anything
-            tracer.stopped_by(error)
+            stopped = error
         finally:
             for site in sites:
                 site.close()
+    if stopped is not None:
+        tracer.stopped_by(stopped, lambda: _fails_anyway(module, sites, run, device, stopped))
     return tracer.result()
+
+
+def _fails_anyway(
+    module: nn.Module, sites: Sequence[Site], run: Callable[[], STEP_OUTPUT], device: torch.device, error: Exception
+) -> bool:
+    """Whether the step raises the same kind of error on real tensors."""
+    tensors = [*module.parameters(), *module.buffers()]
+    if any(tensor.is_meta or tensor.device.type != device.type for tensor in tensors):
+        return False  # it cannot be tried here
+    with undone(module, device), _ending_at_backward(module):
+        try:
+            run()
+        except _StepEnds:
+            return False
+        except Exception as again:
+            return type(again) is type(error)
+        return False
 
 
 def carries_gradient_later(

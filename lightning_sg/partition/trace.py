@@ -20,6 +20,7 @@ class Leak:
         operation: The torch operation that uses it.
         shape: Its shape.
         differentiable: Whether a gradient flows back through this use.
+        apart: The submodules that computed it, if what crosses the boundary owes nothing to them: a teacher.
     """
 
     made_in: int
@@ -29,6 +30,7 @@ class Leak:
     operation: str
     shape: tuple[int, ...]
     differentiable: bool
+    apart: tuple[str, ...] = ()
 
 
 @dataclass

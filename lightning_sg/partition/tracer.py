@@ -37,7 +37,8 @@ class Tracer(TorchFunctionMode):
     """Sees every torch operation of a step, with its arguments.
 
     It marks the results: ``_sg_origin`` is the stage and the submodule that computed a tensor from parameters or
-    activations, ``_sg_buffers`` the buffers that a tensor was computed from together with nothing but inputs.
+    activations, ``_sg_makers`` the submodules that took part, ``_sg_buffers`` the buffers that a tensor was computed
+    from together with nothing but inputs.
 
     Args:
         module: The LightningModule.
@@ -63,6 +64,7 @@ class Tracer(TorchFunctionMode):
         }
         self._inside: list[str] = [type(module).__name__]
         self._crossing_now = False
+        self._crossed: list[frozenset[str]] = []  # at each boundary that was reached, the makers of what crossed
 
     @property
     def _stage(self) -> int:
@@ -80,11 +82,12 @@ class Tracer(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._crossing_now:
             return func(*args, **kwargs)
-        touched, buffers = False, set()
+        touched, buffers, makers = False, set(), frozenset[str]()
         for tensor in tree_leaves((args, kwargs)):
             if isinstance(tensor, Tensor):
                 touched = self._note(tensor, func) or touched
                 buffers |= self._buffers_of(tensor)
+                makers |= self._makers_of(tensor)
         if self._in_last_stage and self.trace.loss is None:
             self.trace.loss = loss_of_call(func, args, kwargs)
         if func in _READS and self._in_last_stage and is_fake(args[0]):
@@ -94,6 +97,7 @@ class Tracer(TorchFunctionMode):
             for tensor in tree_leaves(result):
                 if isinstance(tensor, Tensor) and touched:
                     tensor._sg_origin = (self._stage, self._inside[-1])  # type: ignore[attr-defined]
+                    tensor._sg_makers = makers  # type: ignore[attr-defined]
                 elif isinstance(tensor, Tensor):
                     tensor._sg_buffers = buffers  # type: ignore[attr-defined]
         return result
@@ -112,6 +116,16 @@ class Tracer(TorchFunctionMode):
             self.trace.uses.setdefault(name, set()).add(self._stage)
         return names
 
+    def _makers_of(self, tensor: Tensor) -> frozenset[str]:
+        """The largest submodules without a boundary in them that took part in computing one argument."""
+        original = self._origin.get(id(tensor))
+        if not isinstance(original, nn.Parameter):
+            return getattr(tensor, "_sg_makers", frozenset())
+        maker, *rest = self._tensor_names[id(original)].split(".")
+        while len(rest) > 1 and any(site.startswith(f"{maker}.") for site in self._sites):
+            maker = f"{maker}.{rest.pop(0)}"
+        return frozenset({maker})
+
     def _note(self, tensor: Tensor, func: Callable[..., Any]) -> bool:
         """Notes the use of one argument; returns whether it depends on a parameter."""
         original = self._origin.get(id(tensor))
@@ -129,7 +143,9 @@ class Tracer(TorchFunctionMode):
         if operation in _SHAPE_QUERIES:
             return
         flows = tensor.requires_grad and operation != "detach"
-        leak = Leak(*origin, self._stage, self._inside[-1], operation, tuple(tensor.shape), flows)
+        makers = self._makers_of(tensor)
+        apart = () if makers & self._crossed[origin[0]] else tuple(sorted(makers))
+        leak = Leak(*origin, self._stage, self._inside[-1], operation, tuple(tensor.shape), flows, apart)
         self.trace.leaks.append(leak)
 
     def crossing(self, site: Site) -> Crossing:
@@ -140,6 +156,7 @@ class Tracer(TorchFunctionMode):
                 self._note(tensor, cross)
                 self._buffers_of(tensor)
             self._count_flops()
+            self._crossed.append(frozenset().union(*map(self._makers_of, tensors)))
             self.trace.order.append(site.name)
             why = Blocked.CHECKPOINTED if checkpointed() else site.blocked
             if why is not None:
@@ -153,6 +170,7 @@ class Tracer(TorchFunctionMode):
                 self._crossing_now = False
             for tensor in crossed:
                 tensor._sg_origin = (self._stage, f"boundary '{site.name}'")  # type: ignore[attr-defined]
+                tensor._sg_makers = frozenset({f"boundary '{site.name}'"})  # type: ignore[attr-defined]
             return crossed
 
         return cross
@@ -197,10 +215,14 @@ class Tracer(TorchFunctionMode):
 
     # ------------------------------------------------------------------ after the step
 
-    def stopped_by(self, error: Exception) -> None:
+    def stopped_by(self, error: Exception, fails_anyway: Callable[[], bool] = lambda: False) -> None:
         """Handles an error that the user's code raised.
 
         In the last stage it only cuts the trace short: fake tensors cannot run all of that code.
+
+        Args:
+            error: The error.
+            fails_anyway: Finds out whether the code raises it on real tensors, too.
 
         Raises:
             PartitionError: If it came before the last stage.
@@ -209,13 +231,19 @@ class Tracer(TorchFunctionMode):
             self.trace.cut_short = f"{type(error).__name__}: {error}"
             return
         missing = self._missing()
+        where = f"in '{self._inside[-1]}' of stage {self._stage}, {type(error).__name__}: {error}."
+        if not isinstance(error, DATA_DEPENDENT_ERRORS) and fails_anyway():
+            raise PartitionError(
+                f"The step fails before it comes to boundary '{missing[0]}': {where} It does so on ordinary tensors "
+                "too, without any boundary, so the code or the batch is at fault."
+            ) from error
         reads = " It reads a value (`.item()`, `if tensor:`, `.tolist()`, `.numpy()`)" * isinstance(
             error, DATA_DEPENDENT_ERRORS
         )
         raise PartitionError(
-            f"The step cannot be followed to boundary '{missing[0]}': in '{self._inside[-1]}' of stage {self._stage}, "
-            f"{type(error).__name__}: {error}.{reads or ' It'} does not run on tensors without data, which stand for "
-            "activations of other stages. Move the code behind the last boundary, or move the boundary."
+            f"The step cannot be followed to boundary '{missing[0]}': {where}{reads or ' It'} does not run on tensors "
+            "without data, which stand for activations of other stages. Move the code behind the last boundary, or "
+            "move the boundary."
         ) from error
 
     def result(self) -> Trace:

@@ -325,6 +325,9 @@ class Inbox:
                 pass
             elif (type(message), message.number) in self._dropped:
                 self._dropped.discard((type(message), message.number))
+            elif isinstance(message, OF_BATCHES) and (type(message), message.number) in self._messages:
+                what = type(message).__name__.lower()
+                self._lost = f"{sender.name} sent the {what} of {message.doing} twice, so the stages are out of step."
             elif not isinstance(message, Alive):
                 of_batch = isinstance(message, OF_BATCHES)
                 device = self._device if of_batch else torch.device("cpu")

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_sg._compat import FakeTensor
+from lightning_sg.errors import PartitionError
 from lightning_sg.transport.compression import Compression, compress, compression_for, decompress, empty_parts
 
 
@@ -85,6 +87,9 @@ class Message:
     compression: Compression = "full"
 
     def __post_init__(self) -> None:
+        if any(isinstance(tensor, FakeTensor) for tensor in self.tensors):
+            # The receiver would take the data of what comes next in its place.
+            raise PartitionError(f"A tensor without data, of another stage, was to be sent in {self.doing}.")
         if self.tensors:
             self.specs = [TensorSpec.of(tensor, self.compression) for tensor in self.tensors]
 

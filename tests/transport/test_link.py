@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_sg._compat import default_store
-from lightning_sg.errors import StageLostError
+from lightning_sg.errors import PartitionError, StageLostError
+from lightning_sg.partition.fakes import fake_like
 from lightning_sg.transport import (
     COMPRESSIONS,
     Activations,
@@ -90,6 +91,11 @@ def test_a_tensors_form_arrives(dtype: str, shape: tuple[int, ...], compression:
 def test_whether_a_tensor_carries_a_gradient_arrives() -> None:
     specs = sent(Activations(tensors=[torch.zeros(2, requires_grad=True), torch.zeros(2)])).specs
     assert [spec.requires_grad for spec in specs] == [True, False]
+
+
+def test_a_tensor_without_data_is_not_sent() -> None:
+    with pytest.raises(PartitionError, match="of another stage, was to be sent in training batch 3"):
+        Activations(doing="training batch 3", tensors=[torch.zeros(1), fake_like(torch.zeros(2))])
 
 
 def over_the_wire(tensor: Tensor, compression: Compression) -> Tensor:
