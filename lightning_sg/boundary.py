@@ -78,6 +78,11 @@ class Site:
         self._without_gradient = without_gradient
         self.crossed, self.blocked = False, None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a step is under way."""
+        return self._crossing is not None
+
     def close(self) -> None:
         """Ends the step: makes the boundary the identity."""
         self._crossing = None

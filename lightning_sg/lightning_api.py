@@ -26,6 +26,7 @@ if TYPE_CHECKING or CHOICE.package == UNIFIED:
     from lightning.pytorch.accelerators import Accelerator
     from lightning.pytorch.callbacks import Callback, LearningRateFinder, ModelCheckpoint
     from lightning.pytorch.cli import LightningCLI, LRSchedulerCallable, OptimizerCallable
+    from lightning.pytorch.loggers.logger import DummyLogger
     from lightning.pytorch.loops.loop import _Loop
     from lightning.pytorch.overrides.distributed import prepare_for_backward
     from lightning.pytorch.plugins import Precision
@@ -54,6 +55,7 @@ else:
     from pytorch_lightning.accelerators import Accelerator
     from pytorch_lightning.callbacks import Callback, LearningRateFinder, ModelCheckpoint
     from pytorch_lightning.cli import LightningCLI, LRSchedulerCallable, OptimizerCallable
+    from pytorch_lightning.loggers.logger import DummyLogger
     from pytorch_lightning.loops.loop import _Loop
     from pytorch_lightning.overrides.distributed import prepare_for_backward
     from pytorch_lightning.plugins import Precision
@@ -77,6 +79,7 @@ __all__ = [
     "Callback",
     "CheckpointIO",
     "ClusterEnvironment",
+    "DummyLogger",
     "GradClipAlgorithmType",
     "LRSchedulerCallable",
     "LearningRateFinder",

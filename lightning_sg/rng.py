@@ -45,7 +45,7 @@ class StepRandomness(AbstractContextManager["StepRandomness"]):
     @contextmanager
     def repeated(self) -> Iterator[None]:
         """Gives the numbers of the newest step once more inside the context."""
-        self._number -= 1
+        self.number -= 1
         with self:
             yield
 

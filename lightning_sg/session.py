@@ -27,6 +27,7 @@ from lightning_sg.inputs.crossing import PredictedInputs
 from lightning_sg.inputs.record import ActivationsAtHand
 from lightning_sg.lightning_api import pl
 from lightning_sg.ownership import Ownership, OwnsAll
+from lightning_sg.partition.late import LateLayers
 from lightning_sg.partition.trace import Trace
 from lightning_sg.partition.watch import GradientWatch
 from lightning_sg.plain import plain
@@ -62,6 +63,7 @@ class Session:
         exact: When exact gradients travel, and what they correct.
         trace: What a traced training step showed, once there was one.
         flow: Notices boundaries through which gradients no longer flow.
+        late: Adds layers to the trace that only later batches go through.
         batches: How many training batches there were.
         batch: The training batch that is going on, or ``None`` between two.
         exact_pass: What the exact pass of that batch found, if it had one here.
@@ -96,6 +98,7 @@ class Session:
         self.ownership = ownership or OwnsAll()
         self.trace: Trace | None = None
         self.flow = GradientWatch(module)
+        self.late = LateLayers(module, self._accept_late)
         self.batches = 0
         self.batch: BatchContext | None = None
         self.exact_pass: ExactPass | None = None
@@ -214,6 +217,7 @@ class Session:
         self._drop_batch()
         self.times.remove()
         self.boundaries.remove()
+        self.late.remove()
 
     def accept(self, trace: Trace) -> None:
         """Takes what a traced training step showed about the model."""
@@ -225,9 +229,16 @@ class Session:
         for place, name in enumerate(order):
             self.trainers[name].distance = len(order) - place
             self.trainers[name].shapes = trace.shapes.get(name, [])
+        self.late.watch(trace, self.boundaries.sites)
         if self.batch is not None:
             self.batch.loss = trace.loss
             self.batch.plan = self.exact.plan(self.batches, self.batch.context)
+
+    def _accept_late(self) -> None:
+        """Takes what a later batch showed about layers that the traced step did not go through."""
+        assert self.trace is not None
+        self.finite.accept(self.trace)
+        self.updates.accept(self.trace.order, self.trace.uses, len(self.trainers))
 
     # ------------------------------------------------------------------ one batch
 

@@ -17,6 +17,7 @@ from lightning_sg.batch.attributes import attributes_of, set_attribute
 from lightning_sg.partition.replay import Replayed
 
 _MOST = 1_000_000  # objects; whoever holds more, such as a whole data set, does not get all of them back
+_MOST_BYTES = 1 << 28  # of numpy's arrays; a data set in memory is not copied
 _PLAIN = (str, bytes, int, float, complex, Tensor, torch.dtype, torch.device, torch.Size)
 #: Objects of these packages are not a step's to change, or belong to other threads.
 _OTHERS = {
@@ -41,6 +42,7 @@ class Snapshot:
     def __init__(self, roots: Iterable[Any]) -> None:
         self.modules: list[nn.Module] = []
         self._restore: list[Callable[[], Any]] = []
+        self._bytes_left = _MOST_BYTES
         self._replayed: dict[int, Replayed] = {}
         self._seen: dict[int, Any] = {}
         self._waiting: deque[Any] = deque(roots)
@@ -109,6 +111,8 @@ class Snapshot:
         before = list(held)
 
         def put_back() -> None:
+            if _holds_same(held, before):
+                return  # a set that is filled again may have another order
             held.clear()
             (held.update if isinstance(held, set) else held.extend)(before)
 
@@ -116,7 +120,8 @@ class Snapshot:
         self._waiting.extend(before)
 
     def _array(self, held: np.ndarray[Any, Any]) -> None:
-        if held.flags.writeable:
+        if held.flags.writeable and held.nbytes <= self._bytes_left:
+            self._bytes_left -= held.nbytes
             before = held.copy()
             self._restore.append(lambda: np.copyto(held, before))
 
@@ -193,6 +198,12 @@ class _Plain(MutableMapping[str, Any]):
 def _same(held: Mapping[Any, Any], before: Mapping[Any, Any]) -> bool:
     """Whether the same objects are in the same places."""
     return list(held) == list(before) and all(held[key] is value for key, value in before.items())
+
+
+def _holds_same(held: set[Any] | deque[Any], before: list[Any]) -> bool:
+    """Whether the same objects are in a collection, in a deque in the same order."""
+    left, right = list(map(id, held)), list(map(id, before))
+    return left == right if isinstance(held, deque) else sorted(left) == sorted(right)
 
 
 def _setting(value: Any, name: str, content: Any, put: Callable[[Any, str, Any], None] = setattr) -> Callable[[], None]:

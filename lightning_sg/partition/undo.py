@@ -21,10 +21,10 @@ def undone(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Lets a step run without a trace of it on exit.
 
     These are restored: attributes of ``module``, its submodules, its callbacks and data module, and of the objects that
-    they hold; contents of lists, dicts, sets and deques in them; values of tensors; ``requires_grad`` and ``grad`` of
-    parameters; random numbers, also those of generators of the user's; the gradient mode, autocast and the default
-    dtype. An iterator gives what the step has taken from it again. Nothing is logged, no metric counts, and optimizers
-    and schedules make no step.
+    they hold; contents of lists, dicts, sets and deques in them; values of tensors, and of arrays up to 256 MiB;
+    ``requires_grad`` and ``grad`` of parameters; random numbers, also those of generators of the user's; the gradient
+    mode, autocast and the default dtype. An iterator gives what the step has taken from it again. Nothing is logged, no
+    metric counts, and optimizers and schedules make no step.
 
     What the module does not lead to, such as variables of the program and files, stays as the step leaves it.
 

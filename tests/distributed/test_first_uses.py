@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,17 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from lightning_sg import Boundary, SyntheticGradients, SyntheticGradientStrategy, TrueGradient
+from lightning_sg import (
+    Boundary,
+    DelayedGradient,
+    ExactGradients,
+    PredictorTraining,
+    SyntheticGradients,
+    SyntheticGradientStrategy,
+    SyntheticInputs,
+    TrueGradient,
+)
+from lightning_sg.checkpoint.sharded import merge
 from tests.models import CLASSES, FEATURES, assert_same_state, loader, make_trainer, state_of
 from tests.ranks import run_ranks
 
@@ -151,6 +162,46 @@ def test_predictions_are_those_of_one_process(kind: type[Three]) -> None:
         assert_same_state(state, expected)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"predictor": DelayedGradient()},
+        {"exact": ExactGradients(every=2, correction=0.5)},
+        {"training": PredictorTraining(update_probability=0.5)},
+        {"inputs": SyntheticInputs()},
+        {"on_non_finite": "skip"},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+@pytest.mark.parametrize("kind", [Stems, InTheMiddle])
+def test_every_option_knows_the_stage_of_what_is_used_late(kind: type[Three], options: dict[str, Any]) -> None:
+    def work(devices: int) -> dict[str, Tensor]:
+        callback = SyntheticGradients(**options)
+        return train(kind, devices, plain=True, callbacks=[callback], validates=False, max_epochs=3)[0]
+
+    expected = work(1)
+    for state in run_ranks(kind.cuts + 1, lambda: work(kind.cuts + 1)):
+        assert_same_state(state, expected)
+    pl.seed_everything(2, verbose=False)
+    start = state_of(kind())
+    late = [name for name in start if name.startswith("stems.1") and name.endswith("weight")]
+    assert not any(torch.equal(expected[name], start[name]) for name in late)
+
+
+def test_a_model_can_be_copied_while_a_layer_is_waited_for(tmp_path: Path) -> None:
+    copies: list[nn.Module] = []
+
+    class Copies(Stems):
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            copies.append(copy.deepcopy(self.stems))
+            torch.save(self.stems, tmp_path / "stems.pt")
+
+    train(Copies, max_steps=4)
+    copied, loaded = copies[0], torch.load(tmp_path / "stems.pt", weights_only=False)
+    for stems in (copied, loaded):
+        stems[1](torch.ones(2, FEATURES))
+
+
 @pytest.mark.parametrize("checkpoint", ["whole", "sharded"])
 def test_a_checkpoint_has_what_was_used_late(checkpoint: str, tmp_path: Path) -> None:
     def work() -> None:
@@ -161,8 +212,6 @@ def test_a_checkpoint_has_what_was_used_late(checkpoint: str, tmp_path: Path) ->
     saving = ModelCheckpoint(tmp_path, "one", save_top_k=-1, every_n_train_steps=3)
     train(Stems, callbacks=[saving], enable_checkpointing=True, max_steps=3)
     if checkpoint == "sharded":
-        from lightning_sg.checkpoint.sharded import merge
-
         split = merge(tmp_path / "split.ckpt", True)
     else:
         split = torch.load(tmp_path / "split.ckpt", weights_only=False)
