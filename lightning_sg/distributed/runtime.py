@@ -185,13 +185,13 @@ class StageRuntime:
         try:
             yield
         except WithoutDataError as error:
-            raise self._start_up.explained(error, self.stage, ready.call) from error
+            raise PartitionError(str(self._start_up.explained(error, self.stage, ready.call))) from error
         missing = ready.logs.take_missing()
         if missing and self.grid.is_last:  # a warning has been given, but it may be the stage's own result
             what = WithoutDataError(f"{self.status.name}: '{missing[0]}' of {self.status.doing}")
             found = self._start_up.explained(what, self.stage, ready.call)
             if found.names:
-                raise found
+                raise PartitionError(str(found))
 
     def _made_ready(self, call: Callable[[], Any], args: Any, training: bool) -> ReadyStage:
         """Traces the first step, and the first training step."""

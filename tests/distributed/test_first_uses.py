@@ -286,7 +286,7 @@ class MovesBack(Three):
 )
 def test_a_layer_of_another_stage_is_named(kind: type[Three], boundary: bool, parameter: str, batch: int) -> None:
     failures = run_ranks(2, lambda: train(kind, 2, validates=False), may_fail=True)
-    (failure,) = [each for each in failures if each.kind == "WithoutDataError"]
+    (failure,) = [each for each in failures if each.kind == "PartitionError"]
     assert f"training batch {batch}" in failure.message
     assert f"depends on parameter '{parameter}', which stage {1 if boundary else 0}" in failure.message
     assert ("reaches boundary 'first'" if boundary else "the loss of") in failure.message
@@ -307,7 +307,7 @@ def test_nothing_without_data_is_measured() -> None:
             self.log("val_loss", F.cross_entropy(self(batch[0], batch_idx), batch[1]))
 
     failures = run_ranks(2, lambda: train(Measures, 2, num_sanity_val_steps=0, limit_train_batches=2), may_fail=True)
-    (failure,) = [each for each in failures if each.kind == "WithoutDataError"]
+    (failure,) = [each for each in failures if each.kind == "PartitionError"]
     assert "'val_loss' of validation batch 2" in failure.message
     assert "middle.0.0.weight" in failure.message
 
