@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from lightning_sg.batch.context import context_of
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.lightning_api import LOGGER, pl
 from lightning_sg.partition.automatic import Run, choose_boundaries
+from lightning_sg.partition.told import Told
 from lightning_sg.partition.trace import Trace
 from lightning_sg.settings import Settings
 from lightning_sg.time_boundary import boundaries_in_time
@@ -40,12 +40,11 @@ def choose_names(
     if isinstance(settings.template, Mapping):
         raise SyntheticGradientsError("boundaries='auto' takes one predictor for all boundaries, not one by name.")
     factory = TrainerFactory(settings.template, settings.training, settings.exact, list(boundaries_in_time(module)))
-    context = context_of(batch, settings.context)
 
     def operations(trace: Trace, names: Sequence[str]) -> dict[str, float]:
-        return factory.operations(trace, context, names)
+        return factory.operations(trace, Told(settings.context, trace), batch, names)
 
-    names = choose_boundaries(module, stages, run, device, operations)
+    names = choose_boundaries(module, stages, run, device, operations, batch)
     _log.info(f"boundaries='auto' cuts after {names}. To keep the cuts, write these names in its place.")
     return names
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from lightning_sg.runtime import Metrics
 from lightning_sg.session import Session
 from lightning_sg.training.base import BoundaryTrainer
 from lightning_sg.training.trainer import PredictorTrainer
+
+# A predictor with more than this share of its stage's parameters or operations is warned of.
+_LARGE = 0.25
 
 # Lightning's own, which its users see; each boundary speaks in the one process that has its predictor.
 _log = logging.getLogger(LOGGER)
@@ -65,15 +69,35 @@ class MetricsLog:
             if name in self._announced or not isinstance(trainer, PredictorTrainer):
                 continue
             predictor = trainer.predictor
-            if trainer.operations.flops is None or not isinstance(predictor, AutoPredictor):
+            if trainer.operations.flops is None:
                 continue
             self._announced.add(name)
+            _warn_of_size(name, trainer)
+            if not isinstance(predictor, AutoPredictor):
+                continue
             own = sum(parameter.numel() for parameter in predictor.parameters())
             share = f"{own / size:.1%} of the model's parameters" if size else ""
             cost = _cost_of(trainer, session)
             if share and cost is not None:
                 share += f" and {cost:.1%} of its operations"
             _log.info(f"Boundary '{name}': {predictor.choice}; {share}.")
+
+
+def _warn_of_size(name: str, trainer: PredictorTrainer) -> None:
+    """Warns of a predictor that is large for its stage: decoupling has to gain more than it costs."""
+    stage, operations = trainer.stage, trainer.operations.flops
+    if stage is None or operations is None:
+        return
+    own = sum(parameter.numel() for parameter in trainer.predictor.parameters())
+    parameters = own / stage.parameters if stage.parameters else 0.0
+    share = operations / stage.operations if stage.operations else 0.0
+    if max(parameters, share) > _LARGE:
+        warnings.warn(
+            f"The predictor at boundary '{name}' has {parameters:.0%} of the parameters of the stage before it, and "
+            f"{share:.0%} of its operations. Make the predictor smaller (AutoPredictor(options={{'hidden': ...}})), or "
+            "the stages larger (fewer boundaries).",
+            stacklevel=2,
+        )
 
 
 def _metrics_of(trainer: BoundaryTrainer, session: Session) -> dict[str, Tensor]:

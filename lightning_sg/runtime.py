@@ -12,7 +12,13 @@ from lightning_sg.errors import PartitionError
 from lightning_sg.lightning_api import pl, rank_zero_warn
 from lightning_sg.ownership import Ownership, OwnsAll
 from lightning_sg.partition.checks import check_cuts, check_gradients, check_trainable
-from lightning_sg.partition.step import call_training_step, carries_gradient_later, trace_step, trains_later
+from lightning_sg.partition.step import (
+    call_training_step,
+    carries_gradient_later,
+    inputs_on_values,
+    trace_step,
+    trains_later,
+)
 from lightning_sg.partition.trace import Trace
 from lightning_sg.session import Session
 
@@ -149,10 +155,10 @@ def _checked_trace(session: Session, trainer: pl.Trainer, batch: Any, batch_idx:
 
     device = trainer.strategy.root_device
     try:
-        trace = trace_step(module, session.boundaries.sites, run, device, without_gradient=False)
+        trace = trace_step(module, session.boundaries.sites, run, device, without_gradient=False, batch=batch)
     except PartitionError as error:
         rank_zero_warn(f"The boundaries could not be checked before training, which goes on. {error}")
-        return Trace()
+        return Trace(inputs=inputs_on_values(module, session.boundaries.sites, run, device, batch))
     if trace.cut_short is not None:
         rank_zero_warn(
             f"The check of the boundaries ended in the last stage, at {trace.cut_short}. If an activation of an "

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_sg.batch.context import context_of
 from lightning_sg.boundary import Boundaries, Boundary
+from lightning_sg.context_log import announce_context
 from lightning_sg.crossings.base import BatchContext, Crossing
 from lightning_sg.crossings.exact_pass import ExactPass, Parameters, without_overflow
 from lightning_sg.crossings.local import LocalCrossing
@@ -28,10 +28,12 @@ from lightning_sg.inputs.record import ActivationsAtHand
 from lightning_sg.lightning_api import pl
 from lightning_sg.ownership import Ownership, OwnsAll
 from lightning_sg.partition.late import LateLayers
+from lightning_sg.partition.told import Told
 from lightning_sg.partition.trace import Trace
 from lightning_sg.partition.watch import GradientWatch
 from lightning_sg.plain import plain
 from lightning_sg.predictors import GradientPredictor, MLPPredictor
+from lightning_sg.predictors.stage_size import StageSize
 from lightning_sg.recurrent.auxiliary import Auxiliary
 from lightning_sg.recurrent.boundaries import TimeCrossings
 from lightning_sg.settings import Settings
@@ -62,6 +64,7 @@ class Session:
         updates: Which stages are updated at a step.
         exact: When exact gradients travel, and what they correct.
         trace: What a traced training step showed, once there was one.
+        told: What predictors are told of a batch.
         flow: Notices boundaries through which gradients no longer flow.
         late: Adds layers to the trace that only later batches go through.
         batches: How many training batches there were.
@@ -97,6 +100,7 @@ class Session:
         self.boundaries = Boundaries(module, names)
         self.ownership = ownership or OwnsAll()
         self.trace: Trace | None = None
+        self.told = Told(settings.context, None)
         self.flow = GradientWatch(module)
         self.late = LateLayers(module, self._accept_late)
         self.batches = 0
@@ -200,7 +204,7 @@ class Session:
         for inputs in self.inputs.trainers.values():
             inputs.source = ActivationsAtHand()
         self.boundaries = Boundaries(self.module, names)
-        self.trace = None
+        self.trace, self.told = None, Told(self._settings.context, None)
         self.times.install()
         self._show_to(profile)
 
@@ -222,6 +226,7 @@ class Session:
     def accept(self, trace: Trace) -> None:
         """Takes what a traced training step showed about the model."""
         self.trace = self.watched.trace = trace
+        self.told = Told(self._settings.context, trace)
         self.finite.accept(trace)
         self.updates.accept(trace.order, trace.uses, len(self.trainers))
         self.exact.accept(trace)
@@ -229,10 +234,14 @@ class Session:
         for place, name in enumerate(order):
             self.trainers[name].distance = len(order) - place
             self.trainers[name].shapes = trace.shapes.get(name, [])
+            self.trainers[name].stage = (
+                trace.size_of(place) if trace.order else StageSize.of_equal_share(self.module, len(order) + 1)
+            )
         self.late.watch(trace, self.boundaries.sites)
         if self.batch is not None:
-            self.batch.loss = trace.loss
+            self.batch.context, self.batch.loss = self.told.of(self.batch.origin.data), self.told.loss
             self.batch.plan = self.exact.plan(self.batches, self.batch.context)
+            announce_context(self.told, self.trainers.values(), found=self.batch.context is not None)
 
     def _accept_late(self) -> None:
         """Takes what a later batch showed about layers that the traced step did not go through."""
@@ -244,12 +253,12 @@ class Session:
 
     def begin_batch(self, trainer: pl.Trainer, batch: Any, origin: BatchOrigin) -> BatchContext:
         """A training batch begins."""
-        context = context_of(batch, self._settings.context)
+        context = self.told.of(batch)
         self.batch = BatchContext(
             self.batches,
             context,
             GradientScale.of(trainer),
-            None if self.trace is None else self.trace.loss,
+            self.told.loss,
             self.exact.plan(self.batches, context),
             self.inputs.features(batch),
             origin=origin,

@@ -32,7 +32,7 @@ LAYERS = (
     ("training",),
     ("crossings",),
     ("recurrent", "inputs"),
-    ("settings", "ownership", "automatic", "session", "runtime", "metrics_log", "watched", "clipping"),
+    ("settings", "ownership", "automatic", "session", "context_log", "runtime", "metrics_log", "watched", "clipping"),
     ("transport", "checkpoint"),
     ("distributed",),
     ("callback",),

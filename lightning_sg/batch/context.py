@@ -1,4 +1,4 @@
-"""Takes from a batch the context of the gradient predictors: usually the labels."""
+"""Takes from a batch the context of the gradient predictors that the user names, or guesses where the labels are."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ def context_of(batch: Any, source: ContextSource) -> Any:
 
     Args:
         batch: The batch, on the stage's device.
-        source: ``"auto"``: the second element of a sequence if it is a tensor, or the entry of a dict called
-            ``labels``, ``label``, ``targets``, ``target`` or ``y``, or else nothing. Another string or a number: that
-            key or index. A callable: its result for the batch. ``None``: no context.
+        source: ``"auto"``: a guess, for steps that cannot be traced: the second element of a sequence if it is a
+            tensor, or the entry of a dict called ``labels``, ``label``, ``targets``, ``target`` or ``y``, or else
+            nothing. Another string or a number: that key or index. A callable: its result for the batch. ``None``: no
+            context.
 
     Returns:
         The context, detached; ``None`` if there is none.
@@ -37,6 +38,11 @@ def context_of(batch: Any, source: ContextSource) -> Any:
     batch = content_of(batch)
     option = f"SyntheticGradients(context={source!r})"
     context = _labels(batch) if source == "auto" else entry_of(batch, source, option)
+    return detached(context)
+
+
+def detached(context: Any) -> Any:
+    """The context without the graphs of its tensors."""
     return tree_map_only(Tensor, lambda tensor: tensor.detach(), context)
 
 
@@ -48,4 +54,4 @@ def _labels(batch: Any) -> Any:
     return None
 
 
-__all__ = ["LABEL_KEYS", "ContextSource", "context_of"]
+__all__ = ["LABEL_KEYS", "ContextSource", "context_of", "detached"]

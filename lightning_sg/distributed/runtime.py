@@ -204,7 +204,7 @@ class StageRuntime:
                 self._start_up.choose_cuts(self.stage.session, call, batch)
                 program = self._start_up.first_program(self.stage, call, batch, training=training)
             else:
-                program = self._start_up.next_program(self.stage, ready.program, call)
+                program = self._start_up.next_program(self.stage, ready.program, call, batch)
         logs = LogsOfStage(self.stage.session.module, self.status)
         self._ready = ReadyStage(self.stage, program, logs, call, traced_training=training)
         self._first_uses = program.first_uses

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from lightning_sg.automatic import choose_names
-from lightning_sg.batch.context import context_of
 from lightning_sg.distributed.data_parallel import DataParallel, NoReplicas, ReplicatedStages
 from lightning_sg.distributed.first_uses import FirstUses
 from lightning_sg.distributed.inlet import Inlet, NoInlet, UpstreamInlet
@@ -28,6 +27,7 @@ from lightning_sg.partition.fakes import FakeOutputs, FakeTensors, remote_blocks
 from lightning_sg.partition.paging import PagedParameters
 from lightning_sg.partition.placement import Placement, assign, place
 from lightning_sg.partition.step import carries_gradient_later, trace_step, trains_later
+from lightning_sg.partition.told import Told
 from lightning_sg.partition.trace import Trace
 from lightning_sg.session import Session
 from lightning_sg.settings import Settings
@@ -134,7 +134,7 @@ class StartUp:
             training: Whether it is a training step.
         """
         module = stage.session.module
-        trace = self._trace(stage, call, training=training)
+        trace = self._trace(stage, call, batch, training=training)
         placement = self._placed(stage, trace, batch)
         if self._grid.is_last and self._grid.replica == 0:
             rank_zero_info(f"The stages on {len(self._grid.ranks)} processes:\n{self._described(placement, module)}")
@@ -145,9 +145,9 @@ class StartUp:
                 link.neighbour = names[self._grid.position + neighbour]
         return self._program(stage, placement, training=training)
 
-    def next_program(self, stage: Stage, program: StageProgram, call: Callable[..., Any]) -> StageProgram:
+    def next_program(self, stage: Stage, program: StageProgram, call: Callable[..., Any], batch: Any) -> StageProgram:
         """Traces the first training step after steps of evaluation: it may use more parameters."""
-        trace = self._trace(stage, call, training=True)
+        trace = self._trace(stage, call, batch, training=True)
         placement = assign(program.placement, stage.session.module, trace, tied=self._options.tied)
         return self._program(stage, placement, training=True)
 
@@ -172,9 +172,9 @@ class StartUp:
 
     # ------------------------------------------------------------------ parts of it
 
-    def _trace(self, stage: Stage, call: Callable[..., Any], *, training: bool) -> Trace:
+    def _trace(self, stage: Stage, call: Callable[..., Any], batch: Any, *, training: bool) -> Trace:
         session = stage.session
-        trace = trace_step(session.module, session.boundaries.sites, call, self._grid.device)
+        trace = trace_step(session.module, session.boundaries.sites, call, self._grid.device, batch=batch)
         check_cuts(trace, split=True)
         if training:
             sites, device = session.boundaries.sites, self._grid.device
@@ -187,8 +187,7 @@ class StartUp:
         session, processes = stage.session, len(self._grid.ranks)
         predictors: dict[str, float] = {}
         if trace.stages > processes:  # else there is nothing to balance
-            context = context_of(batch, self._cutter.settings.context)
-            predictors = session.factory.operations(trace, context)
+            predictors = session.factory.operations(trace, Told(self._cutter.settings.context, trace), batch)
         placement = place(session.module, trace, processes, predictors, tied=self._options.tied)
         first = self._of_first_replica(placement.first)
         if first != placement.first:

@@ -29,7 +29,12 @@ CostOfPredictors = Callable[[Trace, list[str]], dict[str, float]]
 
 
 def choose_boundaries(
-    module: nn.Module, stages: int, run: Run, device: torch.device, cost_of_predictors: CostOfPredictors
+    module: nn.Module,
+    stages: int,
+    run: Run,
+    device: torch.device,
+    cost_of_predictors: CostOfPredictors,
+    batch: Any = None,
 ) -> list[str]:
     """Names the submodules to cut after, so that the slowest stage, its predictor included, is as fast as possible.
 
@@ -43,6 +48,7 @@ def choose_boundaries(
         run: Calls the step on a real batch.
         device: The device that the step runs on.
         cost_of_predictors: Estimates what predictors would cost.
+        batch: The batch that the step is run on.
 
     Returns:
         ``stages - 1`` names, in the order of the data.
@@ -50,14 +56,14 @@ def choose_boundaries(
     Raises:
         PartitionError: If there are too few places to cut, or the step cannot be traced.
     """
-    trace = _trace(module, _candidates(module, run, device), run, device)
+    trace = _trace(module, _candidates(module, run, device), run, device, batch)
     while True:
         around = {name for leak in trace.leaks for name in trace.order[leak.made_in : leak.used_in]}
         around |= _without_gradient(trace)
         around |= {name for used in trace.times.values() for name in trace.order[min(used) : max(used)]}
         if not around:
             break
-        trace = _trace(module, [name for name in trace.order if name not in around], run, device)
+        trace = _trace(module, [name for name in trace.order if name not in around], run, device, batch)
     costs = stage_costs(module, trace)
     trained = _trained_stages(module, trace)
     # Skip a place if nothing is trained between it and the next one. So activation functions stay with the layer before
@@ -105,10 +111,10 @@ def _candidates(module: nn.Module, run: Run, device: torch.device) -> list[str]:
     return [name for name in names if calls[name] == 1]
 
 
-def _trace(module: nn.Module, names: list[str], run: Run, device: torch.device) -> Trace:
+def _trace(module: nn.Module, names: list[str], run: Run, device: torch.device, batch: Any) -> Trace:
     boundaries = Boundaries(module, names)
     try:
-        return trace_step(module, boundaries.sites, run, device)
+        return trace_step(module, boundaries.sites, run, device, batch=batch)
     finally:
         boundaries.remove()
 

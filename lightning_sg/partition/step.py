@@ -8,14 +8,17 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_sg.batch.copying import copy_of
-from lightning_sg.boundary import Site
+from lightning_sg.boundary import Crossing, Site
 from lightning_sg.errors import BoundaryError
 from lightning_sg.lightning_api import STEP_OUTPUT, pl
+from lightning_sg.partition.copies import CopiedTensors
 from lightning_sg.partition.fakes import FakeTensors
+from lightning_sg.partition.loss_inputs import LossInputs, inputs_of_loss
+from lightning_sg.partition.recorder import Recorder
 from lightning_sg.partition.shadow import shadowed
 from lightning_sg.partition.trace import Trace
 from lightning_sg.partition.tracer import Tracer
@@ -33,6 +36,7 @@ def trace_step(
     device: torch.device,
     *,
     without_gradient: bool = True,
+    batch: Any = None,
 ) -> Trace:
     """Runs a step on fake parameters and buffers. It computes, logs and counts nothing.
 
@@ -45,6 +49,7 @@ def trace_step(
         run: Calls the step on a real batch.
         device: The device that the step runs on.
         without_gradient: Whether passes under ``no_grad`` count, see :meth:`Site.open`.
+        batch: The batch, in which the inputs of the loss are looked for.
 
     Raises:
         BoundaryError: If the step ends without reaching a boundary.
@@ -55,17 +60,22 @@ def trace_step(
     tracer = Tracer(module, sites, fakes.origin, counter)
     stopped: Exception | None = None
     with ExitStack() as stack:
-        stack.enter_context(undone(module, device))
-        stack.enter_context(_ending_at_backward(module))
+        stack.enter_context(
+            undone(module, device, lambda *call: recorder.run_metric(*call) if tracer.in_last_stage else None)
+        )
+        stack.enter_context(_ending_at_backward(module, lambda loss: recorder.take_loss(loss)))
         stack.enter_context(fakes)
+        recorder = Recorder(module, batch, fakes.origin, lambda: tracer.in_last_stage or not without_gradient)
+        tracer.expects = recorder.expected
         stack.enter_context(tracer.following_modules())
         stack.enter_context(tracer.following_time(module))
         stack.enter_context(counter)
+        stack.enter_context(recorder)  # before the tracer, which shall not see what the recorder does
         stack.enter_context(tracer)
         try:
             for site in sites:
                 site.open(tracer.crossing(site), without_gradient=without_gradient)
-            run()
+            recorder.take_loss(run())
         except _StepEnds:
             pass
         except BoundaryError:
@@ -73,11 +83,68 @@ def trace_step(
         except Exception as error:  # the user's code may raise anything
             stopped = error
         finally:
+            recorder.look_for_changes(module)
             for site in sites:
                 site.close()
     if stopped is not None:
         tracer.stopped_by(stopped, lambda: _fails_anyway(module, sites, run, device, stopped))
-    return tracer.result()
+    trace = tracer.result()
+    trace.inputs = inputs_of_loss(recorder, trace.loss, _samples(trace), trace.cut_short)
+    for name in trace.inputs.buffers:
+        trace.uses.setdefault(name, set()).update(range(trace.stages))
+    recorder.forget()
+    return trace
+
+
+def inputs_on_values(
+    module: nn.Module, sites: Sequence[Site], run: Callable[[], STEP_OUTPUT], device: torch.device, batch: Any
+) -> LossInputs:
+    """Finds the inputs of the loss in a step that needs values: runs it on copies of the model's tensors.
+
+    Args:
+        module: The LightningModule, all of which is in this process.
+        sites: Its boundaries.
+        run: Calls the step on a real batch.
+        device: The device that the step runs on.
+        batch: The batch, in which the inputs of the loss are looked for.
+    """
+    copies, trace, reason = CopiedTensors(module), Trace(), None
+
+    def crossing(site: Site) -> Crossing:
+        def cross(tensors: list[Tensor]) -> list[Tensor]:
+            trace.order.append(site.name)
+            trace.shapes[site.name] = [tuple(tensor.shape) for tensor in tensors if tensor.is_floating_point()]
+            return [tensor.view_as(tensor) for tensor in tensors]
+
+        return cross
+
+    with ExitStack() as stack:
+        stack.enter_context(undone(module, device, lambda *call: recorder.run_metric(*call)))
+        stack.enter_context(_ending_at_backward(module, lambda loss: recorder.take_loss(loss)))
+        stack.enter_context(copies)
+        recorder = Recorder(module, batch, copies.origin)
+        stack.enter_context(recorder)
+        try:
+            for site in sites:
+                site.open(crossing(site), without_gradient=False)
+            recorder.take_loss(run())
+        except _StepEnds:
+            pass
+        except Exception as error:  # the user's code may raise anything; it will again in training
+            reason = f"{type(error).__name__}: {error}"
+        finally:
+            recorder.look_for_changes(module)
+            for site in sites:
+                site.close()
+    found = inputs_of_loss(recorder, None, _samples(trace), reason)
+    recorder.forget()
+    return found
+
+
+def _samples(trace: Trace) -> int:
+    """The number of samples in what crosses the first boundary."""
+    shapes = [shape for name in trace.order for shape in trace.shapes[name] if shape]
+    return shapes[0][0] if shapes else 0
 
 
 def _fails_anyway(
@@ -188,11 +255,14 @@ def later(args: Sequence[Any], kwargs: dict[str, Any], ahead: int) -> tuple[Sequ
     return args, kwargs
 
 
-def _ending_at_backward(module: nn.Module) -> AbstractContextManager[None]:
-    def end_step(*_args: Any, **_kwargs: Any) -> None:
+def _ending_at_backward(
+    module: nn.Module, take_loss: Callable[[Any], None] = lambda _loss: None
+) -> AbstractContextManager[None]:
+    def end_step(*args: Any, **_kwargs: Any) -> None:
+        take_loss(args[0] if args else None)
         raise _StepEnds
 
     return shadowed([(module, "manual_backward", end_step)])
 
 
-__all__ = ["call_training_step", "carries_gradient_later", "later", "trace_step", "trains_later"]
+__all__ = ["call_training_step", "carries_gradient_later", "inputs_on_values", "later", "trace_step", "trains_later"]

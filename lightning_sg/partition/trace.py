@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lightning_sg.gradient_flow import Blocked
+from lightning_sg.partition.loss_inputs import LossInputs
 from lightning_sg.predictors.base import LossInfo
+from lightning_sg.predictors.stage_size import StageSize
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Trace:
     Attributes:
         order: The boundaries in the order in which the data reaches them.
         uses: For each parameter and buffer that the step used, the stages that used it.
+        sizes: For each parameter that the step used, the number of its elements.
         shapes: For each boundary, the shapes of the floating-point tensors that cross it.
         bytes: For each boundary, the total size of the tensors that cross it.
         flops: For each stage, the floating-point operations of its forward pass, as torch counts them.
@@ -47,6 +50,7 @@ class Trace:
         blocked: For each boundary through which no gradient flows back, why.
         times: For each boundary in time, the stages that write to it or read from it.
         loss: The model's own loss, or ``None`` if predictors do not know it.
+        inputs: What the loss compares the network with, by which predictors choose their context.
         cut_short: Why the trace ended early, or ``None`` if it reached the end of the step. This happens only in the
             last stage, whose code may read values that fake tensors do not have. The rest of the step belongs to the
             last stage.
@@ -54,6 +58,7 @@ class Trace:
 
     order: list[str] = field(default_factory=list)
     uses: dict[str, set[int]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
     shapes: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
     flops: list[int] = field(default_factory=list)
@@ -61,12 +66,18 @@ class Trace:
     blocked: dict[str, Blocked] = field(default_factory=dict)
     times: dict[str, set[int]] = field(default_factory=dict)
     loss: LossInfo | None = None
+    inputs: LossInputs = field(default_factory=LossInputs)
     cut_short: str | None = None
 
     @property
     def stages(self) -> int:
         """The number of stages: one more than boundaries."""
         return len(self.order) + 1
+
+    def size_of(self, stage: int) -> StageSize:
+        """The size of a stage; a training step takes about three times the operations of a forward pass."""
+        used = [name for name, stages in self.uses.items() if stage in stages]
+        return StageSize(sum(self.sizes.get(name, 0) for name in used), 3.0 * self.flops[stage])
 
 
 __all__ = ["Leak", "Trace"]

@@ -22,7 +22,7 @@ from lightning_sg.partition.trace import Leak, Trace
 from lightning_sg.time_boundary import boundaries_in_time
 
 # The last stage may read values of its tensors. In a traced step each read returns this constant, whatever the value
-# would be: it only has to let the step go on.
+# would be: it only has to let the step go on. Numbers are taken for finite where the step asks.
 _READS: dict[Callable[..., Any], Any] = {
     Tensor.item: 1.0,
     Tensor.__float__: 1.0,
@@ -48,6 +48,7 @@ class Tracer(TorchFunctionMode):
 
     Attributes:
         trace: What was noted so far.
+        expects: What a value is that the step reads, if it checks whether numbers are finite; ``None`` if not.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Tracer(TorchFunctionMode):
         self._tensor_names = {
             id(tensor): name for named in (module.named_buffers(), module.named_parameters()) for name, tensor in named
         }
+        self.expects: Callable[[Tensor], bool | None] = lambda _tensor: None
         self._inside: list[str] = [type(module).__name__]
         self._crossing_now = False
         self._crossed: list[frozenset[str]] = []  # at each boundary that was reached, the makers of what crossed
@@ -71,7 +73,8 @@ class Tracer(TorchFunctionMode):
         return len(self.trace.order)
 
     @property
-    def _in_last_stage(self) -> bool:
+    def in_last_stage(self) -> bool:
+        """Whether the step has passed all boundaries."""
         return self._stage == len(self._sites)
 
     # ------------------------------------------------------------------ during the step
@@ -88,10 +91,11 @@ class Tracer(TorchFunctionMode):
                 touched = self._note(tensor, func) or touched
                 buffers |= self._buffers_of(tensor)
                 makers |= self._makers_of(tensor)
-        if self._in_last_stage and self.trace.loss is None:
+        if self.in_last_stage and self.trace.loss is None:
             self.trace.loss = loss_of_call(func, args, kwargs)
-        if func in _READS and self._in_last_stage and is_fake(args[0]):
-            return _READS[func]
+        if func in _READS and self.in_last_stage and is_fake(args[0]):
+            known = self.expects(args[0])
+            return _READS[func] if known is None else type(_READS[func])(known)
         result = func(*args, **kwargs)
         if touched or buffers:
             for tensor in tree_leaves(result):
@@ -130,7 +134,9 @@ class Tracer(TorchFunctionMode):
         """Notes the use of one argument; returns whether it depends on a parameter."""
         original = self._origin.get(id(tensor))
         if isinstance(original, nn.Parameter):
-            self.trace.uses.setdefault(self._tensor_names[id(original)], set()).add(self._stage)
+            name = self._tensor_names[id(original)]
+            self.trace.uses.setdefault(name, set()).add(self._stage)
+            self.trace.sizes[name] = original.numel()
             return True
         origin = getattr(tensor, "_sg_origin", None)
         if origin is None:
@@ -227,7 +233,7 @@ class Tracer(TorchFunctionMode):
         Raises:
             PartitionError: If it came before the last stage.
         """
-        if self._in_last_stage:
+        if self.in_last_stage:
             self.trace.cut_short = f"{type(error).__name__}: {error}"
             return
         missing = self._missing()

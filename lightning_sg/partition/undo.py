@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from lightning_sg.partition.idle import idle
-from lightning_sg.partition.quiet import quiet
+from lightning_sg.partition.quiet import RunMetric, quiet, run_no_metric
 from lightning_sg.partition.snapshot import Snapshot
 from lightning_sg.partition.written import Written
 from lightning_sg.rng import unchanged_randomness
 
 
 @contextmanager
-def undone(module: nn.Module, device: torch.device) -> Iterator[None]:
+def undone(module: nn.Module, device: torch.device, run_metric: RunMetric = run_no_metric) -> Iterator[None]:
     """Lets a step run without a trace of it on exit.
 
     These are restored: attributes of ``module``, its submodules, its callbacks and data module, and of the objects that
@@ -31,6 +31,7 @@ def undone(module: nn.Module, device: torch.device) -> Iterator[None]:
     Args:
         module: The module whose step runs.
         device: The device that it runs on.
+        run_metric: Computes the value of a metric that is a loss.
     """
     snapshot = Snapshot([module, *module.modules(), *_around(module)])
     parameters = {id(each): each for held in snapshot.modules for each in held.parameters(recurse=False)}.values()
@@ -44,7 +45,7 @@ def undone(module: nn.Module, device: torch.device) -> Iterator[None]:
         stack.enter_context(unchanged_randomness())
         stack.enter_context(_unchanged_modes(device))
         stack.enter_context(idle(module))
-        stack.enter_context(quiet(module, snapshot.modules))
+        stack.enter_context(quiet(module, snapshot.modules, run_metric))
         stack.enter_context(written)
         yield
 

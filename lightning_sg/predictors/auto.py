@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -11,10 +12,17 @@ from torch.optim import Optimizer
 
 from lightning_sg.arguments import checked, instance, optional
 from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
+from lightning_sg.predictors.cheap import cheap_predictor
 from lightning_sg.predictors.direct import LinearPredictor, MLPPredictor
+from lightning_sg.predictors.forms import form_of_output
 from lightning_sg.predictors.loss_model import LossModelArguments, LossModelPredictor
+from lightning_sg.predictors.replayed import ReplayedLoss
+from lightning_sg.predictors.stage_size import StageSize
 from lightning_sg.predictors.tasks import CLASSES, tasks_of
 from lightning_sg.predictors.view import place_of
+
+# Makes a predictor and says in words what it is.
+Candidate = Callable[[], tuple[GradientPredictor, str]]
 
 #: The options of :class:`~lightning_sg.LossModelPredictor` for each form of task, see :func:`form_of`.
 #: docs/results.md has the measurements. A head that learns its own loss on every batch does best. On images of digits
@@ -34,9 +42,9 @@ def form_of(activations: Gradients, context: Any) -> str:
 
     Args:
         activations: The tensors that cross the boundary, each ``(N, ...)``.
-        context: Labels or goals: a tensor, or a dict of tensors, whose finest entry decides.
+        context: Labels or goals: a tensor, or a dict of tensors, whose finest entry decides; ``None`` for one label.
     """
-    places = {place_of(activations, goal) for goal in tasks_of(context).values()}
+    places = {place_of(activations, goal) for goal in tasks_of(context).values()} if context is not None else set()
     if "cell" in places:
         return "feature maps with dense labels"
     if "position" in places:
@@ -46,13 +54,33 @@ def form_of(activations: Gradients, context: Any) -> str:
     return "a sequence with one label" if any(activation.ndim == 3 for activation in activations) else "vectors"
 
 
+def form_of_loss(activations: Gradients, loss: ReplayedLoss) -> str:
+    """The form of a task whose loss is the model's own operations, one of the keys of :data:`FITTING`.
+
+    Args:
+        activations: The tensors that cross the boundary, each ``(N, ...)``.
+        loss: The loss.
+
+    Raises:
+        ValueError: If they do not fit together.
+    """
+    places = {form_of_output(shape, activations).place for shape in loss.shapes}
+    if "cell" in places:
+        return "feature maps with dense labels"
+    if "position" in places:
+        return "a sequence with a label for each position"
+    return form_of(activations, None)
+
+
 class AutoPredictor(GradientPredictor):
     """Chooses a predictor on the first batch, and acts as that predictor from then on.
 
     With labels or regression targets as context, it chooses a :class:`~lightning_sg.LossModelPredictor` with the
-    options in :data:`FITTING`. Without them, or if they do not fit the activations, it chooses an
-    :class:`~lightning_sg.MLPPredictor` of the activations alone. For a state that is carried through time it chooses a
-    :class:`~lightning_sg.LinearPredictor`. :attr:`choice` says what was chosen, and why.
+    options in :data:`FITTING`; its loss is the model's own, by the model's own operations if need be. Without them, or
+    if they do not fit the activations, it predicts from the activations alone, with a narrow
+    :class:`~lightning_sg.MLPPredictor` of at most a tenth of its stage's parameters and operations. For a state that is
+    carried through time it chooses a :class:`~lightning_sg.LinearPredictor`. :attr:`choice` says what was chosen, and
+    why.
 
     Args:
         classes: The number of classes, if the model's own loss does not reveal it; with several tasks, a dict by name.
@@ -76,12 +104,19 @@ class AutoPredictor(GradientPredictor):
             raise ValueError(f"AutoPredictor(options=...): options are those of LossModelPredictor. {error}") from error
         self.chosen: GradientPredictor | None = None
         self._of_state = False
+        self._stage: StageSize | None = None
         self._choice = "not chosen yet: the first batch decides"
 
     def of_state(self) -> AutoPredictor:
         """An unbuilt copy for a state that is carried through time, where what follows has no labels yet."""
         template = copy.deepcopy(self)
         template._of_state = True
+        return template
+
+    def for_stage(self, stage: StageSize) -> AutoPredictor:
+        """See :meth:`GradientPredictor.for_stage`: a direct predictor is narrow if the stage is small."""
+        template = copy.deepcopy(self)
+        template._stage = stage
         return template
 
     @property
@@ -128,23 +163,48 @@ class AutoPredictor(GradientPredictor):
             linear = LinearPredictor(conditional=False, normalize="none")
             linear.build(activations, context, loss)
             return linear, "LinearPredictor: the gradient directly, from the state; what follows has no labels yet"
-        if _has_goals(context):
-            form = form_of(activations, context)
-            predictor = LossModelPredictor(**{"classes": self.classes, **FITTING[form], **self.options})
+        reasons = []
+        for candidate in self._candidates(activations, context, loss):
             try:
-                predictor.build(activations, context, loss)
+                return candidate()
             except ValueError as error:
                 if self.classes is not None or self.options:
                     raise
-                reason = f"the context does not fit the activations: {error}"
-            else:
-                return predictor, f"LossModelPredictor: {predictor.describe()}; for {form}"
-        else:
+                reasons.append(f"the context does not fit the activations: {error}")
+        if not reasons:
             kind = "empty" if context is None else type(context).__name__
-            reason = f"the context ({kind}) has no labels or regression targets to predict a loss from"
-        direct = MLPPredictor(conditional=False)
+            reasons = [f"the context ({kind}) has no labels or regression targets to predict a loss from"]
+        if "hidden" in self.options:
+            width = self.options["hidden"]
+            direct: GradientPredictor = MLPPredictor(hidden=width, conditional=False)
+            words = f"a hidden layer of {width}"
+        else:
+            direct, words = cheap_predictor(activations, self._stage)
         direct.build(activations, context, loss)
-        return direct, f"MLPPredictor: the gradient directly, from the activations alone; {reason}"
+        kind = type(direct).__name__
+        return direct, f"{kind}: the gradient directly, from the activations alone, by {words}; {reasons[0]}"
+
+    def _candidates(self, activations: Gradients, context: Any, loss: LossInfo | None) -> list[Candidate]:
+        """The loss models to try, the best first."""
+        if not _has_goals(context):
+            return []
+        replay = None if loss is None else loss.replay
+        if replay is not None and loss is not None and loss.kind == "replayed":
+            return [partial(self._replaying, activations, context, replay)]
+        known: list[Candidate] = [partial(self._comparing, activations, context, loss)]
+        return known if replay is None else [*known, partial(self._replaying, activations, context, replay)]
+
+    def _comparing(self, activations: Gradients, context: Any, loss: LossInfo | None) -> tuple[GradientPredictor, str]:
+        form = form_of(activations, context)
+        predictor = LossModelPredictor(**{"classes": self.classes, **FITTING[form], **self.options})
+        predictor.build(activations, context, loss)
+        return predictor, f"LossModelPredictor: {predictor.describe()}; for {form}"
+
+    def _replaying(self, activations: Gradients, context: Any, loss: ReplayedLoss) -> tuple[GradientPredictor, str]:
+        form = form_of_loss(activations, loss)
+        predictor = LossModelPredictor(**{**FITTING[form], **self.options})
+        predictor.build_replayed(activations, context, loss)
+        return predictor, f"LossModelPredictor: {predictor.describe()}; for {form}"
 
     def _delegate(self) -> GradientPredictor:
         if self.chosen is None:
@@ -159,4 +219,4 @@ def _has_goals(context: Any) -> bool:
     return isinstance(context, Tensor)
 
 
-__all__ = ["FITTING", "AutoPredictor", "form_of"]
+__all__ = ["FITTING", "AutoPredictor", "form_of", "form_of_loss"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_sg.predictors.norms import relative_error
+from lightning_sg.predictors.replayed import ReplayedLoss
+from lightning_sg.predictors.stage_size import StageSize
 
 Gradients = tuple[Tensor, ...]
 
@@ -23,12 +25,14 @@ class LossInfo:
 
     Attributes:
         kind: ``"cross_entropy"``, ``"binary_cross_entropy"`` (of logits or probabilities), ``"mse"``, ``"l1"``,
-            ``"smooth_l1"`` or ``"huber"``.
+            ``"smooth_l1"`` or ``"huber"``; ``"replayed"`` for any other, whose operations are in ``replay``.
         outputs: The size of the class dimension for ``"cross_entropy"``, otherwise of the last dimension; 1 for
             outputs of shape ``(N,)``.
         ignore_index: The label that ``cross_entropy`` skips.
         label_smoothing: The ``label_smoothing`` of ``cross_entropy``.
         beta: Where the quadratic part ends: the ``beta`` of ``smooth_l1`` or the ``delta`` of ``huber``.
+        replay: Repeats the model's own operations from its last outputs to its loss, if that is possible and the
+            context is what they use of the batch.
     """
 
     kind: str
@@ -36,6 +40,7 @@ class LossInfo:
     ignore_index: int = -100
     label_smoothing: float = 0.0
     beta: float = 1.0
+    replay: ReplayedLoss | None = field(default=None, compare=False, repr=False)
 
 
 class TargetUse(StrEnum):
@@ -152,6 +157,14 @@ class GradientPredictor(Predictor):
             context: What the callback took from this batch.
         """
         return self.target_use.learns_from_targets
+
+    def for_stage(self, stage: StageSize) -> GradientPredictor:
+        """An unbuilt predictor that suits a stage of this size; by default the same for all.
+
+        Args:
+            stage: The stage before the boundary.
+        """
+        return self
 
     @abstractmethod
     def forward(self, activations: Gradients, context: Any) -> Gradients | None:

@@ -14,6 +14,7 @@ from lightning_sg.predictors.heads import Head
 from lightning_sg.predictors.layers import DEPTH, WIDTH
 from lightning_sg.predictors.loss_model import LossModelPredictor
 from lightning_sg.predictors.normalize import NORMALIZATION, Normalization
+from lightning_sg.predictors.replay_head import ReplayHead
 from lightning_sg.predictors.tasks import CLASSES
 
 
@@ -93,8 +94,8 @@ class FeedbackAlignment(GradientPredictor):
             value = self.readout.value_of(outputs, context)
             return list(torch.autograd.grad(value.sum(), outputs))
 
-    def _heads(self) -> list[Head]:
-        return [head for head in self.readout.heads if isinstance(head, Head)]
+    def _heads(self) -> list[Head | ReplayHead]:
+        return [head for head in self.readout.heads if isinstance(head, (Head, ReplayHead))]
 
 
 __all__ = ["FeedbackAlignment"]

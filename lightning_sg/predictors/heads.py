@@ -16,6 +16,8 @@ from lightning_sg.predictors.features import count_classes
 from lightning_sg.predictors.head_options import HeadOptions
 from lightning_sg.predictors.layers import RowBatchNorm, zero_ended
 from lightning_sg.predictors.own_loss import OwnCriterion, OwnLoss
+from lightning_sg.predictors.replay_head import ReplayHead, forms_of, seen_by
+from lightning_sg.predictors.replayed import ReplayedLoss
 from lightning_sg.predictors.sampled import SampledSoftmax
 from lightning_sg.predictors.view import Place, View, place_of
 
@@ -184,6 +186,25 @@ class HeadFactory:
         view = self._view(place)
         net = self._net(view.build(activations), own_loss.outputs)
         return Head(view, net, OwnCriterion(place, own_loss.function))
+
+    def make_replayed(self, activations: Gradients, loss: ReplayedLoss) -> ReplayHead:
+        """Makes a head for the model's own loss, by its own operations.
+
+        Args:
+            activations: The first activations, each ``(N, ...)``.
+            loss: The loss.
+
+        Raises:
+            ValueError: If activations and the outputs that the loss takes do not fit together.
+        """
+        forms = forms_of(loss, activations)
+        views: dict[Place, View] = {}
+        nets: dict[Place, nn.Sequential] = {}
+        for place in dict.fromkeys(form.place for form in forms):
+            views[place] = self._view(place)
+            outputs = sum(form.size for form in forms if form.place == place)
+            nets[place] = self._net(views[place].build(seen_by(place, activations)), outputs)
+        return ReplayHead(loss, forms, views, nets)
 
     def _view(self, place: Place) -> View:
         options = self.options

@@ -16,6 +16,8 @@ from lightning_sg.predictors.heads import Head, HeadFactory
 from lightning_sg.predictors.layers import DEPTH, WIDTH
 from lightning_sg.predictors.matching import Matching
 from lightning_sg.predictors.own_loss import OwnLoss
+from lightning_sg.predictors.replay_head import ReplayHead
+from lightning_sg.predictors.replayed import ReplayedLoss
 from lightning_sg.predictors.tasks import CLASSES, Tasks, loss_of_task, tasks_of
 
 Objective = Literal["loss", "gradient", "both"]
@@ -55,8 +57,9 @@ class LossModelPredictor(GradientPredictor):
 
     An integer context holds class labels and gets cross-entropy, with the ``label_smoothing`` and ``ignore_index`` of
     the model's own. Other contexts are regression targets, for which the model's own loss is used as well (mse, l1,
-    smooth_l1, huber or binary cross-entropy). A context that is a dict of tensors gets one head for each entry, and the
-    loss is their weighted sum.
+    smooth_l1, huber or binary cross-entropy). If the model's loss is none of these, and the context is what a traced
+    step found, the head's loss is the model's own: its operations, repeated on the head's outputs. A context of the
+    user's choice that is a dict of tensors gets one head for each entry, and the loss is their weighted sum.
 
     Args:
         hidden: The width of the head's hidden layers.
@@ -133,6 +136,9 @@ class LossModelPredictor(GradientPredictor):
             self.heads = nn.ModuleList([self.factory.make_own(activations, context, self.own_loss)])
             self._sample_losses(activations, context)  # raises if the function returns something else than losses
             return
+        if loss is not None and loss.kind == "replayed" and loss.replay is not None and self.tasks == Tasks():
+            self.build_replayed(activations, context, loss.replay)
+            return
         tasks = tasks_of(context, self.tasks.losses)
         classes = self.classes if isinstance(self.classes, dict) else dict.fromkeys(tasks, self.classes)
         unknown = sorted({*self.tasks.weights, *classes} - set(tasks))
@@ -153,6 +159,20 @@ class LossModelPredictor(GradientPredictor):
             )
             for name, labels in tasks.items()
         )
+
+    def build_replayed(self, activations: Gradients, context: Any, loss: ReplayedLoss) -> None:
+        """Makes one head for the model's loss as a traced step showed it.
+
+        Args:
+            activations: As in :meth:`build`.
+            context: As in :meth:`build`.
+            loss: The loss.
+
+        Raises:
+            ValueError: If they do not fit together.
+        """
+        self.task_names = [""]
+        self.heads = nn.ModuleList([self.factory.make_replayed(activations, loss)])
 
     def default_optimizer(self, parameters: Iterable[Tensor]) -> Optimizer:
         """AdamW with learning rate 3e-3 and weight decay 0.3, because a head that fits its batches has no gradient."""
@@ -184,6 +204,8 @@ class LossModelPredictor(GradientPredictor):
         Returns:
             ``(N,)``.
         """
+        if self._whole:
+            return self._head(0).criterion(outputs[0], context)
         tasks = tasks_of(context, self.task_names)
         return self._weighted(
             self._head(place).criterion(outputs[place], tasks[name]) for place, name in enumerate(self.task_names)
@@ -205,12 +227,14 @@ class LossModelPredictor(GradientPredictor):
         with torch.enable_grad():
             inputs = tuple(activation.detach().requires_grad_() for activation in activations)
             value = self._sample_losses(inputs, context).sum()
-            gradients = torch.autograd.grad(value, inputs, create_graph=create_graph)
+            gradients = torch.autograd.grad(
+                value, inputs, create_graph=create_graph, allow_unused=True, materialize_grads=True
+            )
         return value, gradients
 
     def _sample_losses(self, activations: Gradients, context: Any) -> Tensor:
         """The loss of each sample, ``(N,)``: the weighted sum over tasks."""
-        if self.own_loss is not None:
+        if self._whole:
             return self._head(0).sample_losses(activations, context)
         tasks = tasks_of(context, self.task_names)
         return self._weighted(
@@ -221,9 +245,14 @@ class LossModelPredictor(GradientPredictor):
         weights = (self.tasks.weights.get(name, 1.0) for name in self.task_names)
         return torch.stack([weight * loss for weight, loss in zip(weights, losses)]).sum(0)
 
-    def _head(self, place: int) -> Head:
+    @property
+    def _whole(self) -> bool:
+        """Whether one head takes the whole context."""
+        return self.own_loss is not None or isinstance(self.heads[0], ReplayHead)
+
+    def _head(self, place: int) -> Head | ReplayHead:
         head = self.heads[place]
-        assert isinstance(head, Head)
+        assert isinstance(head, (Head, ReplayHead))
         return head
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_sg._compat import tree_map_only
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.predictors.base import Gradients, LossInfo
+from lightning_sg.predictors.stage_size import StageSize
 from lightning_sg.replicas import Replicas
 from lightning_sg.training.ledger import Ledger
 from lightning_sg.training.metrics import cosine
@@ -42,6 +43,7 @@ class BoundaryTrainer(ABC):
         step: How many batches have crossed the boundary.
         distance: The number of boundaries from this one to the end of the network, this one included.
         shapes: Of what crosses the boundary, as a traced step showed them.
+        stage: The size of the stage before it, as a traced step showed it.
         targets: Where targets come from.
         ledger: The batches under way.
         profile: Shows actions to the trainer's profiler.
@@ -59,6 +61,7 @@ class BoundaryTrainer(ABC):
         self.step = 0
         self.distance = 1
         self.shapes: list[tuple[int, ...]] = []
+        self.stage: StageSize | None = None
         self.targets: TargetSource = TargetsOfBackwardPass()
         self.ledger: Ledger[Record] = Ledger()
         self.profile: Profile = nullcontext

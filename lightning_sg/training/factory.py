@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.options import ExactGradients, PredictorTraining
+from lightning_sg.partition.told import Told
 from lightning_sg.partition.trace import Trace
 from lightning_sg.predictors import AutoPredictor, GradientPredictor
 from lightning_sg.rules import BoundaryRule
@@ -81,13 +82,14 @@ class TrainerFactory:
         }
 
     def costs(
-        self, trace: Trace, context: Any, names: Sequence[str] | None = None, *, leave_out: bool = False
+        self, trace: Trace, told: Told, batch: Any, names: Sequence[str] | None = None, *, leave_out: bool = False
     ) -> dict[str, tuple[str, float]]:
         """What predictors would cost at the boundaries of a traced step.
 
         Args:
             trace: The step.
-            context: What the predictors are told of the batch.
+            told: What the predictors are told of a batch.
+            batch: The batch.
             names: Of which boundaries; by default of all.
             leave_out: Leave out those that cannot be built for their boundary.
 
@@ -97,15 +99,17 @@ class TrainerFactory:
         Raises:
             SyntheticGradientsError: If one cannot be built, unless those are left out.
         """
-        templates = self.templates(trace.order)
+        templates, context, loss = self.templates(trace.order), told.of(batch), told.loss
         known: dict[Any, PredictorCost] = {}
         costs = {}
         for name in trace.order if names is None else names:
             shapes, template = trace.shapes[name], templates[name]
-            key = (id(template), *shapes)
+            if isinstance(template, GradientPredictor):
+                template = template.for_stage(trace.size_of(trace.order.index(name)))
+            key = (id(templates[name]), trace.size_of(trace.order.index(name)), *shapes)
             try:
                 if key not in known:
-                    known[key] = cost_of_predictor(template, name, shapes, context, trace.loss)
+                    known[key] = cost_of_predictor(template, name, shapes, context, loss)
             except SyntheticGradientsError:
                 if leave_out:
                     continue
@@ -114,9 +118,9 @@ class TrainerFactory:
             costs[name] = (known[key].words, known[key].of_batch(self._training.every, targets))
         return costs
 
-    def operations(self, trace: Trace, context: Any, names: Sequence[str] | None = None) -> dict[str, float]:
+    def operations(self, trace: Trace, told: Told, batch: Any, names: Sequence[str] | None = None) -> dict[str, float]:
         """The operations alone, of those predictors that can be built; see :meth:`costs`."""
-        costs = self.costs(trace, context, names, leave_out=True)
+        costs = self.costs(trace, told, batch, names, leave_out=True)
         return {name: operations for name, (_words, operations) in costs.items()}
 
     def _exact_share(self, template: Template, shapes: list[tuple[int, ...]], context: Any) -> float:

@@ -66,6 +66,10 @@ class Learner(Generic[Kind]):
         """Whether there is anything to learn."""
         return self._optimizer is not None
 
+    def take_template(self, template: Kind) -> None:
+        """Takes another unbuilt predictor, from which the next :meth:`build` makes its copy."""
+        self.predictor = self._template = template
+
     def build(self, *sizes: Any) -> None:
         """Makes the parameters, on the device of the first tensor in ``sizes``, and uses up no random numbers."""
         device: torch.device = tree_leaves(sizes)[0].device

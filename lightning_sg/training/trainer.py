@@ -153,6 +153,8 @@ class PredictorTrainer(BoundaryTrainer):
             SyntheticGradientsError: If the predictor cannot be built for this boundary.
         """
         if not self._learner.built:
+            if self.stage is not None:
+                self._learner.take_template(self._template.for_stage(self.stage))
             with torch.autocast(inputs[0].device.type, enabled=False), self._explaining(inputs, context):
                 self._predictions.build(inputs, context, loss)
                 self._restore(inputs[0].device)

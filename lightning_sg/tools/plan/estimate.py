@@ -10,13 +10,13 @@ import torch
 
 from lightning_sg.arguments import checked, instance, optional, whole
 from lightning_sg.automatic import choose_names
-from lightning_sg.batch.context import context_of
 from lightning_sg.boundary import Boundaries
 from lightning_sg.callback import SyntheticGradients
 from lightning_sg.lightning_api import pl
 from lightning_sg.partition.checks import check_cuts, check_gradients, check_trainable
 from lightning_sg.partition.placement import place, stage_costs
 from lightning_sg.partition.step import call_training_step, trace_step
+from lightning_sg.partition.told import Told
 from lightning_sg.time_boundary import boundaries_in_time
 from lightning_sg.training.factory import TrainerFactory
 
@@ -129,15 +129,15 @@ def plan(
         names = choose_names(settings, module, processes, run, device, batch)
     boundaries = Boundaries(module, names)
     try:
-        trace = trace_step(module, boundaries.sites, run, device)
+        trace = trace_step(module, boundaries.sites, run, device, batch=batch)
     finally:
         boundaries.remove()
     check_cuts(trace, split=processes > 1)
     check_trainable(module, trace)
     check_gradients(module, trace)
-    context = context_of(batch, settings.context)
+    told = Told(settings.context, trace)
     in_time = list(boundaries_in_time(module))
-    costs = TrainerFactory(settings.template, settings.training, settings.exact, in_time).costs(trace, context)
+    costs = TrainerFactory(settings.template, settings.training, settings.exact, in_time).costs(trace, told, batch)
     placement = place(module, trace, processes, {name: cost for name, (_words, cost) in costs.items()})
     sizes = dict(module.named_parameters())
     stages = [

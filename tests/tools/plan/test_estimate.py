@@ -111,7 +111,7 @@ def test_unfit_predictors_are_named() -> None:
     with pytest.raises(
         SyntheticGradientsError, match=r"LossModelPredictor at boundary 'net.1': .* beyond the 2 classes"
     ):
-        plan(Unlabelled(), BATCH, SyntheticGradients(predictor=LossModelPredictor(classes=2)))
+        plan(Unlabelled(), BATCH, SyntheticGradients(predictor=LossModelPredictor(classes=2), context=1))
 
 
 class Unrunnable(pl.LightningModule):

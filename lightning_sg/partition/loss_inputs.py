@@ -1,0 +1,414 @@
+"""Finds what the loss of a traced step compares the network with, and how to repeat it.
+
+From the loss it goes back along the operations up to the last outputs of the network: results of layers, such as
+``linear``, which can have any value. What else enters on this way depends on the batch alone: labels, goals, masks and
+weights. It is the context of the predictors. If one function that predictors know does all the work, such as
+``mse_loss``, a head for that loss serves; otherwise the operations themselves are the head's loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lightning_sg.batch.program import FromModule, Operation, Program, Value
+from lightning_sg.batch.seen import SeenContext
+from lightning_sg.partition.affine import is_affine, is_layer, only_reshapes
+from lightning_sg.partition.losses import SeenCall, call_of
+from lightning_sg.partition.recorder import Recorder, leaves_of
+from lightning_sg.predictors.base import LossInfo
+from lightning_sg.predictors.replayed import ReplayedLoss
+
+# Parameters that a loss uses by themselves, such as a dispersion for each gene, are learned again by the head up to
+# this number of elements.
+_MOST_PARAMETERS = 2**16
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """What was found.
+
+    Attributes:
+        context: Takes the context from a batch; ``None`` if nothing was found.
+        loss: The loss of the predictors' heads, or ``None``.
+        reason: Why nothing was found, or ``""``.
+    """
+
+    context: SeenContext | None = None
+    loss: LossInfo | None = None
+    reason: str = ""
+
+    @property
+    def buffers(self) -> set[str]:
+        """The names of the buffers that context and loss are computed from: every predictor needs them."""
+        replay = None if self.loss is None else self.loss.replay
+        of_loss = [] if replay is None else replay.program.buffers
+        return {*of_loss, *(self.context.buffers if self.context is not None else ())}
+
+
+class _NotFoundError(Exception):
+    """Says why there is nothing to predict from."""
+
+
+def inputs_of_loss(recorder: Recorder, seen: LossInfo | None, samples: int, cut_short: str | None = None) -> LossInputs:
+    """Finds what the loss of a recorded step compares the network with.
+
+    Args:
+        recorder: Has seen the step.
+        seen: The first loss of the last stage that predictors know, if there was one.
+        samples: The number of samples in what crosses the first boundary.
+        cut_short: Why the step could not be followed to its end, if so.
+    """
+    try:
+        if recorder.loss is None:
+            return _of_calls(recorder, cut_short)
+        loss = _without_penalties(recorder.loss)
+        way, call = _Way(loss), call_of(loss)
+        if call is None:
+            return _steady(_replayed(way, samples), recorder)
+        if set(way.tensors) != {call.goal}:
+            with suppress(_NotFoundError):  # a mask, or an input of the model that is added to its output
+                return _steady(_replayed(way, samples), recorder)
+        found = _steady(_of_call(call, samples), recorder)
+        replayed = replace(found, loss=_with_replay(found, way, _plainest(call.goal), samples))
+        return replayed if not replayed.buffers & recorder.changed else found
+    except _NotFoundError as error:
+        return LossInputs(loss=seen, reason=str(error))
+
+
+def _steady(found: LossInputs, recorder: Recorder) -> LossInputs:
+    changed = sorted(found.buffers & recorder.changed)
+    if changed:
+        raise _NotFoundError(f"the loss uses buffer '{changed[0]}', which a step changes")
+    return found
+
+
+def _of_calls(recorder: Recorder, cut_short: str | None) -> LossInputs:
+    """From a step that could not be followed to its end: the last loss in it that predictors know."""
+    for operation in reversed(recorder.calls):
+        call = call_of(Value(operation))
+        if call is not None:
+            return _of_call(call, 0)
+    because = f", because of {cut_short}" if cut_short else ", or returns none that carries a gradient"
+    raise _NotFoundError(f"the step could not be followed to its loss{because}")
+
+
+def _of_call(call: SeenCall, samples: int) -> LossInputs:
+    goal = _plainest(call.goal)
+    if goal.node.obstacle:
+        raise _NotFoundError(
+            f"what {call.words} compares the network with cannot be found in the batch: {goal.node.obstacle}"
+        )
+    context = SeenContext([goal], f"the model's {call.words}")
+    _check([goal], samples)
+    return LossInputs(context, call.info)
+
+
+def _with_replay(found: LossInputs, way: _Way, goal: Value, samples: int) -> LossInfo | None:
+    """The loss as predictors know it, with the operations for activations that its head does not fit."""
+    try:
+        replay = _replay(way, [goal], found.context.names if found.context else (), samples)
+    except _NotFoundError:
+        return found.loss
+    return replace(found.loss, replay=replay) if found.loss is not None else None
+
+
+def _replayed(way: _Way, samples: int) -> LossInputs:
+    if not way.tensors:
+        raise _NotFoundError(way.obstacle or "the loss compares the network with nothing in the batch")
+    for value in way.entries:
+        if value.node.obstacle:
+            raise _NotFoundError(f"the loss uses something that cannot be found in the batch: {value.node.obstacle}")
+    known = _sizes_known(way, way.tensors)
+    entries = [entry for entry in way.entries if entry not in known]
+    context = SeenContext(entries, f"the model's {way.words}")
+    replay = _replay(way, entries, context.names, samples)
+    return LossInputs(context, LossInfo("replayed", sum(map(math.prod, replay.shapes)), replay=replay))
+
+
+def _replay(way: _Way, entries: list[Value], names: tuple[str, ...], samples: int) -> ReplayedLoss:
+    program = Program([way.loss], [*way.outputs, *entries, *way.parameters], _sizes_known(way, entries))
+    if program.paths:
+        raise _NotFoundError(f"the loss also uses {program.paths[0]}")
+    copies = tuple(node.tensor.detach().clone() for node in _modules(way.parameters) if node.tensor is not None)
+    shapes = tuple(value.shape for value in way.outputs)
+    replay = ReplayedLoss(program, shapes, names, copies, f"the model's {way.words}")
+    _check(entries, samples, replay)
+    return replay
+
+
+def _sizes_known(way: _Way, entries: list[Value]) -> dict[Value, Value]:
+    """For sizes that enter, the same size of an output or of an entry, if there is one."""
+    known = {}
+    tensors = [value for value in (*way.outputs, *entries) if not _is_size(value)]
+    for size in way.entries:
+        if not _is_size(size) or not isinstance(size.node, Operation) or size.node.function is not Tensor.size:
+            continue
+        leaf, place = size.node.args
+        wanted = leaf.shape[place]
+        found = [(tensor, other) for tensor in tensors for other, same in enumerate(tensor.shape) if same == wanted > 1]
+        found.sort(key=lambda each: (each[0] != leaf, each[1] != place))
+        if found:
+            node = Operation(batch=True, sized=True, function=Tensor.size, args=found[0], size=True)
+            known[size] = Value(node)
+    return known
+
+
+class _Way:
+    """The way from the network's last outputs to the loss.
+
+    Attributes:
+        loss: The loss.
+        outputs: The outputs, in the order in which they are met.
+        entries: What depends on the batch alone and enters.
+        parameters: Single parameters that enter.
+        obstacle: What was in the way of finding more.
+        words: The loss in words.
+    """
+
+    def __init__(self, loss: Value) -> None:
+        self.loss = loss
+        self.outputs: list[Value] = []
+        self.entries: list[Value] = []
+        self.parameters: list[Value] = []
+        self.obstacle = ""
+        names: list[str] = []
+        around: list[str] = []
+        late = self._free(loss)
+        pending, seen = [loss], set[Value]()
+        while pending:
+            value = pending.pop()
+            if value in seen:
+                continue
+            seen.add(value)
+            node = value.node
+            if not node.network:
+                if node.sized and not _is_size(value):
+                    pending.extend(node.inputs if isinstance(node, Operation) else ())
+                elif node.batch:
+                    self.entries.append(value)
+                elif node.obstacle:
+                    self.obstacle = node.obstacle
+                continue
+            if isinstance(node, FromModule):
+                self.parameters.append(value)
+            elif value in late or not isinstance(node, Operation) or _ends(node):
+                self.outputs.append(value)
+            else:
+                names.append(node.name)
+                around.append(node.within)
+                pending.extend(node.inputs)
+        if sum(math.prod(value.shape) for value in self.parameters) > _MOST_PARAMETERS:
+            raise _NotFoundError("the loss uses large parameters by themselves")
+        if not self.outputs:
+            raise _NotFoundError("the loss has no output of the network in it")
+        told = list(dict.fromkeys(name for name in around if name))
+        told = [name for name in told if name.endswith("log_prob")] or told
+        self.words = " and ".join(told) if told else _named(names)
+
+    @property
+    def tensors(self) -> list[Value]:
+        """The entries that are no sizes."""
+        return [entry for entry in self.entries if not _is_size(entry)]
+
+    def _free(self, loss: Value) -> set[Value]:
+        """Results of affine operations on outputs, where they have fewer elements than all outputs have."""
+        order = list(_network_values(loss))
+        ends = [value for value in order if not isinstance(value.node, Operation) or _ends(value.node)]
+        ends = [value for value in ends if not isinstance(value.node, FromModule)]
+        free = set(ends)
+        used_by_other: set[Value] = set()
+        for value in reversed(order):
+            node = value.node
+            if value in free or not isinstance(node, Operation):
+                continue
+            network = [each for each in node.inputs if each.node.network]
+            alone = not any(each.node.batch and not each.node.network and not _is_size(each) for each in node.inputs)
+            if network and alone and is_affine(node) and all(each in free for each in network):
+                free.add(value)
+            else:
+                used_by_other.update(each for each in network if each in free)
+        late = {value for value in used_by_other if value in free}
+        cheaper = sum(math.prod(v.shape) for v in late) < sum(math.prod(v.shape) for v in ends)
+        return late if late and cheaper else set()
+
+
+def _network_values(loss: Value) -> Iterable[Value]:
+    """The values of the network between its last outputs and the loss: each after those that are computed from it."""
+    order: list[Value] = []
+    state: dict[Value, bool] = {}
+    pending = [(loss, False)]
+    while pending:
+        value, done = pending.pop()
+        if done:
+            order.append(value)
+            continue
+        if value in state or not value.node.network:
+            continue
+        state[value] = True
+        pending.append((value, True))
+        if isinstance(value.node, Operation) and not _ends(value.node):
+            pending.extend((each, False) for each in value.node.inputs)
+    return reversed(order)
+
+
+def _ends(node: Operation) -> bool:
+    """Whether the network ends with this operation: a layer with weights, or one that cannot be seen into."""
+    inputs = node.inputs
+    if not inputs:
+        return True
+    weights = [each for each in inputs if each.node.network and _is_weight(each)]
+    return bool(weights) and (is_layer(node) or any(math.prod(each.shape) > _MOST_PARAMETERS for each in weights))
+
+
+def _is_weight(value: Value) -> bool:
+    """Whether a value depends on parameters only: on no activation and no batch."""
+    return value.node.network and not value.node.batch
+
+
+def _is_size(value: Value) -> bool:
+    return isinstance(value.node, Operation) and value.node.size
+
+
+def _modules(values: Iterable[Value]) -> list[FromModule]:
+    return [value.node for value in values if isinstance(value.node, FromModule)]
+
+
+# ------------------------------------------------------------------ the loss
+
+
+def _without_penalties(loss: Value) -> Value:
+    """The loss without terms that depend on parameters alone, such as weight decay by hand."""
+    while True:
+        node = loss.node
+        if not isinstance(node, Operation) or node.name not in ("add", "radd"):
+            return loss
+        terms = [each for each in node.inputs if not _is_weight(each)]
+        if len(terms) != 1 or len(node.inputs) == len(terms) or node.kwargs:
+            return loss
+        loss = terms[0]
+
+
+# Operations that are no help in naming a loss.
+_UNTOLD = frozenset(
+    [
+        "mean",
+        "sum",
+        "mul",
+        "rmul",
+        "add",
+        "radd",
+        "sub",
+        "rsub",
+        "neg",
+        "div",
+        "truediv",
+        "rtruediv",
+        "getitem",
+        "get",
+        "view",
+        "reshape",
+        "squeeze",
+        "unsqueeze",
+        "to",
+        "float",
+        "stack",
+        "cat",
+        "clone",
+        "view_as",
+        "expand",
+        "expand_as",
+        "where",
+        "type_as",
+        "broadcast_tensors",
+        "clamp",
+        "split",
+        "chunk",
+        "unbind",
+        "transpose",
+        "permute",
+        "flatten",
+        "masked_fill",
+        "iadd",
+        "item",
+        "double",
+        "isub",
+        "imul",
+        "setitem",
+    ]
+)
+
+
+def _named(names: list[str]) -> str:
+    told = list(dict.fromkeys(name for name in reversed(names) if name not in _UNTOLD))
+    return f"own loss ({', '.join(told[:3])}{', ...' if len(told) > 3 else ''})" if told else "own loss"
+
+
+# ------------------------------------------------------------------ the goal
+
+
+def _plainest(goal: Value) -> Value:
+    """The goal before it was only reshaped or cast for the loss, with its samples first as the batch has them."""
+    while isinstance(goal.node, Operation) and only_reshapes(goal.node):
+        tensors = [each for each in goal.node.inputs if not _is_size(each)]
+        if len(tensors) != 1 or math.prod(tensors[0].shape or (1,)) != math.prod(goal.shape or (1,)):
+            break
+        if isinstance(tensors[0].node, Operation) or tensors[0].node.batch:
+            goal = tensors[0]
+        else:
+            break
+    return goal
+
+
+# ------------------------------------------------------------------ another batch
+
+
+def _check(entries: list[Value], samples: int, replay: ReplayedLoss | None = None) -> None:
+    """Repeats everything with one sample less: sizes that are written into the code show.
+
+    Raises:
+        _NotFoundError: If that fails.
+    """
+    if samples < 2:
+        return
+    leaves = list(dict.fromkeys(leaf for entry in entries for leaf in leaves_of(entry)))
+    program = Program(entries, leaves)
+    try:
+        with torch.no_grad():
+            found = program.run(None, [_cut(leaf, samples) for leaf in leaves])
+            if replay is not None:
+                device = next((each.device for each in found if isinstance(each, Tensor)), torch.device("cpu"))
+                outputs = [_noise(shape, samples, device) for shape in replay.shapes]
+                context = found[0] if len(found) == 1 else dict(zip(replay.names, found))
+                parameters = [each.to(device) for each in replay.parameters]
+                replay(outputs, context, parameters)
+    except Exception as error:  # the operations may be anybody's
+        raise _NotFoundError(
+            f"what the loss does cannot be repeated on a batch of another size ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _cut(leaf: Value, samples: int) -> Tensor:
+    tensor = leaf.node.tensor  # type: ignore[attr-defined]
+    return _fewer(tensor, samples)
+
+
+def _fewer(tensor: Tensor, samples: int) -> Tensor:
+    return tensor[: samples - 1] if tensor.ndim and tensor.shape[0] == samples else tensor
+
+
+def _noise(shape: tuple[int, ...], samples: int, device: torch.device) -> Tensor:
+    """Outputs for one sample less; samples may be first, or first together with positions."""
+    if shape and shape[0] % samples == 0:
+        shape = (shape[0] // samples * (samples - 1), *shape[1:])
+    else:
+        shape = tuple(size - 1 if size == samples else size for size in shape)
+    return torch.zeros(shape, device=device)
+
+
+__all__ = ["LossInputs", "inputs_of_loss"]
