@@ -58,8 +58,8 @@ class SyntheticGradients(Callback):
         delay: Extra steps before a predictor learns from a target; 0 means the next step. With the stages on several
             processes, a stage may be so many batches ahead of the next; 0 leaves it least time to wait for, larger
             values ride out longer hiccups. At most 1,000, as each step keeps one more batch's activations.
-        context: What predictors are told of a batch besides activations: ``"auto"`` (the labels of an ``(x, y)``
-            pair, or of a dict under the usual names), a key, an index, a function of the batch, or ``None``.
+        context: What predictors are told of a batch besides activations: ``"auto"`` (what the model's loss compares the
+            network with, found by tracing a step), a key, an index, a function of the batch, or ``None``.
         exact: When exact gradients travel up and what is done with them, see :class:`~lightning_sg.ExactGradients`.
         training: How the predictors are trained, see :class:`~lightning_sg.PredictorTraining`.
         guard: Watches the predictions and falls back where they do harm, see :class:`~lightning_sg.AlignmentGuard`.
