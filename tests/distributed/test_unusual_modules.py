@@ -202,8 +202,12 @@ def late_label() -> Any:
 
 def test_a_label_beyond_those_of_the_first_batch_says_what_to_do() -> None:
     with pytest.raises(SyntheticGradientsError, match=r"boundary 'cut' .*LossModelPredictor\(classes=\.\.\.\)"):
-        fit(Focal, data=late_label)
-    fit(Focal, data=late_label, callback={"predictor": LossModelPredictor(classes=CLASSES)})
+        fit(Focal, data=late_label, callback={"context": 1})
+    fit(Focal, data=late_label, callback={"context": 1, "predictor": LossModelPredictor(classes=CLASSES)})
+
+
+def test_a_loss_that_is_used_as_it_is_knows_its_classes() -> None:
+    fit(Focal, data=late_label)
 
 
 class InPlace(Two):
