@@ -16,7 +16,10 @@ test_of = $(or $(wildcard tests/test_$(1).py tests/*/test_$(1).py),$(error tests
 # Two workers; the tests of one file stay together, because they share fixtures.
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: demo check test test-gpu lint clean
+# Other people's packages, beside those of .venv, which has the one torch.
+CLIENTS := .venv-clients
+
+.PHONY: demo check test test-gpu test-clients lint clean
 
 demo: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m examples.demo
@@ -34,13 +37,17 @@ test-gpu: $(INSTALLED)
 	LIGHTNING_SG_TEST_DEVICE=cuda OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
 		$(foreach name,$(ON_GPU),$(call test_of,$(name))) $(FOLDERS_ON_GPU)
 
+# Models of packages that nobody here wrote. Minutes; not for CI, which runs those that need no package of their own.
+test-clients: $(CLIENTS)/.installed
+	OMP_NUM_THREADS=1 $(CLIENTS)/bin/python -m pytest -n 2 --dist loadgroup tests/clients
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(CLIENTS)
 
 # torch is named on its own: the exact version picks the build that fits a machine without a GPU.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -48,4 +55,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# It sees the packages of .venv by a path file. Every other package is pinned and comes without its dependencies.
+$(CLIENTS)/.installed: tests/clients/requirements.txt $(INSTALLED)
+	test -x $(CLIENTS)/bin/python || $(BIN)/python -m venv $(CLIENTS)
+	packages='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+		$(BIN)/python -c "$$packages" > "$$($(CLIENTS)/bin/python -c "$$packages")/development.pth"
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
 	touch $@
