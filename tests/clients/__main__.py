@@ -1,4 +1,6 @@
-"""``python -m tests.clients CLIENT FILE``: pickles to the file what each run of the client gave, or what it raised.
+"""``python -m tests.clients CLIENT FILE [SEED ...]``: pickles what each run of the client gave, or what it raised.
+
+For each seed it trains twice more, for as long as it takes to compare plain and decoupled training: ``"seeds"``.
 
 A program of its own imports one package only, and with it the Lightning that the package imports.
 """
@@ -10,10 +12,12 @@ from pathlib import Path
 
 import torch
 
-from tests.clients.runs import all_runs
+from tests.clients.runs import all_runs, two_long_runs
 
 if __name__ == "__main__":
-    name, out = sys.argv[1:]
+    name, out, *seeds = sys.argv[1:]
     torch.set_num_threads(1)
     logging.getLogger().setLevel(logging.WARNING)
-    Path(out).write_bytes(pickle.dumps(all_runs(name)))
+    results = all_runs(name)
+    results["seeds"] = {int(seed): two_long_runs(name, int(seed)) for seed in seeds}
+    Path(out).write_bytes(pickle.dumps(results))

@@ -15,7 +15,7 @@ from tests.clients.client import Client
 _GROUPS = ("C", "CC", "O", "N", "C(C)", "C(=O)", "C(O)", "C(N)", "C(F)", "C(Cl)")
 
 
-def _molecules(count: int = 64) -> list[data.MoleculeDatapoint]:
+def _molecules(count: int = 128) -> list[data.MoleculeDatapoint]:
     """Chains of random groups; what is to be predicted is their number of oxygen atoms less that of nitrogen atoms."""
     draw = random.Random(0)
     chains = ["C" + "".join(draw.choices(_GROUPS, k=draw.randint(2, 7))) for _ in range(count)]
@@ -29,7 +29,7 @@ class Chemprop(Client):
 
     boundaries = ("agg",)
     context = "batch.Y"
-    epochs = 10
+    epochs = 6
     lightning = pl
 
     def module(self) -> Any:

@@ -21,6 +21,7 @@ class Client(ABC):
         boundaries: Submodules to cut after, for two stages.
         context: What the predictor is to say that it predicts from; empty if nothing of the batch will do.
         epochs: How long a test trains.
+        long: How many epochs plain training needs, at least, until its loss is half of its first.
         network: What was trained, after :meth:`fit`.
         trainer: What trained it, where the package tells.
         seed: For packages that have a setting for it; torch's and numpy's are set already.
@@ -29,6 +30,7 @@ class Client(ABC):
     boundaries: ClassVar[Sequence[str]]
     context: ClassVar[str] = ""
     epochs: ClassVar[int] = 4
+    long: ClassVar[int] = 20
 
     seed: int = 0
     network: nn.Module

@@ -29,7 +29,6 @@ class Recurrent(Client):
             hidden_dim=16,
             batch_size=16,
             n_epochs=trainer.pop("max_epochs"),
-            optimizer_kwargs={"lr": 5e-3},
             random_state=self.seed,
             pl_trainer_kwargs={**trainer, "enable_checkpointing": False},
         )

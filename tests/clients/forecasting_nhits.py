@@ -31,7 +31,7 @@ class NHits(Client):
         )
 
     def module(self) -> Any:
-        return NHiTS.from_dataset(self.data, hidden_size=32, learning_rate=3e-3, dropout=0.0)
+        return NHiTS.from_dataset(self.data, hidden_size=32, learning_rate=1e-3, dropout=0.0)
 
     def loader(self) -> Any:
         return self.data.to_dataloader(train=True, batch_size=16)

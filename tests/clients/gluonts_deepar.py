@@ -30,7 +30,6 @@ class DeepAR(Client):
             context_length=SEASON,
             hidden_size=16,
             dropout_rate=0.0,
-            lr=5e-3,
             lags_seq=[1, 2, 3, SEASON],
             batch_size=16,
             num_batches_per_epoch=10,

@@ -18,6 +18,7 @@ class Perceptron(Client):
 
     boundaries = ("mlp.0",)
     epochs = 40
+    long = 200
     lightning = pl
 
     def fit(self, **trainer: Any) -> None:
@@ -28,7 +29,7 @@ class Perceptron(Client):
             hidden_size=32,
             max_steps=steps,
             random_seed=self.seed,
-            learning_rate=3e-3,
+            learning_rate=1e-3,
             windows_batch_size=32,
             scaler_type="standard",
             enable_checkpointing=False,

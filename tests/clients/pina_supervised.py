@@ -9,7 +9,6 @@ import lightning.pytorch as pl
 import torch
 from pina import LabelTensor, Trainer
 from pina.model import FeedForward
-from pina.optim import TorchOptimizer
 from pina.problem.zoo import SupervisedProblem
 from pina.solver import SupervisedSolver
 
@@ -19,7 +18,8 @@ from tests.clients.client import Client
 def _problem() -> SupervisedProblem:
     """A smooth function of two variables."""
     inputs = torch.rand(128, 2, generator=torch.Generator().manual_seed(0))
-    outputs = torch.sin(3 * inputs[:, :1]) * inputs[:, 1:] + 1
+    outputs = torch.sin(6 * inputs[:, :1]) * (1 + inputs[:, 1:])
+    outputs = (outputs - outputs.mean()) / outputs.std()
     return SupervisedProblem(
         LabelTensor(inputs, ["x", "y"]), LabelTensor(outputs, ["u"]), input_variables=["x", "y"], output_variables=["u"]
     )
@@ -35,7 +35,7 @@ class Supervised(Client):
 
     def module(self) -> Any:
         model = FeedForward(input_dimensions=2, output_dimensions=1, inner_size=32, n_layers=3)
-        return SupervisedSolver(_problem(), model, optimizer=TorchOptimizer(torch.optim.Adam, lr=3e-3))
+        return SupervisedSolver(_problem(), model)
 
     def fit(self, **trainer: Any) -> None:
         self.network = self.module()

@@ -238,4 +238,12 @@ def all_runs(name: str) -> dict[str, Any]:
     return runs
 
 
-__all__ = ["CLIENTS", "Entry", "Run", "all_runs", "alone", "make", "train"]
+def two_long_runs(name: str, seed: int) -> tuple[Any, Any]:
+    """Plain training until its loss has long halved, and decoupled training of as many steps, with default settings."""
+    kind = type(make(name))
+    cuts: tuple[Sequence[str] | None, ...] = (None, kind.boundaries)
+    plain, decoupled = (alone(lambda cut=cut: train(name, cut, seed=seed, epochs=kind.long)) for cut in cuts)
+    return plain, decoupled
+
+
+__all__ = ["CLIENTS", "Entry", "Run", "all_runs", "alone", "make", "train", "two_long_runs"]

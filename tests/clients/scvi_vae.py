@@ -29,6 +29,7 @@ class VariationalAutoencoder(Client):
     boundaries = ("module.z_encoder.encoder",)
     context = 'batch["X"]'
     epochs = 8
+    long = 40
     lightning = pl
 
     def fit(self, **trainer: Any) -> None:
