@@ -41,6 +41,7 @@ CLIENTS = {
     "gluonts-deepar": Entry("gluonts", "gluonts_deepar", "DeepAR"),
     "scvi-vae": Entry("scvi-tools", "scvi_vae", "VariationalAutoencoder"),
     "pina": Entry("pina-mathlab", "pina_supervised", "Supervised"),
+    "pina-labels": Entry("pina-mathlab", "pina_supervised", "Labelled"),
     "neuralforecast-mlp": Entry("neuralforecast", "neuralforecast_mlp", "Perceptron"),
     "darts-rnn": Entry("darts", "darts_rnn", "Recurrent"),
 }
