@@ -39,7 +39,7 @@ test-gpu: $(INSTALLED)
 
 # Models of packages that nobody here wrote. Minutes; not for CI, which runs those that need no package of their own.
 test-clients: $(CLIENTS)/.installed
-	OMP_NUM_THREADS=1 $(CLIENTS)/bin/python -m pytest -n 2 --dist loadgroup tests/clients
+	LIGHTNING_SG_TEST_CLIENTS=1 OMP_NUM_THREADS=1 $(CLIENTS)/bin/python -m pytest -n 2 --dist loadgroup tests/clients
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
