@@ -13,7 +13,6 @@ from torch.utils.hooks import RemovableHandle
 from lightning_sg._compat import tree_flatten, tree_unflatten
 from lightning_sg.errors import BoundaryError
 from lightning_sg.gradient_flow import Blocked, blocked, refuse_recomputation
-from lightning_sg.subclasses import plain_tensor
 
 # Takes the tensors that reach a boundary and returns the tensors that the next stage uses.
 Crossing = Callable[[list[Tensor]], list[Tensor]]
@@ -119,7 +118,7 @@ class Site:
         places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         if not places:
             raise BoundaryError(f"Boundary '{self.name}' was given no tensor, but {type(value).__name__}.")
-        tensors = [plain_tensor(leaves[place]) for place in places]
+        tensors = [leaves[place] for place in places]
         self.blocked = blocked(tensors)
         for place, tensor in zip(places, self._crossing(tensors)):
             leaves[place] = tensor

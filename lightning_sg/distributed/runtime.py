@@ -40,7 +40,6 @@ from lightning_sg.partition.step import later
 from lightning_sg.rng import StepRandomness
 from lightning_sg.runtime import Metrics
 from lightning_sg.session import Session
-from lightning_sg.subclasses import plain_beside_fakes
 from lightning_sg.time_boundary import CutInTime
 from lightning_sg.transport import Chain, ProcessGrid
 
@@ -171,7 +170,7 @@ class StageRuntime:
         if self.presence.skips(self.status.number):
             return self._skip(training=training)
         ready.call = call
-        with blaming(self.status), self._explaining(ready), plain_beside_fakes((args, kwargs)):
+        with blaming(self.status), self._explaining(ready):
             return ready.run(lambda: step(*args, **kwargs), self._fingerprint, training=training)
 
     def _skip(self, *, training: bool) -> None:

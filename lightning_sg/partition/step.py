@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +23,6 @@ from lightning_sg.partition.shadow import shadowed
 from lightning_sg.partition.trace import Trace
 from lightning_sg.partition.tracer import Tracer
 from lightning_sg.partition.undo import undone
-from lightning_sg.subclasses import fakes_stay_plain, refuses_a_mode
 
 
 class _StepEnds(BaseException):
@@ -57,39 +55,8 @@ def trace_step(
         BoundaryError: If the step ends without reaching a boundary.
         PartitionError: If code before the last boundary cannot run on fake tensors.
     """
-    traced = partial(_traced, module, sites, run, device, without_gradient=without_gradient, batch=batch)
-    try:
-        return traced(FlopCounterMode(display=False))
-    except _CannotCountError:
-        return traced(_NotCounted())
-
-
-class _CannotCountError(Exception):
-    """The step makes tensors of its own class, which torch refuses where operations are counted."""
-
-
-class _NotCounted(AbstractContextManager[None]):
-    """In the place of a counter of operations."""
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def get_total_flops(self) -> int:
-        """Always 0."""
-        return 0
-
-
-def _traced(
-    module: nn.Module,
-    sites: Sequence[Site],
-    run: Callable[[], STEP_OUTPUT],
-    device: torch.device,
-    counter: FlopCounterMode | _NotCounted,
-    *,
-    without_gradient: bool,
-    batch: Any,
-) -> Trace:
     fakes = FakeTensors(module, None, device, trainable=True)
+    counter = FlopCounterMode(display=False)
     tracer = Tracer(module, sites, fakes.origin, counter)
     stopped: Exception | None = None
     with ExitStack() as stack:
@@ -98,7 +65,6 @@ def _traced(
         )
         stack.enter_context(_ending_at_backward(module, lambda loss: recorder.take_loss(loss)))
         stack.enter_context(fakes)
-        stack.enter_context(fakes_stay_plain())
         recorder = Recorder(module, batch, fakes.origin, lambda: tracer.in_last_stage or not without_gradient)
         tracer.expects = recorder.expected
         stack.enter_context(tracer.following_modules())
@@ -115,8 +81,6 @@ def _traced(
         except BoundaryError:
             raise
         except Exception as error:  # the user's code may raise anything
-            if refuses_a_mode(error) and isinstance(counter, FlopCounterMode):
-                raise _CannotCountError from error
             stopped = error
         finally:
             recorder.look_for_changes(module)

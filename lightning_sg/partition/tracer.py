@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_sg._compat import DATA_DEPENDENT_ERRORS, tree_leaves
 from lightning_sg.boundary import Crossing, Site
@@ -18,7 +19,6 @@ from lightning_sg.partition.fakes import is_fake
 from lightning_sg.partition.losses import loss_of_call
 from lightning_sg.partition.shadow import shadowed
 from lightning_sg.partition.trace import Leak, Trace
-from lightning_sg.subclasses import call_beside_fakes
 from lightning_sg.time_boundary import boundaries_in_time
 
 # The last stage may read values of its tensors. In a traced step each read returns this constant, whatever the value
@@ -31,13 +31,6 @@ _READS: dict[Callable[..., Any], Any] = {
 }
 # Asking for a shape uses no value, so it is no leak.
 _SHAPE_QUERIES = ("__get__", "size", "dim", "numel")
-
-
-class Counter(Protocol):
-    """What counts floating-point operations."""
-
-    def get_total_flops(self) -> int:
-        """How many there were so far."""
 
 
 class Tracer(TorchFunctionMode):
@@ -59,7 +52,7 @@ class Tracer(TorchFunctionMode):
     """
 
     def __init__(
-        self, module: nn.Module, sites: Sequence[Site], origin: Mapping[int, Tensor], counter: Counter
+        self, module: nn.Module, sites: Sequence[Site], origin: Mapping[int, Tensor], counter: FlopCounterMode
     ) -> None:
         super().__init__()
         self.trace = Trace()
@@ -103,7 +96,7 @@ class Tracer(TorchFunctionMode):
         if func in _READS and self.in_last_stage and is_fake(args[0]):
             known = self.expects(args[0])
             return _READS[func] if known is None else type(_READS[func])(known)
-        result = call_beside_fakes(func, args, kwargs)
+        result = func(*args, **kwargs)
         if touched or buffers:
             for tensor in tree_leaves(result):
                 if isinstance(tensor, Tensor) and touched:

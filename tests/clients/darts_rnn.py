@@ -18,7 +18,7 @@ class Recurrent(Client):
     """A block RNN by its own ``fit``, cut after the LSTM."""
 
     boundaries = ("rnn",)
-    context = "batch.future_target"
+    context = "batch"
     lightning = pl
 
     def fit(self, **trainer: Any) -> None:
