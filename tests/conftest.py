@@ -21,6 +21,9 @@ ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
+#: Programs that import Lightning's other package, which then writes the log of both.
+collect_ignore = ["either_package.py", "mixtures.py", "as_pytorch_lightning.py"]
+
 
 #: What Lightning's launchers and our strategy set in the process that they run in.
 LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LIGHTNING_SG_LIGHTNING")

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-pl: Any = importlib.import_module({"lightning": "lightning.pytorch"}.get(sys.argv[1], sys.argv[1]))
+PACKAGE = sys.argv[1] if __name__ in ("__main__", "__mp_main__") else "lightning"
+pl: Any = importlib.import_module({"lightning": "lightning.pytorch"}.get(PACKAGE, PACKAGE))
 Callback: Any = pl.Callback
 ModelCheckpoint: Any = importlib.import_module(f"{pl.__name__}.callbacks").ModelCheckpoint
 

@@ -128,6 +128,7 @@ def test_a_pipe_or_device_is_written_to(tmp_path: Path) -> None:
 #: Ways to write a file that can leave half of one, and where they are right.
 _IN_PLACE = re.compile(r"\.write_text\(|\.write_bytes\(|torch\.save\(|\bopen\([^)]*[\"'][wxa]b?\+?[\"']|savefig\(")
 _RIGHT = {
+    ("distributed/snapshots.py", "torch.save({**state"),  # with write_atomically
     ("files.py", 'path.open("wb")'),  # a pipe or device
     ("files.py", 'part.open("xb")'),
     ("checkpoint/torch_file.py", "torch.save(value, digesting)"),
