@@ -12,6 +12,7 @@ from lightning_sg.distributed.ownership import StageOwnership
 from lightning_sg.distributed.status import ProcessStatus
 from lightning_sg.errors import PartitionError
 from lightning_sg.partition.fakes import FakeTensors
+from lightning_sg.partition.replaced import held_tensors
 from lightning_sg.transport import ProcessGrid
 
 
@@ -79,14 +80,11 @@ class FirstUses:
     ) -> None:
         placement = ownership.placement
         assert placement is not None
-        places: list[tuple[str, dict[str, Any]]] = [(name, child._parameters) for name, child in module.named_modules()]
-        places += [(name, child._buffers) for name, child in module.named_modules()]
+        unused = [each for each in held_tensors(module) if each.name in placement.unused]
         self._unused: dict[str, _Unused] = {}
-        for prefix, held in places:
-            for key, tensor in held.items():
-                name = f"{prefix}.{key}" if prefix else key
-                if tensor is not None and name in placement.unused:
-                    self._unused[name] = _Unused(held, key, _gradient(tensor), (tensor, tensor._version))
+        # An error names a parameter rather than the buffers beside it.
+        for name, held, key, tensor in sorted(unused, key=lambda each: not isinstance(each.tensor, nn.Parameter)):
+            self._unused[name] = _Unused(held, key, _gradient(tensor), (tensor, tensor._version))
         self._parameters = {name for name, _parameter in module.named_parameters()}
         self.watches = bool(self._unused)
         self.owners: dict[str, int] = {}

@@ -7,17 +7,16 @@ computing anything, and shows the shapes that the process must receive there.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from lightning_sg._compat import FakeTensor, FakeTensorMode, enable_python_dispatcher, tree_leaves
+from lightning_sg.partition.replaced import Held, ReplacedTensors, replace
 from lightning_sg.partition.shadow import shadowed
-
-_Place = tuple[dict[str, Any], str, Tensor, Tensor]
 
 
 def is_fake(value: object) -> bool:
@@ -31,7 +30,7 @@ def fake_like(tensor: Tensor) -> Tensor:
         return torch.empty_like(tensor)
 
 
-class FakeTensors(AbstractContextManager["FakeTensors"]):
+class FakeTensors(ReplacedTensors):
     """Replaces the named parameters and buffers of ``module`` by fake tensors inside the context.
 
     Args:
@@ -40,53 +39,29 @@ class FakeTensors(AbstractContextManager["FakeTensors"]):
         device: The device that the fake tensors claim to be on.
         trainable: Whether a fake parameter requires gradients if the real one does. If ``False``, running on fake
             tensors records no graph.
-
-    Attributes:
-        origin: For the id of each fake tensor, the tensor that it stands for.
     """
 
     def __init__(
         self, module: nn.Module, names: Collection[str] | None, device: torch.device, *, trainable: bool
     ) -> None:
-        self.origin: dict[int, Tensor] = {}
-        self._module = module
-        self._device = device
-        self._trainable = trainable
-        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self._fakes: dict[int, Tensor] = {}  # by the id of the real tensor, so that tied parameters stay tied
-        self._places = self._places_of(names)
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        super().__init__(module, lambda tensor: _fake_of(tensor, mode, device, trainable), _real(names))
         self._recurrent = [
             child for child in module.modules() if isinstance(child, nn.RNNBase) and device.type != "cpu"
         ]
         self._shadows = ExitStack()
         self._entered = False
 
-    def _places_of(self, names: Collection[str] | None) -> list[_Place]:
-        """Where tensors are in the module, each with its fake tensor."""
-        places = []
-        for prefix, child in self._module.named_modules():
-            for held in (child._parameters, child._buffers):
-                for key, tensor in held.items():
-                    name = f"{prefix}.{key}" if prefix else key
-                    if tensor is None or is_fake(tensor) or (names is not None and name not in names):
-                        continue
-                    if id(tensor) not in self._fakes:
-                        fake = _fake_of(tensor, self._mode, self._device, self._trainable)
-                        self._fakes[id(tensor)] = fake
-                        self.origin[id(fake)] = tensor
-                    places.append((held, key, tensor, self._fakes[id(tensor)]))
-        return places
-
     def take(self, names: Collection[str]) -> None:
         """Replaces further tensors: at once if the context is entered, and whenever it is."""
-        places = self._places_of(names)
+        places = self._places_of(_real(names))
         self._places += places
         if self._entered:
-            _replace(places)
+            replace(places)
 
-    def __enter__(self) -> FakeTensors:
+    def __enter__(self) -> Self:
         self._entered = True
-        _replace(self._places)
+        super().__enter__()
         shadows = [(child, "forward", _decomposed(child.forward)) for child in self._recurrent]
         self._shadows.enter_context(shadowed(shadows))
         return self
@@ -96,13 +71,12 @@ class FakeTensors(AbstractContextManager["FakeTensors"]):
     ) -> None:
         self._shadows.close()
         self._entered = False
-        for held, key, tensor, _fake in self._places:
-            held[key] = tensor
+        super().__exit__(kind, error, trace)
 
 
-def _replace(places: list[_Place]) -> None:
-    for held, key, _tensor, fake in places:
-        held[key] = fake
+def _real(names: Collection[str] | None) -> Callable[[Held], bool]:
+    """Finds tensors with data among those of these names."""
+    return lambda each: not is_fake(each.tensor) and (names is None or each.name in names)
 
 
 def _decomposed(forward: Callable[..., Any]) -> Callable[..., Any]:
