@@ -141,6 +141,11 @@ class Value:
         tensor = getattr(node, "tensor", None)
         return () if tensor is None else tuple(tensor.shape)
 
+    @property
+    def is_size(self) -> bool:
+        """Whether it is the size of a tensor, or computed from sizes by Python."""
+        return isinstance(self.node, Operation) and self.node.size
+
 
 def values_in(arguments: Any) -> Iterator[Value]:
     """The values in a function's arguments, in order."""
@@ -266,23 +271,30 @@ class Program:
         return [table[slot] for slot in self._wanted]
 
 
+def size_of(value: Value, place: int) -> Value:
+    """The size of a tensor in one dimension."""
+    return Value(Operation(batch=True, sized=True, function=Tensor.size, args=(value, place), size=True))
+
+
 def described(value: Value) -> str:
     """The value in words: where in the batch it comes from."""
-    paths = sorted({str(node.path) for node in _sources(value) if isinstance(node, FromBatch)})
+    paths = sorted({str(leaf.node.path) for leaf in leaves_of(value) if isinstance(leaf.node, FromBatch)})
     return ", ".join(paths) if paths else "constants"
 
 
-def _sources(value: Value) -> Iterator[Node]:
+def leaves_of(value: Value) -> Iterator[Value]:
+    """The tensors of the batch that a value was computed from."""
     seen: set[Node] = set()
-    pending = [value.node]
+    pending = [value]
     while pending:
-        node = pending.pop()
-        if node in seen:
+        each = pending.pop()
+        if each.node in seen:
             continue
-        seen.add(node)
-        yield node
-        if isinstance(node, Operation):
-            pending.extend(each.node for each in node.inputs)
+        seen.add(each.node)
+        if isinstance(each.node, FromBatch):
+            yield each
+        elif isinstance(each.node, Operation):
+            pending.extend(each.node.inputs)
 
 
 __all__ = [
@@ -294,6 +306,8 @@ __all__ = [
     "Program",
     "Value",
     "described",
+    "leaves_of",
     "mapped",
+    "size_of",
     "values_in",
 ]

@@ -26,11 +26,9 @@ class SeenContext:
     def __init__(self, values: Sequence[Value], by: str) -> None:
         self._program = Program(values)
         self.buffers = self._program.buffers
-        self.names: tuple[str, ...] = ()
-        for value in values:
-            name = described(value)
-            same = 1 + sum(described(other) == name for other in values[: len(self.names)])
-            self.names = (*self.names, name if same == 1 else f"{name} ({same})")
+        names = list(map(described, values))
+        counts = [names[: place + 1].count(name) for place, name in enumerate(names)]
+        self.names = tuple(name if same == 1 else f"{name} ({same})" for name, same in zip(names, counts))
         paths = list(dict.fromkeys(str(path) for path in self._program.paths))
         self.words = f"{', '.join(paths)}, by {by}"
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_sg.batch.program import FromModule, Operation, Program, Value
+from lightning_sg.batch.program import FromModule, Operation, Program, Value, leaves_of, size_of
 from lightning_sg.batch.seen import SeenContext
 from lightning_sg.partition.affine import is_affine, is_layer, only_reshapes
 from lightning_sg.partition.losses import SeenCall, call_of
-from lightning_sg.partition.recorder import Recorder, leaves_of
+from lightning_sg.partition.recorder import Recorder
 from lightning_sg.predictors.base import LossInfo
 from lightning_sg.predictors.replayed import ReplayedLoss
 
@@ -145,17 +145,16 @@ def _replay(way: _Way, entries: list[Value], names: tuple[str, ...], samples: in
 def _sizes_known(way: _Way, entries: list[Value]) -> dict[Value, Value]:
     """For sizes that enter, the same size of an output or of an entry, if there is one."""
     known = {}
-    tensors = [value for value in (*way.outputs, *entries) if not _is_size(value)]
+    tensors = [value for value in (*way.outputs, *entries) if not value.is_size]
     for size in way.entries:
-        if not _is_size(size) or not isinstance(size.node, Operation) or size.node.function is not Tensor.size:
+        if not size.is_size or not isinstance(size.node, Operation) or size.node.function is not Tensor.size:
             continue
         leaf, place = size.node.args
         wanted = leaf.shape[place]
         found = [(tensor, other) for tensor in tensors for other, same in enumerate(tensor.shape) if same == wanted > 1]
         found.sort(key=lambda each: (each[0] != leaf, each[1] != place))
         if found:
-            node = Operation(batch=True, sized=True, function=Tensor.size, args=found[0], size=True)
-            known[size] = Value(node)
+            known[size] = size_of(*found[0])
     return known
 
 
@@ -188,7 +187,7 @@ class _Way:
             seen.add(value)
             node = value.node
             if not node.network:
-                if node.sized and not _is_size(value):
+                if node.sized and not value.is_size:
                     pending.extend(node.inputs if isinstance(node, Operation) else ())
                 elif node.batch:
                     self.entries.append(value)
@@ -214,7 +213,7 @@ class _Way:
     @property
     def tensors(self) -> list[Value]:
         """The entries that are no sizes."""
-        return [entry for entry in self.entries if not _is_size(entry)]
+        return [entry for entry in self.entries if not entry.is_size]
 
     def _free(self, loss: Value) -> set[Value]:
         """Results of affine operations on outputs, where they have fewer elements than all outputs have."""
@@ -228,7 +227,7 @@ class _Way:
             if value in free or not isinstance(node, Operation):
                 continue
             network = [each for each in node.inputs if each.node.network]
-            alone = not any(each.node.batch and not each.node.network and not _is_size(each) for each in node.inputs)
+            alone = not any(each.node.batch and not each.node.network and not each.is_size for each in node.inputs)
             if network and alone and is_affine(node) and all(each in free for each in network):
                 free.add(value)
             else:
@@ -269,10 +268,6 @@ def _ends(node: Operation) -> bool:
 def _is_weight(value: Value) -> bool:
     """Whether a value depends on parameters only: on no activation and no batch."""
     return value.node.network and not value.node.batch
-
-
-def _is_size(value: Value) -> bool:
-    return isinstance(value.node, Operation) and value.node.size
 
 
 def _modules(values: Iterable[Value]) -> list[FromModule]:
@@ -355,7 +350,7 @@ def _named(names: list[str]) -> str:
 def _plainest(goal: Value) -> Value:
     """The goal before it was only reshaped or cast for the loss, with its samples first as the batch has them."""
     while isinstance(goal.node, Operation) and only_reshapes(goal.node):
-        tensors = [each for each in goal.node.inputs if not _is_size(each)]
+        tensors = [each for each in goal.node.inputs if not each.is_size]
         if len(tensors) != 1 or math.prod(tensors[0].shape or (1,)) != math.prod(goal.shape or (1,)):
             break
         if isinstance(tensors[0].node, Operation) or tensors[0].node.batch:
@@ -383,7 +378,7 @@ def _check(entries: list[Value], samples: int, replay: ReplayedLoss | None = Non
             found = program.run(None, [_cut(leaf, samples) for leaf in leaves])
             if replay is not None:
                 device = next((each.device for each in found if isinstance(each, Tensor)), torch.device("cpu"))
-                outputs = [_noise(shape, samples, device) for shape in replay.shapes]
+                outputs = [_zeros(shape, samples, device) for shape in replay.shapes]
                 context = found[0] if len(found) == 1 else dict(zip(replay.names, found))
                 parameters = [each.to(device) for each in replay.parameters]
                 replay(outputs, context, parameters)
@@ -394,15 +389,11 @@ def _check(entries: list[Value], samples: int, replay: ReplayedLoss | None = Non
 
 
 def _cut(leaf: Value, samples: int) -> Tensor:
-    tensor = leaf.node.tensor  # type: ignore[attr-defined]
-    return _fewer(tensor, samples)
-
-
-def _fewer(tensor: Tensor, samples: int) -> Tensor:
+    tensor: Tensor = leaf.node.tensor  # type: ignore[attr-defined]
     return tensor[: samples - 1] if tensor.ndim and tensor.shape[0] == samples else tensor
 
 
-def _noise(shape: tuple[int, ...], samples: int, device: torch.device) -> Tensor:
+def _zeros(shape: tuple[int, ...], samples: int, device: torch.device) -> Tensor:
     """Outputs for one sample less; samples may be first, or first together with positions."""
     if shape and shape[0] % samples == 0:
         shape = (shape[0] // samples * (samples - 1), *shape[1:])

@@ -93,7 +93,7 @@ def call_of(loss: Value) -> SeenCall | None:
         found = _torch_call(node) or _formula(node)
         if found is not None:
             return found
-        inputs = [each for each in node.inputs if not _is_size(each)]
+        inputs = [each for each in node.inputs if not each.is_size]
         network = [each for each in inputs if each.node.network]
         alone = len(network) == 1 and all(each is network[0] or not each.node.batch for each in inputs)
         if not alone or node.name not in _SCALING | _SUMS or (node.name == "sub" and node.args[0] != network[0]):
@@ -139,10 +139,6 @@ def _formula(node: Operation) -> SeenCall | None:
 
 
 _SYMMETRIC = ("mse", "l1", "smooth_l1", "huber")
-
-
-def _is_size(value: Value) -> bool:
-    return isinstance(value.node, Operation) and value.node.size
 
 
 __all__ = ["SeenCall", "call_of", "loss_of_call"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,17 @@ from torchmetrics import Metric
 
 from lightning_sg._compat import DATA_DEPENDENT_ERRORS, tree_leaves
 from lightning_sg.batch.path import tensors_in
-from lightning_sg.batch.program import Constant, FromBatch, FromModule, Node, Operation, Value, mapped, values_in
+from lightning_sg.batch.program import (
+    Constant,
+    FromBatch,
+    FromModule,
+    Node,
+    Operation,
+    Value,
+    mapped,
+    size_of,
+    values_in,
+)
 from lightning_sg.partition.expected import expected
 from lightning_sg.partition.fakes import is_fake
 from lightning_sg.partition.naming import loss_around
@@ -165,7 +175,7 @@ class Recorder(TorchFunctionMode):
     def _operation(self, func: Callable[..., Any], inputs: Any, results: Sequence[Tensor]) -> Operation:
         args, kwargs = inputs
         values = list(values_in(inputs))
-        tensors = [value for value in values if not (isinstance(value.node, Operation) and value.node.size)]
+        tensors = [value for value in values if not value.is_size]
         network, batch = any(v.node.network for v in tensors), any(v.node.batch for v in values)
         obstacle = next((v.node.obstacle for v in values if v.node.obstacle and not v.node.network), "")
         name = getattr(func, "__name__", "")
@@ -242,11 +252,11 @@ class Recorder(TorchFunctionMode):
         """How to find the size again: from this tensor if it is the batch's, else from one of the same size that is."""
         value = self._value(tensor)
         if not value.node.network and value.node.batch and not value.node.obstacle:
-            return Value(_size_of(value, place))
+            return size_of(value, place)
         size = int(tensor.shape[place])
         found = [(leaf, other) for leaf, shape in self._leaves for other, same in enumerate(shape) if same == size > 1]
         found.sort(key=lambda each: (each[1] != place, (each[1] == 0) != (place == 0)))
-        return Value(_size_of(*found[0])) if found else None
+        return size_of(*found[0]) if found else None
 
     # ------------------------------------------------------------------ the loss
 
@@ -331,10 +341,6 @@ def _memory(tensor: Tensor) -> int | None:
         return None
 
 
-def _size_of(value: Value, place: int) -> Operation:
-    return Operation(batch=True, sized=True, function=Tensor.size, args=(value, place), size=True)
-
-
 def _fill_of(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> float | bool | None:
     """The number that an operation fills a new tensor of known size with; ``None`` if it does anything else."""
     name = getattr(func, "__name__", "")
@@ -346,19 +352,4 @@ def _fill_of(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str,
     return None
 
 
-def leaves_of(value: Value) -> Iterator[Value]:
-    """The tensors of the batch that a value was computed from."""
-    seen: set[Node] = set()
-    pending = [value]
-    while pending:
-        each = pending.pop()
-        if each.node in seen:
-            continue
-        seen.add(each.node)
-        if isinstance(each.node, FromBatch):
-            yield each
-        elif isinstance(each.node, Operation):
-            pending.extend(each.node.inputs)
-
-
-__all__ = ["OnCopy", "Recorder", "leaves_of"]
+__all__ = ["OnCopy", "Recorder"]
