@@ -17,8 +17,11 @@ def attributes_of(value: Any) -> dict[str, Any]:
 
     Properties are left out, and so is everything of functions, classes, modules, datasets and data loaders.
     """
-    if isinstance(value, _NOT_DATA):
-        return {}
+    return {} if isinstance(value, _NOT_DATA) else stored_in(value)
+
+
+def stored_in(value: Any) -> dict[str, Any]:
+    """The same of an object of any kind."""
     found: dict[str, Any] = {}
     for kind in type(value).__mro__:
         for name, slot in _slots_of(kind).items():
@@ -66,4 +69,4 @@ def _slots_of(kind: type) -> dict[str, Any]:
     return found
 
 
-__all__ = ["attributes_of", "set_attribute"]
+__all__ = ["attributes_of", "set_attribute", "stored_in"]

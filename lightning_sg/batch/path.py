@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_sg.batch.attributes import stored_in
 from lightning_sg.errors import SyntheticGradientsError
 
 # A batch that has more objects than this in it is looked through only so far.
@@ -118,23 +119,8 @@ def _parts(value: Any) -> list[tuple[Entry | Attribute, Any]]:
         return [(Attribute(name), getattr(value, name)) for name in value._fields]
     if isinstance(value, (list, tuple, deque)) or (isinstance(value, Sequence) and not hasattr(value, "__dict__")):
         return [(Entry(place), part) for place, part in enumerate(value)]
-    names = [*getattr(value, "__dict__", {}), *_slots(type(value))]
-    found: list[tuple[Entry | Attribute, Any]] = []
-    for name in sorted(dict.fromkeys(names), key=lambda name: name.startswith("_")):
-        part = getattr(value, name, None)
-        if not callable(part) or isinstance(part, Tensor):
-            found.append((Attribute(name), part))
-    return found
-
-
-def _slots(kind: type) -> list[str]:
-    names: list[str] = []
-    for owner in kind.__mro__:
-        slots = owner.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            private = name.startswith("__") and not name.endswith("__")
-            names.append(f"_{owner.__name__.lstrip('_')}{name}" if private else name)
-    return [name for name in names if name not in ("__dict__", "__weakref__")]
+    stored = sorted(stored_in(value).items(), key=lambda part: part[0].startswith("_"))
+    return [(Attribute(name), part) for name, part in stored if not callable(part) or isinstance(part, Tensor)]
 
 
 __all__ = ["Attribute", "Entry", "Path", "tensors_in"]
