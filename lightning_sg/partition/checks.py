@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import cache
 
 from torch import nn
 
@@ -69,10 +70,10 @@ def check_trainable(module: nn.Module, trace: Trace, later: Callable[[], Collect
     Raises:
         PartitionError: If a stage uses no parameter that requires a gradient.
     """
-    trained = trained_stages(module, trace)
+    trained, trained_later = trained_stages(module, trace), cache(later)
     for stage in range(trace.stages):
         unseen = stage == trace.stages - 1 and trace.cut_short is not None
-        if stage not in trained and not unseen and stage not in later():
+        if stage not in trained and not unseen and stage not in trained_later():
             raise PartitionError(
                 f"{between(trace.order, stage)} has no trainable parameters, so there is nothing to decouple. "
                 "Remove or move one of its boundaries."
@@ -90,12 +91,12 @@ def check_gradients(module: nn.Module, trace: Trace, later: Callable[[], Collect
     Raises:
         BoundaryError: If there is one; the error says what stops the gradient.
     """
-    trained = trained_stages(module, trace)
+    trained, reached_later = trained_stages(module, trace), cache(later)
     for stage, boundary in enumerate(trace.order):
         why = trace.blocked.get(boundary)
         if why is None or not (stage in trained or why is Blocked.CHECKPOINTED):
             continue
-        if why not in (Blocked.DETACHED, Blocked.INTEGERS) or boundary not in later():
+        if why not in (Blocked.DETACHED, Blocked.INTEGERS) or boundary not in reached_later():
             raise never_trains(boundary, why, between(trace.order, stage))
 
 

@@ -104,9 +104,10 @@ class TrainerFactory:
         costs = {}
         for name in trace.order if names is None else names:
             shapes, template = trace.shapes[name], templates[name]
+            stage = trace.size_of(trace.order.index(name))
+            key = (id(template), stage, *shapes)
             if isinstance(template, GradientPredictor):
-                template = template.for_stage(trace.size_of(trace.order.index(name)))
-            key = (id(templates[name]), trace.size_of(trace.order.index(name)), *shapes)
+                template = template.for_stage(stage)
             try:
                 if key not in known:
                     known[key] = cost_of_predictor(template, name, shapes, context, loss)
