@@ -37,7 +37,7 @@ test-gpu: $(INSTALLED)
 	LIGHTNING_SG_TEST_DEVICE=cuda OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
 		$(foreach name,$(ON_GPU),$(call test_of,$(name))) $(FOLDERS_ON_GPU)
 
-# Models of packages that nobody here wrote. Minutes; not for CI, which runs those that need no package of their own.
+# Models of packages that nobody here wrote. Minutes; not for CI.
 test-clients: $(CLIENTS)/.installed
 	LIGHTNING_SG_TEST_CLIENTS=1 OMP_NUM_THREADS=1 $(CLIENTS)/bin/python -m pytest -n 2 --dist loadgroup tests/clients
 

@@ -16,14 +16,9 @@ from lightning_sg.distributed.skipping import BatchSkipped
 from lightning_sg.distributed.stage import Stage
 from lightning_sg.distributed.status import Place
 from lightning_sg.training.base import Profile
-from lightning_sg.transport import Activations, Compression, Residual, Target, Upstream
+from lightning_sg.transport import Activations, Compression, Residual, Target, Upstream, never
 
 Shapes = list[tuple[int, ...]]
-
-
-def _never() -> bool:
-    """The activations are needed."""
-    return False
 
 
 class Inlet(Protocol):
@@ -116,7 +111,7 @@ class UpstreamInlet:
             BatchSkipped: If it has none, as it or one before it was started anew.
         """
         with self._profile(profiling.WAIT_ACTIVATIONS):
-            message = self._link.inbox.receive_unless(Activations, number, self._whose(number), _never)
+            message = self._link.inbox.receive_unless(Activations, number, self._whose(number), never)
         if message is None or message.skipped:
             raise BatchSkipped
         return self._taken(message, fingerprint, shapes)

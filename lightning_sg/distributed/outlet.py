@@ -19,12 +19,7 @@ from lightning_sg.distributed.status import ProcessStatus, Stopping
 from lightning_sg.session import Session
 from lightning_sg.training.base import BoundaryTrainer, Profile
 from lightning_sg.training.record import Record
-from lightning_sg.transport import Downstream, Message, Residual, Target
-
-
-def _never() -> bool:
-    """An answer is needed."""
-    return False
+from lightning_sg.transport import Downstream, Message, Residual, Target, never
 
 
 class Outlet(Protocol):
@@ -183,7 +178,7 @@ class AnswerChannel:
         return None if message is None or message.missing else tuple(message.tensors)
 
     def _goes_on(self, needed: bool) -> Callable[[], bool]:
-        return _never if needed else self.absence.goes_on
+        return never if needed else self.absence.goes_on
 
     def await_answers(self, number: int | None, most: int) -> None:
         """Bounds how far this process is ahead where no prediction does: waits for answers to earlier batches.
@@ -195,7 +190,7 @@ class AnswerChannel:
         if number is not None:
             self._unconfirmed.append(number)
         while len(self._unconfirmed) > most:
-            self._answer(self._unconfirmed.popleft(), _never)
+            self._answer(self._unconfirmed.popleft(), never)
 
 
 @dataclass

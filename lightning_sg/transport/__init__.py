@@ -4,6 +4,7 @@ from lightning_sg.transport.away import Away
 from lightning_sg.transport.chain import Chain
 from lightning_sg.transport.compression import COMPRESSIONS, Compression
 from lightning_sg.transport.grid import ProcessGrid
+from lightning_sg.transport.inbox import never
 from lightning_sg.transport.interruptible import interruptible
 from lightning_sg.transport.link import Downstream, Link, Upstream
 from lightning_sg.transport.message import Activations, Message, Residual, Target
@@ -30,5 +31,6 @@ __all__ = [
     "call_roll",
     "carry_between_devices",
     "interruptible",
+    "never",
     "open_chain",
 ]

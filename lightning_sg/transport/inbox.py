@@ -41,6 +41,11 @@ _SLICE = 0.2  # seconds between two looks at what else may end a wait
 _GRACE = 0.25  # of the timeout: for the error of a neighbour that waits for somebody itself
 
 
+def never() -> bool:
+    """Says of a message that is needed that nobody goes on without it."""
+    return False
+
+
 @dataclass
 class Neighbour:
     """What is known of a neighbour.
@@ -128,7 +133,7 @@ class Inbox:
             StageLostError: If the sender is gone, failed, or did not send it within the timeout.
             BatchMismatchError: If the sender has no more batches.
         """
-        message = self.receive_unless(kind, number, waiting_for, lambda: False)
+        message = self.receive_unless(kind, number, waiting_for, never)
         assert message is not None
         return message
 
@@ -352,4 +357,4 @@ class Inbox:
             self._changed.notify_all()
 
 
-__all__ = ["Inbox", "Neighbour"]
+__all__ = ["Inbox", "Neighbour", "never"]
