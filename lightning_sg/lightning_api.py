@@ -24,7 +24,7 @@ if TYPE_CHECKING or CHOICE.package == UNIFIED:
     from lightning.fabric.utilities.rank_zero import rank_zero_only as fabric_rank_zero_only
     from lightning.fabric.utilities.seed import pl_worker_init_function
     from lightning.pytorch.accelerators import Accelerator
-    from lightning.pytorch.callbacks import Callback, LearningRateFinder, ModelCheckpoint
+    from lightning.pytorch.callbacks import Callback, ModelCheckpoint
     from lightning.pytorch.cli import LightningCLI, LRSchedulerCallable, OptimizerCallable
     from lightning.pytorch.loggers.logger import DummyLogger
     from lightning.pytorch.loops.loop import _Loop
@@ -53,7 +53,7 @@ else:
     from lightning_fabric.utilities.rank_zero import rank_zero_only as fabric_rank_zero_only
     from lightning_fabric.utilities.seed import pl_worker_init_function
     from pytorch_lightning.accelerators import Accelerator
-    from pytorch_lightning.callbacks import Callback, LearningRateFinder, ModelCheckpoint
+    from pytorch_lightning.callbacks import Callback, ModelCheckpoint
     from pytorch_lightning.cli import LightningCLI, LRSchedulerCallable, OptimizerCallable
     from pytorch_lightning.loggers.logger import DummyLogger
     from pytorch_lightning.loops.loop import _Loop
@@ -82,7 +82,6 @@ __all__ = [
     "DummyLogger",
     "GradClipAlgorithmType",
     "LRSchedulerCallable",
-    "LearningRateFinder",
     "LightningCLI",
     "ModelCheckpoint",
     "OptimizerCallable",

@@ -55,6 +55,7 @@ class Session:
     :attr:`batch`.
 
     Attributes:
+        settings: What the user said.
         module: The module.
         boundaries: Its boundaries between stages, while they are installed.
         ownership: What of it all is this process's.
@@ -106,7 +107,7 @@ class Session:
         self.batches = 0
         self.batch: BatchContext | None = None
         self.exact_pass: ExactPass | None = None
-        self._settings = settings
+        self.settings = settings
         in_time = boundaries_in_time(module)
         between = [site.name for site in self.boundaries.sites]
         if in_time and between and settings.through_time.trace_decay:
@@ -135,7 +136,7 @@ class Session:
 
     def _make_finite(self) -> IgnoresNonFinite:
         """What is done about batches that are not finite; without a boundary nothing is changed."""
-        wish = self._settings.on_non_finite if self.all_trainers else "ignore"
+        wish = self.settings.on_non_finite if self.all_trainers else "ignore"
         if wish == "skip" and self.times.trainers:
             raise SyntheticGradientsError(
                 "SyntheticGradients(on_non_finite='skip') does not go with boundaries in time "
@@ -148,7 +149,7 @@ class Session:
     def _make_trainers(
         self, between: list[str], in_time: Mapping[str, nn.Module], seed: int
     ) -> dict[str, BoundaryTrainer]:
-        settings = self._settings
+        settings = self.settings
         options = TrainerOptions(
             settings.delay,
             settings.training,
@@ -163,7 +164,7 @@ class Session:
 
     def _auxiliary(self, name: str, *, seed: int) -> Auxiliary | None:
         """The auxiliary task at a boundary in time, if one is wanted."""
-        settings = self._settings
+        settings = self.settings
         if not settings.through_time.auxiliary:
             return None
         predictor: GradientPredictor = MLPPredictor(conditional=False)
@@ -204,7 +205,7 @@ class Session:
         for inputs in self.inputs.trainers.values():
             inputs.source = ActivationsAtHand()
         self.boundaries = Boundaries(self.module, names)
-        self.trace, self.told = None, Told(self._settings.context, None)
+        self.trace, self.told = None, Told(self.settings.context, None)
         self.times.install()
         self._show_to(profile)
 
@@ -226,7 +227,7 @@ class Session:
     def accept(self, trace: Trace) -> None:
         """Takes what a traced training step showed about the model."""
         self.trace = self.watched.trace = trace
-        self.told = Told(self._settings.context, trace)
+        self.told = Told(self.settings.context, trace)
         self.finite.accept(trace)
         self.updates.accept(trace.order, trace.uses, len(self.trainers))
         self.exact.accept(trace)

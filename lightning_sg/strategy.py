@@ -234,7 +234,7 @@ class SyntheticGradientStrategy(ReusableStrategy):
         )
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [other for other in callbacks if not isinstance(other, StageCoordinator)]
-        callbacks.insert(0, StageCoordinator(runtime))
+        callbacks.insert(0, StageCoordinator(runtime, self._arrangement.saving.gather_weights))
 
     def _meet(self, backend: str) -> tuple[ProcessGrid, Chain]:
         """Brings the processes together, once for all runs of this strategy."""
@@ -381,7 +381,7 @@ class SyntheticGradientStrategy(ReusableStrategy):
         """Gathers a tensor from the replicas, among the processes with the same stages: ``(replicas, ...)``."""
         default = super().all_gather
         return self._arrangement.collectives.all_gather(
-            tensor, group, lambda members: default(tensor, members, sync_grads)
+            tensor, group, lambda members: default(tensor, members, sync_grads), sync_grads=sync_grads
         )
 
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from lightning_sg.lightning_api import pl
 from lightning_sg.partition.placement import Placement
+from lightning_sg.partition.replaced import named_tensors
 from lightning_sg.transport import Chain
 
 
@@ -20,7 +21,7 @@ def gather_weights(module: pl.LightningModule, placement: Placement, chain: Chai
         placement: Which process holds what.
         chain: The processes of this replica.
     """
-    tensors: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    tensors = named_tensors(module)
     copy = chain.copies("gathering weights", list(tensors))
     for name, tensor in tensors.items():
         owner = placement.owner.get(name, placement.processes - 1)

@@ -12,9 +12,9 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_sg.distributed.alike import check_alike, description
-from lightning_sg.distributed.clipping import ClippingOverModel
+from lightning_sg.distributed.clipping import ClippingOverModel, ClippingOverStages
 from lightning_sg.distributed.collectives import Collectives, GridCollectives, OneProcessCollectives
-from lightning_sg.distributed.coordination import StageCoordinator, agree_on_stop
+from lightning_sg.distributed.coordination import agree_on_stop
 from lightning_sg.distributed.runtime import StageRuntime
 from lightning_sg.distributed.saving import OneProcessSaving, Saving, ShardedSaving, WholeSaving
 from lightning_sg.distributed.scaler import StageScaler
@@ -172,17 +172,17 @@ class SplitArrangement:
         if self._options.clip_over == "model":
             # Lightning's own place for what clipping means; `clip_gradients` of the module ends there too.
             precision.clip_grad_by_norm = ClippingOverModel(self.runtime, precision.main_params)
-        elif clips_by_norm(trainer):
-            warn_of_clipping()
+        else:
+            clips = clips_by_norm(trainer)
+            if clips:
+                warn_of_clipping("gradient_clip_val")
+            precision.clip_grad_by_norm = ClippingOverStages(precision, said=clips)
         set_random_state(self.collectives.broadcast(random_state(device), 0), device)
 
     def _cut(self, trainer: pl.Trainer) -> None:
         cutter, stages = self._cutter, len(self.runtime.grid.ranks)
         if not cutter.is_cut:  # the module was made in `configure_model`, after the callback's `setup`
             cutter.cut(trainer, self._module)
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, StageCoordinator):
-                    callback.keep_metrics(self._module)
         count = len(self.runtime.stage.session.boundaries) + 1
         if count < stages and not cutter.undecided:
             raise too_few_stages(count, stages)

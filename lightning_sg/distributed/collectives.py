@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from lightning_sg._compat import reduce_over
 from lightning_sg.distributed.meetings import StageMeetings
 from lightning_sg.distributed.status import ProcessStatus
+from lightning_sg.partition.fakes import is_fake
+from lightning_sg.replicas import Replicas
 from lightning_sg.transport import ProcessGrid
 
 
@@ -26,8 +29,15 @@ class Collectives(Protocol):
     def reduce(self, value: Any, group: Any, reduce_op: Any) -> Any:
         """Reduces a tensor over the replicas, among the processes with the same stages."""
 
-    def all_gather(self, tensor: Tensor, group: Any, gather: Callable[[Any], Tensor]) -> Tensor:
-        """Gathers a tensor from the replicas: ``(replicas, ...)``."""
+    def all_gather(self, tensor: Tensor, group: Any, gather: Callable[[Any], Tensor], *, sync_grads: bool) -> Tensor:
+        """Gathers a tensor from the replicas: ``(replicas, ...)``.
+
+        Args:
+            tensor: The tensor.
+            group: The process group.
+            gather: Gathers it in a group.
+            sync_grads: Whether gradients flow back to the process that each part comes from.
+        """
 
     def vote(self, decision: bool, *, all_of_them: bool) -> bool:
         """Asks all processes: whether all (or any) of them say yes."""
@@ -47,7 +57,7 @@ class OneProcessCollectives:
         """Returns the tensor."""
         return value
 
-    def all_gather(self, tensor: Tensor, group: Any, gather: Callable[[Any], Tensor]) -> Tensor:
+    def all_gather(self, tensor: Tensor, group: Any, gather: Callable[[Any], Tensor], *, sync_grads: bool) -> Tensor:
         """Returns the tensor."""
         return tensor
 
@@ -100,13 +110,18 @@ class GridCollectives:
         with self._status.meeting("reducing a value"):
             return reduce_over(value, peers.group if group is None else group, reduce_op=reduce_op)
 
-    def all_gather(self, tensor: Tensor, group: Any, gather: Callable[[Any], Tensor]) -> Tensor:
+    def all_gather(self, tensor: Tensor, group: Any, gather: Callable[[Any], Tensor], *, sync_grads: bool) -> Tensor:
         """See :meth:`Collectives.all_gather`."""
         peers = self._grid.peers
         if peers.count == 1:
             return tensor
+        if is_fake(tensor):  # a trace, or code behind a stage's last boundary
+            return tensor.unsqueeze(0).expand(peers.count, *tensor.shape)
         everyone = group is None or group is dist.group.WORLD  # what `LightningModule.all_gather` makes of no group
         with self._status.meeting("gathering a value"):
+            if everyone and sync_grads:
+                gathered: Tensor = _Gathered.apply(tensor, peers)
+                return gathered
             return gather(peers.group if everyone else group)
 
     def vote(self, decision: bool, *, all_of_them: bool) -> bool:
@@ -116,6 +131,23 @@ class GridCollectives:
             if all_of_them:
                 return not self._grid.peers.any(not all(votes))
             return self._grid.peers.any(any(votes))
+
+
+class _Gathered(torch.autograd.Function):
+    """Gathers from the replicas, and adds up the gradients; torch's own takes ranks in a group for global ones."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, peers: Replicas) -> Tensor:
+        ctx.peers = peers
+        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(peers.count)]
+        dist.all_gather(parts, tensor.contiguous(), group=peers.group)
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient, group=ctx.peers.group)
+        return gradient[ctx.peers.index], None
 
 
 __all__ = ["Collectives", "GridCollectives", "OneProcessCollectives"]

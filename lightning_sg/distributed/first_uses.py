@@ -25,12 +25,14 @@ class _Unused:
         key: Its key there.
         gradient: The gradient that it had at first.
         begun: The tensor when this process's stages began, and its version.
+        average: Whether it is kept as an average, which changes without being used.
     """
 
     held: dict[str, Any]
     key: str
     gradient: tuple[Tensor | None, int]
     begun: tuple[Tensor, int]
+    average: bool
 
     @property
     def tensor(self) -> Tensor:
@@ -43,7 +45,7 @@ class _Unused:
         """Whether it has been changed since, or has a gradient."""
         tensor, (begun, version) = self.tensor, self.begun
         gradient, (before, version_before) = _gradient(tensor)[0], self.gradient
-        if tensor is not begun or tensor._version != version:
+        if not self.average and (tensor is not begun or tensor._version != version):
             return True
         return gradient is not None and (gradient is not before or gradient._version != version_before)
 
@@ -84,7 +86,8 @@ class FirstUses:
         self._unused: dict[str, _Unused] = {}
         # An error names a parameter rather than the buffers beside it.
         for name, held, key, tensor in sorted(unused, key=lambda each: not isinstance(each.tensor, nn.Parameter)):
-            self._unused[name] = _Unused(held, key, _gradient(tensor), (tensor, tensor._version))
+            average = name in placement.averages
+            self._unused[name] = _Unused(held, key, _gradient(tensor), (tensor, tensor._version), average)
         self._parameters = {name for name, _parameter in module.named_parameters()}
         self.watches = bool(self._unused)
         self.owners: dict[str, int] = {}

@@ -56,6 +56,7 @@ class StageRuntime:
         status: What this process is doing.
         stopping: Whether and when training ends.
         presence: Whether this process works on a batch.
+        around_training: Makes what is entered around each training step.
 
     Args:
         grid: The processes.
@@ -76,6 +77,7 @@ class StageRuntime:
         self.meetings = StageMeetings(chain, self.status)
         self.stopping = Stopping()
         self.presence: Presence = AlwaysPresent()
+        self.around_training: Callable[[], AbstractContextManager[None]] = nullcontext
         self._metrics = MetricsRoute(is_last=grid.is_last)
         self.options = options
         self._cutter = cutter
@@ -170,7 +172,8 @@ class StageRuntime:
         if self.presence.skips(self.status.number):
             return self._skip(training=training)
         ready.call = call
-        with blaming(self.status), self._explaining(ready):
+        around = self.around_training if training else nullcontext
+        with blaming(self.status), self._explaining(ready), around():
             return ready.run(lambda: step(*args, **kwargs), self._fingerprint, training=training)
 
     def _skip(self, *, training: bool) -> None:

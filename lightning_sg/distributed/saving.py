@@ -12,6 +12,7 @@ from lightning_sg.checkpoint.sharded import load_optimizers, load_rest, load_wei
 from lightning_sg.checkpoint.sharded import save as save_shards
 from lightning_sg.checkpoint.shards import Shards, is_sharded
 from lightning_sg.checkpoint.whole import gather_weights, own_optimizer_state
+from lightning_sg.distributed.averages import gather_averages
 from lightning_sg.distributed.collectives import GridCollectives
 from lightning_sg.distributed.runtime import StageRuntime
 from lightning_sg.errors import SyntheticGradientsError
@@ -110,6 +111,7 @@ class WholeSaving:
             with runtime.status.meeting("gathering weights"):
                 gather_weights(self._module, placement, runtime.chain)
             self._pages.let_go()
+            gather_averages(self._module, runtime)
 
     def weights(self, default: Callable[[], Checkpoint]) -> Checkpoint:
         """The whole model's state, with the keys of the undivided model."""
@@ -171,6 +173,7 @@ class ShardedSaving(WholeSaving):
     def weights(self, default: Callable[[], Checkpoint]) -> Checkpoint:
         """The state of this process's stages."""
         self._runtime.agree_on_owners()
+        gather_averages(self._module, self._runtime)
         return own_weights(self._module, self._runtime.ownership.writes)
 
     def _united(self, state: Checkpoint) -> Checkpoint:

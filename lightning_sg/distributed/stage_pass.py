@@ -249,11 +249,15 @@ class TrainingPass(EvaluationPass):
         loss = self._loss_here(loss)
         self._program.data_parallel.prepare(loss)
         retain = {"retain_graph": True} if self._stage.keeps_graph else {}
+        automatic = self._session.module.automatic_optimization
+        if not automatic:
+            self._program.first_uses.look()
         # Reply before copies of a tied weight meet: the stage before may wait for it before its backward pass.
         with self._program.tied.summing(self._program.data_parallel):
             result = run(loss, **retain)
+            self._program.first_uses.begin()  # hooks may have changed an average; a use shows in gradients
             self._program.first_uses.look()
-            if self._session.module.automatic_optimization:
+            if automatic:
                 self.reply()
         return result
 

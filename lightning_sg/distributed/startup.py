@@ -19,9 +19,11 @@ from lightning_sg.distributed.ownership import StageOwnership
 from lightning_sg.distributed.program import SharedBuffers, StageProgram
 from lightning_sg.distributed.stage import Stage
 from lightning_sg.distributed.stage_pass import WithoutDataError
+from lightning_sg.distributed.support import may_wait
 from lightning_sg.distributed.tied import NoTiedWeights, SharedWeights, TiedWeights
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.lightning_api import pl, rank_zero_info
+from lightning_sg.partition.averages import with_averages
 from lightning_sg.partition.checks import check_cuts, check_gradients, check_trainable
 from lightning_sg.partition.fakes import FakeOutputs, FakeTensors, remote_blocks
 from lightning_sg.partition.paging import PagedParameters
@@ -206,7 +208,8 @@ class StartUp:
 
     def _program(self, stage: Stage, placement: Placement, *, training: bool) -> StageProgram:
         module, grid = stage.session.module, self._grid
-        self._ownership.placement = placement
+        resumed = module.trainer.global_step > 0
+        self._ownership.placement = placement = with_averages(placement, module, resumed=resumed)
         elsewhere = placement.elsewhere(grid.position)
         with torch.inference_mode(False):  # what a validation step moves is trained later
             self._settle_in(module, elsewhere)
@@ -287,10 +290,7 @@ class StartUp:
 
     def _check_tied(self, session: Session) -> None:
         """Raises for options that synchronized tied weights do not support."""
-        settings = self._cutter.settings
-        guard = settings.guard
-        couples = guard is not None and guard.fallback == "couple"
-        waits = settings.exact.warm_up or couples or any(trainer.waits for trainer in session.trainers.values())
+        waits = may_wait(self._cutter.settings, session.trainers.values())
         if session.exact.corrects:
             what = "corrections (ExactGradients(correction=...), DelayedGradient)"
         elif waits and not session.module.automatic_optimization:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +13,9 @@ from torch.optim import LBFGS, Optimizer
 
 from lightning_sg.arguments import Check
 from lightning_sg.errors import SyntheticGradientsError
-from lightning_sg.lightning_api import GradClipAlgorithmType, LearningRateFinder, pl, rank_zero_warn
+from lightning_sg.lightning_api import Callback, GradClipAlgorithmType, pl, rank_zero_warn
+from lightning_sg.settings import Settings
+from lightning_sg.training.base import BoundaryTrainer
 from lightning_sg.transport import Away
 
 
@@ -29,6 +31,20 @@ def _ddp_options(value: Any) -> Any:
 
 #: What the argument ``ddp`` may be. The module and the process group are the strategy's.
 DDP_OPTIONS = Check("a dict of arguments of DistributedDataParallel", _ddp_options)
+
+
+# Callbacks of Lightning's that cannot work on several processes, by the name of their class, each with the reason. Not
+# every version of Lightning has them all.
+_REFUSED = {
+    "LearningRateFinder": "needs the loss in every process, and only the last stage has it. Find the rate in one "
+    "process, with the SyntheticGradients callback alone",
+    "SpikeDetection": "needs the loss in every process, and only the last stage has it. SyntheticGradients("
+    "on_non_finite='skip') leaves batches out whose loss or gradients are not finite",
+    "BatchSizeFinder": "(and Tuner.scale_batch_size) tries batches until memory runs out, and one process that fails "
+    "ends all. Find the size in one process, with the SyntheticGradients callback alone",
+    "ModelPruning": "puts other parameters into the model while it trains, and each process has those of its own "
+    "stages only. Prune the trained model, in one process",
+}
 
 
 @dataclass(frozen=True)
@@ -51,17 +67,15 @@ class StrategyOptions:
 
 
 def check_callbacks(trainer: pl.Trainer) -> None:
-    """Refuses callbacks that need the loss in every process.
+    """Refuses callbacks that need what a process does not have.
 
     Raises:
         SyntheticGradientsError: If there is one.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, LearningRateFinder):
-            raise SyntheticGradientsError(
-                "LearningRateFinder needs the loss in every process, and only the last stage has it. Find the rate "
-                "in one process, with the SyntheticGradients callback alone."
-            )
+        for kind in type(callback).__mro__:
+            if kind.__name__ in _REFUSED and issubclass(kind, Callback):
+                raise SyntheticGradientsError(f"{kind.__name__} {_REFUSED[kind.__name__]}.")
 
 
 def check_away(replicas: int, tied_weights: str, clip_over: str, backend: str) -> None:
@@ -141,10 +155,26 @@ def clips_by_norm(trainer: pl.Trainer) -> bool:
     return bool(trainer.gradient_clip_val) and trainer.gradient_clip_algorithm != GradClipAlgorithmType.VALUE
 
 
-def warn_of_clipping() -> None:
-    """Says what clipping by norm means where it goes by stages."""
+def may_wait(settings: Settings, trainers: Iterable[BoundaryTrainer]) -> bool:
+    """Whether a stage may wait for the true gradient of a batch before it goes backward.
+
+    Args:
+        settings: What the user said to the callback.
+        trainers: What supplies the gradients at the boundaries.
+    """
+    guard = settings.guard
+    couples = guard is not None and guard.fallback == "couple"
+    return bool(settings.exact.warm_up or couples or any(trainer.waits for trainer in trainers))
+
+
+def warn_of_clipping(what: str) -> None:
+    """Says what clipping by norm means where it goes by stages.
+
+    Args:
+        what: What clips.
+    """
     rank_zero_warn(
-        "gradient_clip_val clips by the norm of each process's own stages; in one process the norm is that "
+        f"{what} clips by the norm of each process's own stages; in one process the norm is that "
         "of the whole model. SyntheticGradientStrategy(clip_over='model') takes that one, at the price of "
         "stages that wait for each other; clipping by value is the same in both."
     )
@@ -183,5 +213,6 @@ __all__ = [
     "check_options",
     "check_snapshots",
     "clips_by_norm",
+    "may_wait",
     "warn_of_clipping",
 ]

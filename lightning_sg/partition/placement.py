@@ -28,6 +28,7 @@ class Placement:
         tied: Where that is allowed, parameters that several processes use, each with these processes. The last of them
             is the owner.
         unused: What no traced step has used. Every process keeps it until a stage uses it, and the last one owns it.
+        averages: Copies of parts of the model that no traced step has used: each belongs where its original is.
     """
 
     order: list[str]
@@ -36,6 +37,7 @@ class Placement:
     shared: frozenset[str] = frozenset()
     tied: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     unused: frozenset[str] = frozenset()
+    averages: frozenset[str] = frozenset()
 
     @property
     def processes(self) -> int:

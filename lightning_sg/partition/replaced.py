@@ -35,6 +35,11 @@ def held_tensors(module: nn.Module) -> Iterator[Held]:
                     yield Held(f"{prefix}.{key}" if prefix else key, held, key, tensor)
 
 
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers of a module by their names, each under its first."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
 class ReplacedTensors(AbstractContextManager["ReplacedTensors"]):
     """Puts other tensors in the place of a module's inside the context; tied parameters stay tied.
 
@@ -81,4 +86,4 @@ def replace(places: list[tuple[Held, Tensor]]) -> None:
         place.held[place.key] = made
 
 
-__all__ = ["Held", "ReplacedTensors", "held_tensors", "replace"]
+__all__ = ["Held", "ReplacedTensors", "held_tensors", "named_tensors", "replace"]

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.objects import pack, unpack
 from lightning_sg.transport.history import History
 from lightning_sg.transport.link import Downstream, Upstream
@@ -81,7 +80,7 @@ class Chain:
         number, words, brought = self._pass_down(what, own)
         if self.downstream is not None:
             brought = list(self.downstream.inbox.receive(Gathered, number, words).tensors)
-            self._check_same(what)
+            self._check_same()
         if self.upstream is not None:
             self.upstream.send(Gathered(number=number, doing=self.watch.doing, tensors=brought))
         self.flush()  # whoever ends its process now has done its part
@@ -126,7 +125,7 @@ class Chain:
                 tensor = make()
             else:
                 (tensor,) = source.inbox.receive(Copy, numbers[name], words).tensors
-                self._check_same(what)
+                self._check_same()
             message = Copy(number=numbers[name], doing=self.watch.doing, tensors=[tensor])
             if self.upstream is not None and owner >= self.position:
                 self.upstream.send(message)
@@ -147,7 +146,7 @@ class Chain:
         brought: list[Tensor] = []
         if self.upstream is not None:
             brought += self.upstream.inbox.receive(Gathering, number, words).tensors
-            self._check_same(what)
+            self._check_same()
         brought.append(packed)
         if self.downstream is not None:
             self.downstream.send(Gathering(number=number, doing=self.watch.doing, tensors=brought))
@@ -162,15 +161,9 @@ class Chain:
             link.arrive(self.meetings, what, self.watch.doing)
         return self.meetings, f"'{what}' after {self.watch.doing}"
 
-    def _check_same(self, what: str) -> None:
+    def _check_same(self) -> None:
         for link in self.links:
-            theirs = link.inbox.sender.meeting
-            if theirs is not None and theirs[0] == self.meetings and theirs[1] != what:
-                raise SyntheticGradientsError(
-                    f"{link.neighbour} has come to '{theirs[1]}' and this stage to '{what}'. What all processes do "
-                    "together, such as `trainer.save_checkpoint`, `strategy.broadcast` and `strategy.barrier`, every "
-                    "process must do, in the same order: not under `if trainer.is_global_zero`."
-                )
+            link.inbox.check_meeting()
 
     def begin_at(self, batch: int) -> int:
         """This process takes another's place, and would take part from a batch on; returns from which one it can.

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lightning_sg.errors import BatchMismatchError, StageLostError
+from lightning_sg.errors import BatchMismatchError, StageLostError, SyntheticGradientsError
 from lightning_sg.transport.carrier import Carriers, on_stream
 from lightning_sg.transport.connection import Connection
 from lightning_sg.transport.line import Line, LineBrokenError
@@ -39,6 +39,13 @@ Numbered = TypeVar("Numbered", Activations, Target, Residual, Gathering, Gathere
 
 _SLICE = 0.2  # seconds between two looks at what else may end a wait
 _GRACE = 0.25  # of the timeout: for the error of a neighbour that waits for somebody itself
+
+
+#: What to do where one process has come to a meeting and another has not, or to another one.
+EVERY_PROCESS = (
+    "What all processes do together, such as `trainer.save_checkpoint`, `strategy.broadcast` and `strategy.barrier`, "
+    "every process must do, in the same order: not under `if trainer.is_global_zero`."
+)
 
 
 def never() -> bool:
@@ -109,6 +116,7 @@ class Inbox:
         self.sender = sender
         self._device = device
         self._watch = watch
+        self._meeting = ""
         self._messages: dict[tuple[type[Message], int], tuple[Message, torch.cuda.Event | None]] = {}
         self._dropped: set[tuple[type[Message], int]] = set()
         self._lost: str | None = None
@@ -205,10 +213,10 @@ class Inbox:
         self.number = 0
         self.sender.meeting = None
 
-    def come_to(self, meeting: int) -> None:
+    def come_to(self, meeting: int, what: str) -> None:
         """This process comes to a meeting: nothing of those before is wanted, such as a new process sends again."""
         with self._changed:
-            self.meetings = meeting
+            self.meetings, self._meeting = meeting, what
             past = [key for key, (message, _event) in self._messages.items() if 0 < meeting_of(message) < meeting]
             for key in past:
                 del self._messages[key]
@@ -219,19 +227,32 @@ class Inbox:
             self._dropped.clear()
             self._messages = {key: value for key, value in self._messages.items() if key[0] not in OF_BATCHES}
 
+    def check_meeting(self) -> None:
+        """Compares what the two stages have come together for.
+
+        Raises:
+            SyntheticGradientsError: If the sender has come to another meeting.
+        """
+        theirs = self.sender.meeting
+        if theirs is not None and theirs[0] == self.meetings and theirs[1] != self._meeting:
+            raise SyntheticGradientsError(
+                f"{self.sender.name} has come to '{theirs[1]}' and this stage to '{self._meeting}'. {EVERY_PROCESS}"
+            )
+
     def _check(self, kind: type[Message], number: int, waiting_for: str, waited: float) -> None:
         """Raises if there is no sense in waiting on."""
         sender, waiting = self.sender, f"This stage was waiting for {waiting_for}."
         if self._lost is not None:
             raise StageLostError(f"{self._lost} {waiting}", self._lost)
         if self._ended:
-            raise StageLostError(f"{sender.name} has ended its run in good order. {waiting}")
+            raise StageLostError(f"{sender.name} has ended its run in good order. {waiting}{self._advice(kind)}")
         if kind in OF_BATCHES and sender.meeting is not None and sender.meeting[0] > self.meetings:
             raise BatchMismatchError(
                 f"{sender.name} has no more batches: it has come to '{sender.meeting[1]}' while this stage waits for "
                 f"{waiting_for}. Every stage must be given the same batches: loaders of the same length, and no rank "
                 "that calls `trainer.save_checkpoint`, `validate` and the like on its own."
             )
+        self.check_meeting()
         self._watch.check()
         patience = self._watch.timeout
         silent = self.silent
@@ -242,7 +263,14 @@ class Inbox:
         if waited >= patience:
             raise StageLostError(
                 f"{sender.name} did not send {waiting_for} within {self._watch.timeout:g} s. {self._why_not(silent)}"
+                f"{self._advice(kind)}"
             )
+
+    def _advice(self, kind: type[Message]) -> str:
+        """What to look for if the sender has not come to a meeting of all stages to which this process has come."""
+        if kind in OF_BATCHES or (self.sender.meeting is not None and self.sender.meeting[0] >= self.meetings):
+            return ""
+        return f" {EVERY_PROCESS}"
 
     def _why_not(self, silent: float) -> str:
         sender = self.sender
@@ -357,4 +385,4 @@ class Inbox:
             self._changed.notify_all()
 
 
-__all__ = ["Inbox", "Neighbour", "never"]
+__all__ = ["EVERY_PROCESS", "Inbox", "Neighbour", "never"]

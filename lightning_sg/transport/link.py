@@ -115,7 +115,7 @@ class Link:
 
     def arrive(self, number: int, what: str, doing: str) -> None:
         """Tells the neighbour that this process has come to a meeting."""
-        self.inbox.come_to(number)
+        self.inbox.come_to(number, what)
         self.send(Arrived(number=number, what=what, doing=doing))
 
     def close(self, timeout: float) -> None:
