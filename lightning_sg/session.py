@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from lightning_sg.boundary import Boundaries, Boundary
 from lightning_sg.context_log import announce_context
-from lightning_sg.crossings.base import BatchContext, Crossing
+from lightning_sg.crossings.base import BatchContext
 from lightning_sg.crossings.exact_pass import ExactPass, Parameters, without_overflow
 from lightning_sg.crossings.local import LocalCrossing
 from lightning_sg.crossings.policy import ExactPolicy
 from lightning_sg.crossings.scale import GradientScale
+from lightning_sg.each_crossing import EachCrossing, crossed
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.finite.diagnosis import BatchOrigin
 from lightning_sg.finite.policy import IgnoresNonFinite, RaisesNonFinite
 from lightning_sg.finite.skipping import SkipsNonFinite
 from lightning_sg.inputs.boundaries import InputBoundaries
-from lightning_sg.inputs.crossing import PredictedInputs
 from lightning_sg.inputs.record import ActivationsAtHand
 from lightning_sg.lightning_api import pl
 from lightning_sg.ownership import Ownership, OwnsAll
@@ -295,21 +295,15 @@ class Session:
         """Opens the boundaries in time for the current batch, once it has been traced if it is the first."""
         self.times.begin(self.current, device)
 
-    def crossing(self, boundary: str) -> Crossing:
+    def crossing(self, boundary: str) -> EachCrossing:
         """What happens in the current batch at a boundary between two stages of this process."""
-        batch = self.current
-        local = LocalCrossing(self.trainers[boundary], batch, skipped=not self.updates.before(boundary))
-        batch.crossings.append(local)
         inputs = self.inputs.trainers.get(boundary)
-        if inputs is None:
-            return local
-        return PredictedInputs(local, inputs, batch, learns=self.updates.after(boundary))
+        return EachCrossing(self.trainers[boundary], inputs, self.current, self.updates, self.module)
 
     @property
     def crossed(self) -> list[LocalCrossing]:
         """Those of the current batch's crossings that keep what an exact gradient needs."""
-        crossings = [] if self.batch is None else self.batch.crossings
-        return [each for each in crossings if isinstance(each, LocalCrossing) and each.carriers]
+        return crossed(self.batch)
 
     def before_backward(self, loss: Tensor, leaves: Sequence[Tensor]) -> None:
         """A backward pass is about to begin; the first of a batch predicts in time and finds exact gradients.
@@ -365,10 +359,10 @@ class Session:
         self.exact.hold(number, self.finite.corrections(number, gradients), self.ownership.holds)
 
     def pass_by(self) -> None:
-        """The current batch crosses no boundary of this process."""
+        """The current batch crosses no boundary of this process but those that it has crossed."""
         for name, trainer in self.trainers.items():
             if self.ownership.owns(name):
-                trainer.pass_by(self.current.plan)
+                trainer.pass_by(self.current.plan, self.current.visits[name])
 
     def end_batch(self) -> None:
         """The training batch is over: counts it, and lets go of what belongs to it.
@@ -377,6 +371,7 @@ class Session:
             BoundaryError: If no gradient has ever flowed back through a boundary to a stage that is to train.
         """
         if self.batch is not None:
+            self.pass_by()
             self.flow.check(self.boundaries.sites, self.trace, self.ownership.owns, self.batches)
             self.finite.end()
             self.batches += 1

@@ -60,9 +60,10 @@ class LocalCrossing(PlainCrossing):
         carriers = [tensors[place] for place in places]
         batch, trainer = self._batch, self._trainer
         if batch.finite.crosses(trainer.name, carriers, trainer.told(batch.context)):
-            trainer.pass_by(batch.plan)
+            trainer.pass_by(batch.plan, batch.visits[trainer.name])
             return _put(tensors, places, blocked(carriers))
-        record = trainer.open(carriers, batch.context, batch.loss, batch.plan, skipped=self._skipped)
+        visits = batch.visits[trainer.name]
+        record = trainer.open(carriers, batch.context, batch.loss, batch.plan, skipped=self._skipped, visits=visits)
         trainer.receive_due(record.step)
         trainer.learn_due(record.step)
         trainer.predict(record)

@@ -31,10 +31,13 @@ from lightning_sg.transport.message import (
     Saved,
     Target,
     meeting_of,
+    place_of,
 )
 from lightning_sg.transport.watch import Watch
 from lightning_sg.words import first_line
 
+#: What tells messages apart: their type, their number, and their place among those of this number.
+_Key = tuple[type[Message], int, int]
 Numbered = TypeVar("Numbered", Activations, Target, Residual, Gathering, Gathered, Copy)
 
 _SLICE = 0.2  # seconds between two looks at what else may end a wait
@@ -109,8 +112,9 @@ class Inbox:
         self.sender = sender
         self._device = device
         self._watch = watch
-        self._messages: dict[tuple[type[Message], int], tuple[Message, torch.cuda.Event | None]] = {}
-        self._dropped: set[tuple[type[Message], int]] = set()
+        self._messages: dict[_Key, tuple[Message, torch.cuda.Event | None]] = {}
+        self._dropped: set[_Key] = set()
+        self._newest: dict[type[Message], int] = {}  # the largest number of each type that has come
         self._lost: str | None = None
         self._ended = False
         self._changed = threading.Condition()
@@ -138,27 +142,27 @@ class Inbox:
         return message
 
     def receive_unless(
-        self, kind: type[Numbered], number: int, waiting_for: str, goes_on: Callable[[], bool]
+        self, kind: type[Numbered], number: int, waiting_for: str, goes_on: Callable[[], bool], place: int = 0
     ) -> Numbered | None:
         """See :meth:`receive`; ``None`` once ``goes_on`` says so, or if the sender was killed before it sent it.
 
-        The message is dropped if it comes later.
+        The message is dropped if it comes later. ``place`` is its crossing or part, see :func:`place_of`.
         """
         began = time.monotonic()
         with self._changed:
             self._watch.waits = True
             try:
-                while (kind, number) not in self._messages:
+                while (kind, number, place) not in self._messages:
                     if kind in OF_BATCHES and number < self._floor:
                         return None
                     if goes_on():
-                        self._dropped.add((kind, number))
+                        self._dropped.add((kind, number, place))
                         return None
                     self._check(kind, number, waiting_for, time.monotonic() - began)
                     self._changed.wait(_SLICE)
             finally:
                 self._watch.waits = False
-            message, event = self._messages.pop((kind, number))
+            message, event = self._messages.pop((kind, number, place))
         assert isinstance(message, kind)
         if event is not None:
             torch.cuda.current_stream(self._device).wait_event(event)
@@ -213,10 +217,17 @@ class Inbox:
             for key in past:
                 del self._messages[key]
 
+    def drop(self, kind: type[Message], number: int, place: int) -> None:
+        """Drops a message that nobody will ask for, if it has come or once it comes."""
+        with self._changed:
+            if self._messages.pop((kind, number, place), None) is None:
+                self._dropped.add((kind, number, place))
+
     def forget(self) -> None:
         """Drops messages about batches that nobody has asked for, at the end of a run."""
         with self._changed:
             self._dropped.clear()
+            self._newest.clear()
             self._messages = {key: value for key, value in self._messages.items() if key[0] not in OF_BATCHES}
 
     def _check(self, kind: type[Message], number: int, waiting_for: str, waited: float) -> None:
@@ -231,6 +242,12 @@ class Inbox:
                 f"{sender.name} has no more batches: it has come to '{sender.meeting[1]}' while this stage waits for "
                 f"{waiting_for}. Every stage must be given the same batches: loaders of the same length, and no rank "
                 "that calls `trainer.save_checkpoint`, `validate` and the like on its own."
+            )
+        if kind in (Activations, Target) and self._watch.away is None and number < self._newest.get(kind, 0):
+            raise BatchMismatchError(
+                f"{sender.name} has gone on to {sender.doing} without {waiting_for}. Every process must run the same "
+                "code on the same batches: whether and how often a step runs the network may depend on the batch and "
+                "its number, not on the process or on values that another stage computes."
             )
         self._watch.check()
         patience = self._watch.timeout
@@ -311,7 +328,7 @@ class Inbox:
         return parts
 
     def _deliver(self, message: Message, parts: list[list[Tensor]]) -> None:
-        sender = self.sender
+        sender, key = self.sender, (type(message), message.number, place_of(message))
         with self._changed:
             sender.doing = message.doing or sender.doing
             sender.waits = isinstance(message, Alive) and message.waits
@@ -328,9 +345,9 @@ class Inbox:
                 self.on_rejoined(message.number)
             elif self._is_late(message):
                 pass
-            elif (type(message), message.number) in self._dropped:
-                self._dropped.discard((type(message), message.number))
-            elif isinstance(message, OF_BATCHES) and (type(message), message.number) in self._messages:
+            elif key in self._dropped:
+                self._dropped.discard(key)
+            elif isinstance(message, OF_BATCHES) and key in self._messages:
                 what = type(message).__name__.lower()
                 self._lost = f"{sender.name} sent the {what} of {message.doing} twice, so the stages are out of step."
             elif not isinstance(message, Alive):
@@ -340,7 +357,8 @@ class Inbox:
                     spec.arrange([part.to(device) for part in each]) for spec, each in zip(message.specs, parts)
                 ]
                 event = self._stream.record_event() if self._stream is not None and of_batch else None
-                self._messages[type(message), message.number] = (message, event)
+                self._messages[key] = (message, event)
+                self._newest[type(message)] = max(message.number, self._newest.get(type(message), 0))
             self._changed.notify_all()
 
     def _is_late(self, message: Message) -> bool:

@@ -1,0 +1,217 @@
+"""Steps that run the network several times, or not at all, on several processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_sg import ExactGradients, LinearPredictor, SyntheticGradients, SyntheticGradientStrategy, TrueGradient
+from tests.models import assert_same_state, loader, make_trainer, state_of
+from tests.ranks import Failure, run_ranks
+from tests.several_models import (
+    Adversarial,
+    EarlyReturn,
+    Evaluated,
+    Mixed,
+    MixedOfThree,
+    Siamese,
+    SiameseOfThree,
+    Skipping,
+    SkippingOfThree,
+    Stages,
+    ThreeStages,
+)
+
+KINDS = [
+    Siamese,
+    SiameseOfThree,
+    Mixed,
+    MixedOfThree,
+    Skipping,
+    SkippingOfThree,
+    EarlyReturn,
+    Adversarial,
+]
+
+
+def fit(kind: type[pl.LightningModule], devices: int, callback: dict[str, Any] | None = None, **arguments: Any) -> Any:
+    """The state on each rank; in one process, the state. Without callback arguments, plain Lightning."""
+
+    def work() -> Any:
+        pl.seed_everything(3, verbose=False)
+        module = kind()
+        callbacks = [] if callback is None else [SyntheticGradients(**callback)]
+        strategy: Any = SyntheticGradientStrategy(timeout=20.0) if devices > 1 else "auto"
+        trainer = make_trainer(callbacks=callbacks, strategy=strategy, devices=devices, **arguments)
+        trainer.fit(module, loader(shuffle=False))
+        return state_of(module)
+
+    return run_ranks(devices, work, may_fail=True) if devices > 1 else work()
+
+
+def stages_of(kind: type[pl.LightningModule]) -> int:
+    return getattr(kind, "stages", 2)
+
+
+def assert_alike(expected: dict[str, Tensor], found: list[Any]) -> None:
+    assert not [each for each in found if isinstance(each, Failure) or each is None], found
+    for state in found:
+        assert_same_state(expected, state)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_the_true_gradient_it_is_plain_lightning(kind: type[pl.LightningModule]) -> None:
+    assert_alike(fit(kind, 1), fit(kind, stages_of(kind), {"predictor": TrueGradient()}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_predictors_learn_as_in_one_process(kind: type[pl.LightningModule]) -> None:
+    callback = {"predictor": LinearPredictor()}
+    assert_alike(fit(kind, 1, callback), fit(kind, stages_of(kind), callback))
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        {},
+        {"delay": 0},
+        {"exact": ExactGradients(every=2, correction=0.5)},
+        {"on_non_finite": "skip"},
+    ],
+    ids=["by default", "no delay", "exact gradients", "skipping"],
+)
+def test_settings_go_with_several_crossings(callback: dict[str, Any]) -> None:
+    assert_alike(fit(SiameseOfThree, 1, callback), fit(SiameseOfThree, 3, callback))
+
+
+def test_exact_gradients_go_with_batches_without_the_network() -> None:
+    callback = {"predictor": LinearPredictor(), "exact": ExactGradients(every=2, correction=0.5)}
+    assert_alike(fit(SkippingOfThree, 1, callback), fit(SkippingOfThree, 3, callback))
+
+
+def test_accumulated_gradients_and_stages_within_a_process() -> None:
+    callback = {"predictor": LinearPredictor()}
+    expected = fit(SiameseOfThree, 1, callback, accumulate_grad_batches=2)
+    assert_alike(expected, fit(SiameseOfThree, 2, callback, accumulate_grad_batches=2))
+
+
+# Evaluation
+
+
+class Never(Evaluated):
+    times = staticmethod(lambda batch_idx: 0)
+
+
+class Twice(Evaluated):
+    times = staticmethod(lambda batch_idx: 2)
+
+
+class FirstMore(Evaluated):
+    times = staticmethod(lambda batch_idx: 3 if batch_idx == 0 else 1)
+
+
+class LaterMore(Evaluated):
+    times = staticmethod(lambda batch_idx: batch_idx)
+
+
+class AtTheSanityCheck(Evaluated):
+    """Has nothing to validate then."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        return None if self.trainer.sanity_checking else super().validation_step(batch, batch_idx)
+
+
+def evaluate(kind: type[pl.LightningModule], devices: int) -> Any:
+    def work() -> Any:
+        pl.seed_everything(3, verbose=False)
+        module = kind()
+        strategy: Any = SyntheticGradientStrategy(timeout=20.0) if devices > 1 else "auto"
+        trainer = make_trainer(callbacks=[SyntheticGradients()], strategy=strategy, devices=devices, max_epochs=1)
+        data = loader(shuffle=False)
+        before = trainer.validate(module, data, verbose=False)
+        trainer.fit(module, data, data)
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val")}
+        tested = trainer.test(module, data, verbose=False)
+        predicted = trainer.predict(module, data)
+        return before, logged, tested, predicted
+
+    return run_ranks(devices, work) if devices > 1 else work()
+
+
+@pytest.mark.parametrize("kind", [Evaluated, Never, Twice, FirstMore, LaterMore, AtTheSanityCheck])
+def test_evaluation_may_run_the_network_any_number_of_times(kind: type[pl.LightningModule]) -> None:
+    before, logged, tested, predicted = evaluate(kind, 1)
+    first, *others = evaluate(kind, 2)
+    for ours, theirs in ((before, first[0]), (tested, first[2])):
+        assert theirs[0] == pytest.approx(ours[0], abs=1e-5)
+    for result in (first, *others):
+        assert result[1] == pytest.approx(logged, abs=1e-5)
+    torch.testing.assert_close(first[3], predicted, rtol=1e-4, atol=1e-5)
+
+
+# What cannot work
+
+
+class FedBack(Stages):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        return F.cross_entropy(self(F.pad(self(x), (0, x.shape[1] - 5))), y)
+
+
+def test_an_output_does_not_go_back_through_the_stages() -> None:
+    for failure in fit(FedBack, 2, {}):
+        assert "comes to boundary 'net.0.2' again with what" in failure.message
+        assert "go back through the stages" in failure.message
+
+
+class UntilItIsGood(Stages):
+    """Runs the network as often as its loss says."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        loss = self.loss(x, y)
+        if loss.item() > 1.0:
+            loss = loss + self.loss(x.flip(0), y.flip(0))
+        return loss
+
+
+def test_a_number_of_crossings_that_goes_by_the_loss_is_refused() -> None:
+    found = fit(UntilItIsGood, 2, {}, max_epochs=20)
+    assert any("another number of times" in str(getattr(each, "message", "")) for each in found), found
+
+
+class Sharpness(torch.optim.SGD):
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        with torch.enable_grad():
+            closure()
+        super().step()
+        with torch.enable_grad():
+            return closure()
+
+
+class Sharp(Stages):
+    def configure_optimizers(self) -> Any:
+        return Sharpness(self.parameters(), lr=0.1)
+
+
+def test_a_step_that_is_evaluated_again_for_one_batch_is_refused() -> None:
+    for failure in fit(Sharp, 2, {}):
+        assert "evaluated several times for training batch 0" in failure.message
+
+
+class StopsInTheMiddle(ThreeStages):
+    """Has batches whose loss needs two of the three stages."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        return self.loss(x, y) if batch_idx < 2 else self.net[1](self.net[0](x)).square().mean()
+
+
+def test_a_loss_in_the_middle_of_the_stages_is_refused() -> None:
+    found = fit(StopsInTheMiddle, 3, {})
+    assert any("was not reached" in str(getattr(each, "message", "")) for each in found), found
