@@ -58,8 +58,8 @@ class Inlet(Protocol):
     def take_late(self, number: int, fingerprint: int, shapes: list[tuple[int, ...]]) -> Activations | None:
         """Waits for the activations of a batch that has gone on without; ``None`` if the stage before is away."""
 
-    def expect_no_more(self, number: int, crossing: int) -> None:
-        """A batch is over, of which the stage before may still say that there are no more crossings."""
+    def await_end(self, number: int, crossing: int) -> None:
+        """Waits until the stage before has said that a batch has no more crossings."""
 
     def reply(self, number: int, targets: Targets, part: int = 0) -> None:
         """Answers a batch with its targets, for each crossing its own or none."""
@@ -85,7 +85,7 @@ class NoInlet:
         """Cannot be asked for."""
         raise AssertionError("the first stage receives nothing")
 
-    def expect_no_more(self, number: int, crossing: int) -> None:
+    def await_end(self, number: int, crossing: int) -> None:
         """Does nothing."""
 
     def reply(self, number: int, targets: Targets, part: int = 0) -> None:
@@ -170,9 +170,17 @@ class UpstreamInlet:
         absence.answered()
         return self._taken(message, fingerprint, shapes)
 
-    def expect_no_more(self, number: int, crossing: int) -> None:
-        """See :meth:`Inlet.expect_no_more`."""
-        self._link.inbox.drop(Activations, number, crossing)
+    def await_end(self, number: int, crossing: int) -> None:
+        """See :meth:`Inlet.await_end`.
+
+        Raises:
+            BoundaryError: If its step has crossed the boundary more often.
+        """
+        with self._profile(profiling.WAIT_ACTIVATIONS):
+            words = self._whose(number, crossing)
+            message = self._link.inbox.receive_unless(Activations, number, words, never, crossing)
+        if message is not None and not (message.ended or message.skipped):
+            raise other_count(self._status, self._link.neighbour, str(self.boundary), crossing + 1)
 
     def _whose(self, number: int, crossing: int = 0) -> str:
         behind = self._status.number - number

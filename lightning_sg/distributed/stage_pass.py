@@ -132,12 +132,16 @@ class EvaluationPass:
         Args:
             why: What ended it, if it did not end as it does everywhere.
         """
-        inlet, outlet = self._program.inlet, self._program.outlet
+        outlet = self._program.outlet
         if self._handed_over and self._may_go_on(outlet.boundary, self._handed_over):
             outlet.send(self._message((), ended=why or "its step has ended"))
-        if self._received and self._may_go_on(inlet.boundary, self._received):
-            inlet.expect_no_more(self._number, self._received)
         self._bound_lead()
+
+    def _await_end(self) -> None:
+        """Hears that the stage before has ended its step after as many crossings, if it says so."""
+        inlet = self._program.inlet
+        if self._received and self._may_go_on(inlet.boundary, self._received):
+            inlet.await_end(self._number, self._received)
 
     def _may_go_on(self, boundary: str | None, crossings: int) -> bool:
         """Whether a step that has crossed a boundary so often may cross it again, as far as others know."""
@@ -167,6 +171,7 @@ class EvaluationPass:
         self._program.first_uses.look()
         if self._received and not self._replied:
             self._program.inlet.reply(self._number, [()] * self._received)
+            self._await_end()
 
     def skip(self) -> None:
         """There are no activations: nobody before waits for an answer, and the stage after has none either."""

@@ -218,6 +218,7 @@ class TrainingPass(EvaluationPass):
             elif self._sent is None or self._sent.kept is None:  # nothing of this process carries a gradient on
                 self._program.inlet.send_residual(self._number, [Residuals(each.leaves) for each in self._arrived])
         self._arrived = []
+        self._await_end()
 
     def _reply(self) -> None:
         """Sends the gradients that have come to what was received, for each crossing, since they were sent last."""

@@ -217,12 +217,6 @@ class Inbox:
             for key in past:
                 del self._messages[key]
 
-    def drop(self, kind: type[Message], number: int, place: int) -> None:
-        """Drops a message that nobody will ask for, if it has come or once it comes."""
-        with self._changed:
-            if self._messages.pop((kind, number, place), None) is None:
-                self._dropped.add((kind, number, place))
-
     def forget(self) -> None:
         """Drops messages about batches that nobody has asked for, at the end of a run."""
         with self._changed:

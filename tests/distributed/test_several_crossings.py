@@ -209,7 +209,7 @@ class StopsInTheMiddle(ThreeStages):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         x, y = batch
-        return self.loss(x, y) if batch_idx < 2 else self.net[1](self.net[0](x)).square().mean()
+        return self.loss(x, y) if batch_idx < 2 else self.net[1][0](self.net[0](x)).square().mean()
 
 
 def test_a_loss_in_the_middle_of_the_stages_is_refused() -> None:
