@@ -234,7 +234,7 @@ class TrainingPass(EvaluationPass):
                 leaf.grad = None
             if target:
                 before = received.sent
-                received.sent = target if before is None else [old + new for old, new in zip(before, target)]
+                received.sent = [*target] if before is None else [old + new for old, new in zip(before, target)]
             targets.append(target)
         inlet.reply(self._number, targets, self._answers)
         self._answers += 1

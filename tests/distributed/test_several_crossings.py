@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_sg import ExactGradients, LinearPredictor, SyntheticGradients, SyntheticGradientStrategy, TrueGradient
-from tests.models import assert_same_state, loader, make_trainer, state_of
+from lightning_sg import (
+    ExactGradients,
+    LinearPredictor,
+    SyntheticGradients,
+    SyntheticGradientStrategy,
+    SyntheticInputs,
+    TrueGradient,
+)
+from lightning_sg.errors import BoundaryError
+from tests.distributed.test_data_parallel import alike, train
+from tests.models import CLASSES, FEATURES, assert_same_state, loader, make_trainer, state_of
 from tests.ranks import Failure, run_ranks
 from tests.several_models import (
     Adversarial,
@@ -26,6 +36,7 @@ from tests.several_models import (
     Stages,
     ThreeStages,
 )
+from tests.smooth import Smooth
 
 KINDS = [
     Siamese,
@@ -100,6 +111,79 @@ def test_accumulated_gradients_and_stages_within_a_process() -> None:
     assert_alike(expected, fit(SiameseOfThree, 2, callback, accumulate_grad_batches=2))
 
 
+class Views(Smooth):
+    """Two views of each sample, whose losses are means over the samples."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        return F.cross_entropy(self(x), y) + F.cross_entropy(self(0.5 * x), y)
+
+
+def test_replicas_learn_from_every_crossing() -> None:
+    expected = train(1, 2, make=Views)
+    found = run_ranks(4, lambda: train(4, 2, make=Views))
+    for state, _predictors, _metrics in found:
+        alike(state, expected[0])
+
+
+def test_state_under_way_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+    def run(devices: int, epochs: int, checkpoint: str | None = None) -> dict[str, Tensor]:
+        pl.seed_everything(3, verbose=False)
+        module = SiameseOfThree()
+        strategy: Any = SyntheticGradientStrategy(timeout=20.0) if devices > 1 else "auto"
+        trainer = make_trainer(
+            callbacks=[SyntheticGradients(predictor=LinearPredictor())],
+            strategy=strategy,
+            devices=devices,
+            max_epochs=epochs,
+        )
+        trainer.fit(module, loader(shuffle=False), ckpt_path=checkpoint)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        return state_of(module)
+
+    whole = run(1, 2)
+    run_ranks(3, lambda: run(3, 1))
+    saved = str(tmp_path / "last.ckpt")
+    assert_alike(whole, run_ranks(2, lambda: run(2, 2, saved)))
+
+
+def test_predicted_inputs_are_refused_by_name() -> None:
+    callback = {"inputs": SyntheticInputs()}
+    with pytest.raises(BoundaryError, match="crossed several times in one step, and SyntheticGradients"):
+        fit(Siamese, 1, callback)
+    for failure in fit(Siamese, 2, callback):
+        assert "crossed several times in one step" in failure.message
+
+
+class ByHand(Stages):
+    """Goes backward twice from one crossing, and then runs the network again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        optimizer: Any = self.optimizers()
+        out = self(x)
+        optimizer.zero_grad()
+        self.manual_backward(F.cross_entropy(out, y), retain_graph=True)
+        self.manual_backward(0.1 * out.square().mean())
+        optimizer.step()
+        optimizer.zero_grad()
+        self.manual_backward(self.loss(x.flip(0), y.flip(0)))
+        optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_by_hand_every_backward_pass_is_answered() -> None:
+    assert_alike(fit(ByHand, 1), fit(ByHand, 2, {"predictor": TrueGradient()}))
+    callback = {"predictor": LinearPredictor()}
+    assert_alike(fit(ByHand, 1, callback), fit(ByHand, 2, callback))
+
+
 # Evaluation
 
 
@@ -124,6 +208,28 @@ class AtTheSanityCheck(Evaluated):
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
         return None if self.trainer.sanity_checking else super().validation_step(batch, batch_idx)
+
+
+class Uncut(AtTheSanityCheck):
+    """Has no boundary of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(FEATURES, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, CLASSES)
+        )
+
+
+def test_boundaries_are_chosen_by_the_first_step_that_runs_the_network() -> None:
+    def work() -> None:
+        strategy = SyntheticGradientStrategy(timeout=20.0)
+        trainer = make_trainer(
+            callbacks=[SyntheticGradients("auto")], strategy=strategy, devices=2, max_epochs=1, num_sanity_val_steps=2
+        )
+        trainer.fit(Uncut(), loader(shuffle=False), loader(shuffle=False))
+        assert "val_total" in trainer.callback_metrics
+
+    run_ranks(2, work)
 
 
 def evaluate(kind: type[pl.LightningModule], devices: int) -> Any:
