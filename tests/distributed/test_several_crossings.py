@@ -260,6 +260,20 @@ def test_evaluation_may_run_the_network_any_number_of_times(kind: type[pl.Lightn
     torch.testing.assert_close(first[3], predicted, rtol=1e-4, atol=1e-5)
 
 
+class OfThree(LaterMore):
+    stages = 3
+
+
+def test_evaluation_on_three_processes() -> None:
+    before, logged, tested, predicted = evaluate(OfThree, 1)
+    first, *others = evaluate(OfThree, 3)
+    assert first[0][0] == pytest.approx(before[0], abs=1e-5)
+    assert first[2][0] == pytest.approx(tested[0], abs=1e-5)
+    for result in (first, *others):
+        assert result[1] == pytest.approx(logged, abs=1e-5)
+    torch.testing.assert_close(first[3], predicted, rtol=1e-4, atol=1e-5)
+
+
 # What cannot work
 
 
