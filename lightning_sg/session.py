@@ -69,7 +69,7 @@ class Session:
         late: Adds layers to the trace that only later batches go through.
         batches: How many training batches there were.
         batch: The training batch that is going on, or ``None`` between two.
-        exact_pass: What the exact pass of that batch found, if it had one here.
+        exact_pass: What the exact pass before a backward pass of that batch found, if it had one here.
         finite: What is done about batches that are not finite.
         watched: What that goes by.
 
@@ -306,7 +306,7 @@ class Session:
         return crossed(self.batch)
 
     def before_backward(self, loss: Tensor, leaves: Sequence[Tensor]) -> None:
-        """A backward pass is about to begin; the first of a batch predicts in time and finds exact gradients.
+        """A backward pass is about to begin: finds its exact gradients; the first of a batch predicts in time.
 
         Args:
             loss: Where it begins.
@@ -317,29 +317,27 @@ class Session:
             return
         self.watched.received = leaves
         self.finite.before_backward(loss)
-        if batch.went_backward:
-            return
-        for crossing in batch.crossings:
+        for crossing in () if batch.went_backward else batch.crossings:
             crossing.before_backward(loss)
         if batch.plan.exact and self.ownership.has_loss and not self.finite.skips_loss():
             self.exact_pass = ExactPass.run(loss, self.crossed, leaves, self.corrected(), batch.scale)
+            batch.add_exact(leaves, self.exact_pass.leaves)
 
     def after_backward(self) -> None:
-        """A backward pass is over; the first of a batch learns in time and applies the corrections that are due."""
+        """A backward pass is over: holds its corrections; the first of a batch learns in time and applies those due."""
         batch = self.batch
         if batch is None:
             return
         first, batch.went_backward = not batch.went_backward, True
-        found: Mapping[str, Tensor] = {}
-        if first:
-            for crossing in batch.crossings:
-                crossing.after_backward()
-            if self.exact_pass is not None:
-                found = self.exact_pass.corrections(self.corrected(), batch.scale)
+        exact, self.exact_pass = self.exact_pass, None
+        for crossing in batch.crossings if first else ():
+            crossing.after_backward()
+        found = {} if exact is None else exact.corrections(self.corrected(), batch.scale)
         self.finite.leave_out()
-        if first:
+        if first or exact is not None:
             found = without_overflow(self.finite.corrections(batch.number, found))
             self.exact.hold(batch.number, found, self.ownership.holds)
+        if first:
             self.exact.apply(batch.number, batch.scale, self.ownership.holds)
         self.finite.after_backward()
 

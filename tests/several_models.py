@@ -125,6 +125,16 @@ class Adversarial(pl.LightningModule):
         return torch.optim.SGD(self.generator.parameters(), lr=0.1), torch.optim.SGD(discriminator, lr=0.1)
 
 
+class AdversarialOfThree(Adversarial):
+    """The discriminator has three stages."""
+
+    stages = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.upper = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), Boundary(), nn.Linear(WIDTH, 1))
+
+
 class Evaluated(Stages):
     """Validates as often as the batch says, and logs what comes of it."""
 

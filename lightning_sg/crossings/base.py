@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -64,6 +65,7 @@ class BatchContext:
         origin: Where it comes from, for messages.
         finite: What is done if it is not finite.
         visits: By boundary, how often it has crossed it so far.
+        exact: By the id of what was received, the exact gradient of the mean loss that has come to it so far.
     """
 
     number: int
@@ -77,6 +79,14 @@ class BatchContext:
     origin: BatchOrigin = field(default_factory=BatchOrigin)
     finite: IgnoresNonFinite = field(default_factory=IgnoresNonFinite)
     visits: defaultdict[str, Visits] = field(default_factory=lambda: defaultdict(Visits))
+    exact: dict[int, Tensor | None] = field(default_factory=dict)
+
+    def add_exact(self, leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+        """Adds the exact gradients that one backward pass has brought to what was received."""
+        for leaf, gradient in zip(leaves, gradients):
+            before = self.exact.get(id(leaf))
+            both = gradient is not None and before is not None
+            self.exact[id(leaf)] = before + gradient if both else (before if gradient is None else gradient)
 
 
 __all__ = ["BatchContext", "Crossing", "PlainCrossing"]

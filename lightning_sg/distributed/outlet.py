@@ -129,6 +129,7 @@ class Sent:
         places: For each of these, which of all its crossings it is.
         kept: Its graph, if its exact gradient is asked for.
         answers: How many answers have come.
+        known: How many crossings that had come in have gone backward, so that they have exact gradients.
     """
 
     number: int
@@ -137,6 +138,7 @@ class Sent:
     places: list[int] = field(default_factory=list)
     kept: KeptGraph | None = None
     answers: int = 0
+    known: int = 0
 
     @property
     def coupled(self) -> bool:
@@ -155,8 +157,9 @@ class Sent:
         """
         assert self.kept is not None
         remaining, found = iter(leaves), []
-        for received in self.kept.received:
-            found.append(Residuals(received, [each for _leaf, each in zip(received, remaining)]))
+        for number, received in enumerate(self.kept.received):
+            parts = [each for _leaf, each in zip(received, remaining)]
+            found.append(Residuals(received, parts if number < self.known else ()))
         return found
 
 

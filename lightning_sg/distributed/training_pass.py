@@ -85,6 +85,7 @@ class TrainingPass(EvaluationPass):
         self._used = 0  # how many of these have gone backward
         self._sent: Sent | None = None
         self._answers = 0  # how many have gone to the stage before
+        self._gone_backward = 0  # how many of the crossings that have come in
         self._closed = False
 
     @property
@@ -191,6 +192,7 @@ class TrainingPass(EvaluationPass):
             run: Lightning's backward pass, of a loss and keyword arguments.
         """
         loss = self._loss_here(loss)
+        self._gone_backward = len(self._arrived)
         self._program.data_parallel.prepare(loss)
         retain = {"retain_graph": True} if self._stage.keeps_graph else {}
         # Reply before copies of a tied weight meet: the stage before may wait for it before its backward pass.
@@ -210,6 +212,8 @@ class TrainingPass(EvaluationPass):
         self._closed = True
         if self._arrived and not self._answers:
             self._reply()
+        if self._sent is not None:
+            self._sent.known = self._gone_backward
         plan = self._batch.plan
         if plan.exact and any(received.wants_target for received in self._arrived):
             # Otherwise the stage before has left the batch out, and waits for nothing.
@@ -326,14 +330,13 @@ class TrainingPass(EvaluationPass):
 
     def _residuals(self) -> list[Residuals]:
         """In the last stage: exact gradient minus the target that was sent, for each crossing."""
-        found = self._session.exact_pass
-        exact = iter(found.leaves if found is not None else [])
-        residuals = []
+        exact, residuals = self._batch.exact, []
         for received in self._arrived:
             parts: list[Tensor | None] = []
             sent: Sequence[Tensor | float] = received.sent or [0.0] * len(received.leaves)
-            for leaf, target in zip([each for _leaf, each in zip(received.leaves, exact)], sent):
-                parts.append(None if leaf is None else leaf.float() - target)
+            if all(id(leaf) in exact for leaf in received.leaves):  # it has gone backward
+                found = [exact[id(leaf)] for leaf in received.leaves]
+                parts = [None if each is None else each.float() - target for each, target in zip(found, sent)]
             residuals.append(Residuals(received.leaves, parts))
         return residuals
 

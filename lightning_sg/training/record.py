@@ -105,6 +105,11 @@ class Record:
         new = self.per_sample(gradients)
         self.targets = new if self.targets is None else tuple(old + more for old, more in zip(self.targets, new))
 
+    def add_exact(self, gradients: Iterable[Tensor | None]) -> None:
+        """Adds gradients of the mean of the model's own loss; a second backward pass adds to those of the first."""
+        old, new = self.exact_targets, self.per_sample(gradients)
+        self.exact_targets = new if old is None else tuple(before + more for before, more in zip(old, new))
+
     def add_residual(self, gradients: Iterable[Tensor | None]) -> None:
         """Takes exact minus target gradients of the mean loss; without a target, the target counts as zero."""
         residual = self.per_sample(gradients)

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_sg import (
+    AlignmentGuard,
+    DelayedGradient,
     ExactGradients,
     LinearPredictor,
     SyntheticGradients,
@@ -25,6 +27,7 @@ from tests.models import CLASSES, FEATURES, assert_same_state, loader, make_trai
 from tests.ranks import Failure, run_ranks
 from tests.several_models import (
     Adversarial,
+    AdversarialOfThree,
     EarlyReturn,
     Evaluated,
     Mixed,
@@ -47,6 +50,7 @@ KINDS = [
     SkippingOfThree,
     EarlyReturn,
     Adversarial,
+    AdversarialOfThree,
 ]
 
 
@@ -93,11 +97,15 @@ def test_predictors_learn_as_in_one_process(kind: type[pl.LightningModule]) -> N
         {"delay": 0},
         {"exact": ExactGradients(every=2, correction=0.5)},
         {"on_non_finite": "skip"},
+        {"exact": ExactGradients(every=1, warm_up=3)},
+        {"guard": AlignmentGuard(fallback="couple", patience=1)},
+        {"predictor": DelayedGradient()},
     ],
-    ids=["by default", "no delay", "exact gradients", "skipping"],
+    ids=["by default", "no delay", "exact gradients", "skipping", "a warm-up", "a guard that couples", "late"],
 )
-def test_settings_go_with_several_crossings(callback: dict[str, Any]) -> None:
-    assert_alike(fit(SiameseOfThree, 1, callback), fit(SiameseOfThree, 3, callback))
+@pytest.mark.parametrize("kind", [SiameseOfThree, MixedOfThree, AdversarialOfThree])
+def test_settings_go_with_several_crossings(kind: type[pl.LightningModule], callback: dict[str, Any]) -> None:
+    assert_alike(fit(kind, 1, callback), fit(kind, 3, callback))
 
 
 def test_exact_gradients_go_with_batches_without_the_network() -> None:
