@@ -6,9 +6,12 @@ release moves one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 # torch exports its stores under no public name, and has no public way to get the one of the process group.
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
@@ -74,6 +77,33 @@ def saves_at_step(checkpoint: ModelCheckpoint, step: int) -> bool:
 def logs_now(trainer: pl.Trainer) -> bool:
     """Whether what the current training batch logs reaches the loggers. Lightning's own callbacks ask like this."""
     return trainer._logger_connector.should_update_logs
+
+
+@contextmanager
+def progressed(module: nn.Module, steps: int, epochs: int) -> Iterator[None]:
+    """Has a module's trainer be at a later optimizer step and epoch inside the context, as far as a step can see.
+
+    Lightning computes ``global_step`` and ``current_epoch`` from counters that it gives no public way to set.
+    """
+    trainer: Any = getattr(module, "_trainer", None)
+    if trainer is None:
+        yield
+        return
+    loop = trainer.fit_loop
+    counters = [
+        (loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total, steps),
+        (loop.epoch_loop.manual_optimization.optim_step_progress.total, steps),
+        (loop.epoch_progress.current, epochs),
+    ]
+    before = [(counter, dict(vars(counter))) for counter, _more in counters]
+    for counter, more in counters:
+        for name in {"completed", "processed"} & vars(counter).keys():
+            setattr(counter, name, getattr(counter, name) + more)
+    try:
+        yield
+    finally:
+        for counter, values in before:
+            vars(counter).update(values)
 
 
 def belongs_to(strategy: ParallelStrategy, trainer: pl.Trainer) -> bool:

@@ -56,19 +56,19 @@ class Site:
 
     Attributes:
         name: Its name in the module.
-        crossed: Whether the current step has reached it.
-        blocked: Why no gradient flows back through it in the current step, if it was reached.
+        crossings: How often the current step has reached it: as often as it runs the network.
+        blocked: Why no gradient flows back through it in the current step, if it was reached and none does.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.crossed = False
+        self.crossings = 0
         self.blocked: Blocked | None = None
         self._crossing: Crossing | None = None
         self._without_gradient = True
 
     def open(self, crossing: Crossing, *, without_gradient: bool = True) -> None:
-        """Starts a step: the tensors that reach the boundary go through ``crossing``, once.
+        """Starts a step: the tensors that reach the boundary go through ``crossing``, whenever any do.
 
         Args:
             crossing: Takes the tensors and returns those that the next stage uses.
@@ -76,7 +76,12 @@ class Site:
         """
         self._crossing = crossing
         self._without_gradient = without_gradient
-        self.crossed, self.blocked = False, None
+        self.crossings, self.blocked = 0, None
+
+    @property
+    def crossed(self) -> bool:
+        """Whether the current step has reached it."""
+        return self.crossings > 0
 
     @property
     def is_open(self) -> bool:
@@ -91,8 +96,7 @@ class Site:
         """Applies the current step's crossing to all tensors in ``value``.
 
         Raises:
-            BoundaryError: If one step reaches the boundary twice, also by recomputation in its backward pass, or
-                ``value`` contains no tensor.
+            BoundaryError: If a backward pass reaches the boundary by recomputation, or ``value`` contains no tensor.
         """
         if self._crossing is None:
             return value
@@ -101,25 +105,15 @@ class Site:
             if not self.crossed:
                 self.blocked = blocked(())
             return value
-        if self.crossed and self.blocked is not None and self.blocked.of_whole_pass:
-            raise BoundaryError(
-                f"Boundary '{self.name}' was reached twice in one step, and the first time it {self.blocked.seen}. "
-                "Between processes every pass counts, also one without gradients: call the model once in a step, or "
-                "train in one process, where a pass without gradients may go before the one that trains."
-            )
-        if self.crossed:
-            raise BoundaryError(
-                f"Boundary '{self.name}' was reached twice in one step. A boundary separates two stages that run "
-                "once per batch: call the module around it once, or move the boundary where the data passes once. "
-                "Optimizers that evaluate a step several times (LBFGS) do not work with boundaries."
-            )
-        self.crossed = True
         leaves, structure = tree_flatten(value)
         places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         if not places:
             raise BoundaryError(f"Boundary '{self.name}' was given no tensor, but {type(value).__name__}.")
         tensors = [leaves[place] for place in places]
-        self.blocked = blocked(tensors)
+        why = blocked(tensors)
+        if why is None or not self.crossed:
+            self.blocked = why
+        self.crossings += 1
         for place, tensor in zip(places, self._crossing(tensors)):
             leaves[place] = tensor
         return tree_unflatten(leaves, structure)

@@ -49,19 +49,24 @@ class StepRandomness(AbstractContextManager["StepRandomness"]):
         with self:
             yield
 
-    def diverge(self) -> None:
-        """Switches to numbers that differ from those of the other processes."""
-        self._seed(self._position + 1)
+    def diverge(self, crossing: int = 0) -> None:
+        """Switches to numbers that differ from those of the other processes, and from those of other crossings."""
+        self._seed(self._position + 1, crossing)
+
+    def converge(self, crossing: int = 0) -> None:
+        """Switches to numbers that are the same in every process: the step has left this process's stages."""
+        self._seed(0, crossing + 1)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         set_random_state(self._outside, self._device)
 
-    def _seed(self, stream: int) -> None:
+    def _seed(self, stream: int, crossing: int = 0) -> None:
         # All processes have this seed: the strategy shares the state at the start.
         shared = self._outside["seed"]
-        seed = int(np.random.SeedSequence([shared % 2**64, self.number, stream]).generate_state(1, np.uint64)[0])
+        entropy = [shared % 2**64, self.number, stream, *([crossing] if crossing else [])]
+        seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
         torch.default_generator.manual_seed(seed)
         on_device = _generator_of(self._device)
         if on_device is not None:

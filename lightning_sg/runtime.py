@@ -13,10 +13,11 @@ from lightning_sg.lightning_api import pl, rank_zero_warn
 from lightning_sg.ownership import Ownership, OwnsAll
 from lightning_sg.partition.checks import check_cuts, check_gradients, check_trainable
 from lightning_sg.partition.step import (
+    Following,
     call_training_step,
     carries_gradient_later,
     inputs_on_values,
-    trace_step,
+    trace_first_step,
     trains_later,
 )
 from lightning_sg.partition.trace import Trace
@@ -102,9 +103,11 @@ class OneProcess:
         session = self._session
         assert session is not None
         if session.trace is None and len(session.boundaries):
-            session.accept(_checked_trace(session, trainer, batch, batch_idx))
+            trace = _checked_trace(session, trainer, batch, batch_idx)
+            if trace is not None:
+                session.accept(trace)
         session.open_in_time(trainer.strategy.root_device)
-        for site in session.boundaries.sites:
+        for site in () if session.trace is None else session.boundaries.sites:
             site.open(session.crossing(site.name).forward, without_gradient=False)
 
     def route(self, metrics: Metrics) -> Metrics:
@@ -140,8 +143,11 @@ class OneProcess:
         """Does nothing."""
 
 
-def _checked_trace(session: Session, trainer: pl.Trainer, batch: Any, batch_idx: int) -> Trace:
+def _checked_trace(session: Session, trainer: pl.Trainer, batch: Any, batch_idx: int) -> Trace | None:
     """Traces one step: is every boundary reached, and does nothing go around it?
+
+    Returns:
+        ``None`` if the step does nothing, so that a later one has to show it.
 
     Raises:
         BoundaryError: If a boundary is not reached, an activation goes around it, or no gradient flows back.
@@ -154,11 +160,14 @@ def _checked_trace(session: Session, trainer: pl.Trainer, batch: Any, batch_idx:
             return call_training_step(module, batch, batch_idx + ahead)
 
     device = trainer.strategy.root_device
+    following = Following(module, session.boundaries.sites, device, without_gradient=False, batch=batch)
     try:
-        trace = trace_step(module, session.boundaries.sites, run, device, without_gradient=False, batch=batch)
+        trace = trace_first_step(following, run, training=True)
     except PartitionError as error:
         rank_zero_warn(f"The boundaries could not be checked before training, which goes on. {error}")
         return Trace(inputs=inputs_on_values(module, session.boundaries.sites, run, device, batch))
+    if trace is None:
+        return None
     if trace.cut_short is not None:
         rank_zero_warn(
             f"The check of the boundaries ended in the last stage, at {trace.cut_short}. If an activation of an "

@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from lightning_sg.boundary import Boundaries, Boundary
 from lightning_sg.context_log import announce_context
-from lightning_sg.crossings.base import BatchContext, Crossing
+from lightning_sg.crossings.base import BatchContext
 from lightning_sg.crossings.exact_pass import ExactPass, Parameters, without_overflow
 from lightning_sg.crossings.local import LocalCrossing
 from lightning_sg.crossings.policy import ExactPolicy
 from lightning_sg.crossings.scale import GradientScale
+from lightning_sg.each_crossing import EachCrossing, crossed
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.finite.diagnosis import BatchOrigin
 from lightning_sg.finite.policy import IgnoresNonFinite, RaisesNonFinite
 from lightning_sg.finite.skipping import SkipsNonFinite
 from lightning_sg.inputs.boundaries import InputBoundaries
-from lightning_sg.inputs.crossing import PredictedInputs
 from lightning_sg.inputs.record import ActivationsAtHand
 from lightning_sg.lightning_api import pl
 from lightning_sg.ownership import Ownership, OwnsAll
@@ -70,7 +70,7 @@ class Session:
         late: Adds layers to the trace that only later batches go through.
         batches: How many training batches there were.
         batch: The training batch that is going on, or ``None`` between two.
-        exact_pass: What the exact pass of that batch found, if it had one here.
+        exact_pass: What the exact pass before a backward pass of that batch found, if it had one here.
         finite: What is done about batches that are not finite.
         watched: What that goes by.
 
@@ -296,24 +296,18 @@ class Session:
         """Opens the boundaries in time for the current batch, once it has been traced if it is the first."""
         self.times.begin(self.current, device)
 
-    def crossing(self, boundary: str) -> Crossing:
+    def crossing(self, boundary: str) -> EachCrossing:
         """What happens in the current batch at a boundary between two stages of this process."""
-        batch = self.current
-        local = LocalCrossing(self.trainers[boundary], batch, skipped=not self.updates.before(boundary))
-        batch.crossings.append(local)
         inputs = self.inputs.trainers.get(boundary)
-        if inputs is None:
-            return local
-        return PredictedInputs(local, inputs, batch, learns=self.updates.after(boundary))
+        return EachCrossing(self.trainers[boundary], inputs, self.current, self.updates, self.module)
 
     @property
     def crossed(self) -> list[LocalCrossing]:
         """Those of the current batch's crossings that keep what an exact gradient needs."""
-        crossings = [] if self.batch is None else self.batch.crossings
-        return [each for each in crossings if isinstance(each, LocalCrossing) and each.carriers]
+        return crossed(self.batch)
 
     def before_backward(self, loss: Tensor, leaves: Sequence[Tensor]) -> None:
-        """A backward pass is about to begin; the first of a batch predicts in time and finds exact gradients.
+        """A backward pass is about to begin: finds its exact gradients; the first of a batch predicts in time.
 
         Args:
             loss: Where it begins.
@@ -324,29 +318,27 @@ class Session:
             return
         self.watched.received = leaves
         self.finite.before_backward(loss)
-        if batch.went_backward:
-            return
-        for crossing in batch.crossings:
+        for crossing in () if batch.went_backward else batch.crossings:
             crossing.before_backward(loss)
         if batch.plan.exact and self.ownership.has_loss and not self.finite.skips_loss():
             self.exact_pass = ExactPass.run(loss, self.crossed, leaves, self.corrected(), batch.scale)
+            batch.add_exact(leaves, self.exact_pass.leaves)
 
     def after_backward(self) -> None:
-        """A backward pass is over; the first of a batch learns in time and applies the corrections that are due."""
+        """A backward pass is over: holds its corrections; the first of a batch learns in time and applies those due."""
         batch = self.batch
         if batch is None:
             return
         first, batch.went_backward = not batch.went_backward, True
-        found: Mapping[str, Tensor] = {}
-        if first:
-            for crossing in batch.crossings:
-                crossing.after_backward()
-            if self.exact_pass is not None:
-                found = self.exact_pass.corrections(self.corrected(), batch.scale)
+        exact, self.exact_pass = self.exact_pass, None
+        for crossing in batch.crossings if first else ():
+            crossing.after_backward()
+        found = {} if exact is None else exact.corrections(self.corrected(), batch.scale)
         self.finite.leave_out()
-        if first:
+        if first or exact is not None:
             found = without_overflow(self.finite.corrections(batch.number, found))
             self.exact.hold(batch.number, found, self.ownership.holds)
+        if first:
             self.exact.apply(batch.number, batch.scale, self.ownership.holds)
         self.finite.after_backward()
 
@@ -366,10 +358,10 @@ class Session:
         self.exact.hold(number, self.finite.corrections(number, gradients), self.ownership.holds)
 
     def pass_by(self) -> None:
-        """The current batch crosses no boundary of this process."""
+        """The current batch crosses no boundary of this process but those that it has crossed."""
         for name, trainer in self.trainers.items():
             if self.ownership.owns(name):
-                trainer.pass_by(self.current.plan)
+                trainer.pass_by(self.current.plan, self.current.visits[name])
 
     def end_batch(self) -> None:
         """The training batch is over: counts it, and lets go of what belongs to it.
@@ -378,6 +370,7 @@ class Session:
             BoundaryError: If no gradient has ever flowed back through a boundary to a stage that is to train.
         """
         if self.batch is not None:
+            self.pass_by()
             self.flow.check(self.boundaries.sites, self.trace, self.ownership.owns, self.batches)
             self.finite.end()
             self.batches += 1

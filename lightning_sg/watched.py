@@ -102,7 +102,8 @@ class WatchedTraining:
         received: dict[int, Sequence[Tensor]] = {}
         for crossing in () if batch is None else batch.crossings:
             if isinstance(crossing, LocalCrossing) and crossing.record is not None:
-                received[self.before(crossing.name) + 1] = crossing.record.activations
+                stage = self.before(crossing.name) + 1
+                received[stage] = [*received.get(stage, ()), *crossing.record.activations]
         if self.received:
             received[min((place for place, name in enumerate(order) if owns(name)), default=self.last)] = self.received
         origin = BatchOrigin() if batch is None else batch.origin

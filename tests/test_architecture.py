@@ -32,7 +32,10 @@ LAYERS = (
     ("training",),
     ("crossings",),
     ("recurrent", "inputs"),
-    ("settings", "ownership", "automatic", "session", "context_log", "runtime", "metrics_log", "watched", "clipping"),
+    (
+        *("settings", "ownership", "automatic", "session", "each_crossing", "context_log", "runtime", "metrics_log"),
+        *("watched", "clipping"),
+    ),
     ("transport", "checkpoint"),
     ("distributed",),
     ("callback",),

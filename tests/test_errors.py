@@ -186,9 +186,9 @@ class Twice(Stages):
         return self.second(self.cut(self.cut(torch.relu(self.first(x)))))
 
 
-def test_boundary_that_is_reached_twice() -> None:
-    with pytest.raises(BoundaryError, match="'cut' was reached twice in one step"):
-        fit_one(Twice())
+def test_boundary_that_is_reached_with_what_has_crossed_it() -> None:
+    for failure in fit_split(Twice):
+        assert "comes to boundary 'cut' again with what 'boundary 'cut'' makes" in failure.message
 
 
 class Tied(Stages):

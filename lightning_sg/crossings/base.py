@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,11 +13,11 @@ from lightning_sg.crossings.scale import GradientScale
 from lightning_sg.finite.diagnosis import BatchOrigin
 from lightning_sg.finite.policy import IgnoresNonFinite
 from lightning_sg.predictors.base import LossInfo
-from lightning_sg.training.record import TargetPlan
+from lightning_sg.training.record import TargetPlan, Visits
 
 
 class Crossing(Protocol):
-    """One batch at one boundary: made when the batch begins, gone when it ends."""
+    """One batch at one boundary, each time that it crosses it: gone when the batch ends."""
 
     def forward(self, tensors: list[Tensor]) -> list[Tensor]:
         """Takes the tensors that reach the boundary; returns those that the next stage goes on with."""
@@ -58,10 +60,12 @@ class BatchContext:
         loss: What a traced step told about the model's loss, or ``None``.
         plan: What it does about targets; decided again once the first step has been traced.
         features: What input predictors are told, or ``None`` without them.
-        crossings: Of the boundaries that are open in this process, in order.
+        crossings: What has crossed boundaries in this process so far, in order, and boundaries in time.
         went_backward: Whether its first backward pass is over.
         origin: Where it comes from, for messages.
         finite: What is done if it is not finite.
+        visits: By boundary, how often it has crossed it so far.
+        exact: By the id of what was received, the exact gradient of the mean loss that has come to it so far.
     """
 
     number: int
@@ -74,6 +78,17 @@ class BatchContext:
     went_backward: bool = False
     origin: BatchOrigin = field(default_factory=BatchOrigin)
     finite: IgnoresNonFinite = field(default_factory=IgnoresNonFinite)
+    visits: defaultdict[str, Visits] = field(default_factory=lambda: defaultdict(Visits))
+    exact: dict[int, Tensor | None] = field(default_factory=dict)
+
+    def add_exact(self, leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+        """Adds the exact gradients that one backward pass has brought to what was received."""
+        for leaf, gradient in zip(leaves, gradients):
+            before = self.exact.get(id(leaf))
+            if gradient is None or before is None:
+                self.exact[id(leaf)] = before if gradient is None else gradient
+            else:
+                self.exact[id(leaf)] = before + gradient
 
 
 __all__ = ["BatchContext", "Crossing", "PlainCrossing"]

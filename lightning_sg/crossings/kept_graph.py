@@ -21,47 +21,56 @@ class KeptGraph:
     """One batch's forward pass through a process's stages, until its exact gradient arrives.
 
     Attributes:
-        carriers: What was sent to the next stage and carries a gradient, with its graph.
+        carriers: What was sent to the next stage and carries a gradient, with its graph: for each crossing, its own.
         crossings: Those of the boundaries between this process's own stages that the batch crossed.
-        leaves: What was received from the stage before and carries a gradient.
+        received: What was received from the stage before and carries a gradient, for each crossing of its boundary.
         scale: The factor on the gradients of the batch's own backward pass, which this one has on its way too.
     """
 
-    carriers: list[Tensor]
+    carriers: list[list[Tensor]]
     crossings: Sequence[LocalCrossing]
-    leaves: list[Tensor]
+    received: list[list[Tensor]]
     scale: GradientScale
 
-    def backward(self, record: Record, parameters: Parameters) -> tuple[list[Tensor | None], dict[str, Tensor]]:
+    @property
+    def leaves(self) -> list[Tensor]:
+        """What was received, of all crossings."""
+        return [leaf for each in self.received for leaf in each]
+
+    def backward(
+        self, records: Sequence[Record], parameters: Parameters
+    ) -> tuple[list[Tensor | None], dict[str, Tensor]]:
         """Backpropagates exact minus used gradient, then frees the graph.
 
         Boundaries on the way add their own exact minus used gradient; their records get the exact targets.
 
         Args:
-            record: The batch at the boundary at the end of the graph, with its exact target.
+            records: Of the crossings of the boundary at the end of the graph, with their exact targets.
             parameters: Those to be corrected.
 
         Returns:
             The residuals of the leaves, exact gradient minus target, and the corrections of the parameters; both of the
             mean loss.
         """
-        residual = record.residual
-        if residual is None:
-            return [None] * len(self.leaves), {}
-        local = [tensor for crossing in self.crossings for tensor in crossing.carriers]
-        inputs = [*local, *self.leaves, *parameters.values()]
-        if not inputs:
-            return [], {}
-        scaled = self.scale.applied(residual, record.samples, [carrier.dtype for carrier in self.carriers])
         outputs, seeds = [], []
-        for carrier, seed in zip(self.carriers, scaled):
-            if carrier.requires_grad:
-                outputs.append(carrier)
-                seeds.append(seed)
+        for record, carriers in zip(records, self.carriers):
+            residual = record.residual
+            if residual is None:
+                continue
+            scaled = self.scale.applied(residual, record.samples, [carrier.dtype for carrier in carriers])
+            for carrier, seed in zip(carriers, scaled):
+                if carrier.requires_grad:
+                    outputs.append(carrier)
+                    seeds.append(seed)
+        local = [tensor for crossing in self.crossings for tensor in crossing.carriers]
+        received = self.leaves
+        inputs = [*local, *received, *parameters.values()]
+        if not inputs or not outputs:
+            return [None] * len(received), {}
         with passing(self.crossings, Passing.RESIDUAL):
             found = torch.autograd.grad(outputs, inputs, seeds, allow_unused=True)
         gradients = iter(self.scale.all_removed(found)[len(local) :])
-        leaves: list[Tensor | None] = [next(gradients) for _ in self.leaves]
+        leaves: list[Tensor | None] = [next(gradients) for _ in received]
         corrections = {name: next(gradients) for name in parameters}
         return leaves, {name: gradient for name, gradient in corrections.items() if gradient is not None}
 

@@ -60,9 +60,10 @@ class LocalCrossing(PlainCrossing):
         carriers = [tensors[place] for place in places]
         batch, trainer = self._batch, self._trainer
         if batch.finite.crosses(trainer.name, carriers, trainer.told(batch.context)):
-            trainer.pass_by(batch.plan)
+            trainer.pass_by(batch.plan, batch.visits[trainer.name])
             return _put(tensors, places, blocked(carriers))
-        record = trainer.open(carriers, batch.context, batch.loss, batch.plan, skipped=self._skipped)
+        visits = batch.visits[trainer.name]
+        record = trainer.open(carriers, batch.context, batch.loss, batch.plan, skipped=self._skipped, visits=visits)
         trainer.receive_due(record.step)
         trainer.learn_due(record.step)
         trainer.predict(record)
@@ -88,7 +89,7 @@ class LocalCrossing(PlainCrossing):
 
     def expect_exact(self) -> None:
         """Takes zero for the exact target, as long as no backward pass brings another."""
-        if self.record is not None:
+        if self.record is not None and self.record.exact_targets is None:
             self.record.exact_targets = self.record.per_sample([None for _ in self.carriers])
 
     def _backward(self, record: Record, gradients: Optional, dtypes: Sequence[torch.dtype]) -> Optional:
@@ -98,7 +99,7 @@ class LocalCrossing(PlainCrossing):
                 "A synthetic gradient has none: keep penalties on gradients within one stage."
             )
         if self.passing is Passing.EXACT:
-            record.exact_targets = record.per_sample(self._batch.scale.all_removed(gradients))
+            record.add_exact(self._batch.scale.all_removed(gradients))
             return gradients
         if self.passing is Passing.RESIDUAL:
             record.add_residual(self._batch.scale.all_removed(gradients))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_sg.distributed.inlet import Inlet
 from lightning_sg.errors import BoundaryError
+from lightning_sg.inputs.crossing import refuse_several
 from lightning_sg.inputs.record import InputRecord
 from lightning_sg.inputs.trainer import InputTrainer
 from lightning_sg.session import Session
@@ -26,23 +27,26 @@ class Arrived:
         tensors: The activations, or predictions in their place.
         carries: For each, whether a gradient is to be sent back.
         wants_target: Whether the stage before asks for the target.
+        coupled: Whether it waits for it and uses it.
     """
 
     tensors: Sequence[Tensor]
     carries: Sequence[bool]
     wants_target: bool
+    coupled: bool = False
 
 
 class Arrivals(Protocol):
     """Brings the activations of a training batch."""
 
-    def arrive(self, number: int, fingerprint: int, fakes: Sequence[Tensor]) -> Arrived:
+    def arrive(self, number: int, fingerprint: int, fakes: Sequence[Tensor], crossing: int = 0) -> Arrived:
         """Brings what the stage goes on with.
 
         Args:
             number: The number of the batch.
             fingerprint: Of the batch as this process was given it.
             fakes: Tensors without data, of the form of the activations.
+            crossing: How often the batch has crossed the boundary before.
         """
 
 
@@ -56,10 +60,11 @@ class TrueActivations:
     def __init__(self, inlet: Inlet) -> None:
         self._inlet = inlet
 
-    def arrive(self, number: int, fingerprint: int, fakes: Sequence[Tensor]) -> Arrived:
+    def arrive(self, number: int, fingerprint: int, fakes: Sequence[Tensor], crossing: int = 0) -> Arrived:
         """See :meth:`Arrivals.arrive`."""
-        message = self._inlet.take(number, fingerprint, _shapes(fakes))
-        return Arrived(message.tensors, [spec.requires_grad for spec in message.specs], message.wants_target)
+        message = self._inlet.take(number, fingerprint, _shapes(fakes), crossing)
+        carries = [spec.requires_grad for spec in message.specs]
+        return Arrived(message.tensors, carries, message.wants_target, message.coupled)
 
 
 class PredictedActivations:
@@ -78,8 +83,9 @@ class PredictedActivations:
         self._expected: dict[int, tuple[int, int, Shapes]] = {}  # by step: number, fingerprint and shapes
         trainer.source = self
 
-    def arrive(self, number: int, fingerprint: int, fakes: Sequence[Tensor]) -> Arrived:
+    def arrive(self, number: int, fingerprint: int, fakes: Sequence[Tensor], crossing: int = 0) -> Arrived:
         """See :meth:`Arrivals.arrive`."""
+        refuse_several(self._trainer.name, crossing)
         batch = self._session.current
         assert batch.features is not None
         learns = self._session.updates.after(self._trainer.name)
@@ -94,7 +100,7 @@ class PredictedActivations:
         # A predictor that goes on from a checkpoint may learn for the first time from what was saved with it.
         predicted = self._trainer.cross(batch.features, message.tensors, learns=learns)
         carries = [spec.requires_grad for spec in message.specs]
-        return Arrived(predicted or message.tensors, carries, message.wants_target)
+        return Arrived(predicted or message.tensors, carries, message.wants_target, message.coupled)
 
     def activations(self, record: InputRecord) -> None:
         """See :meth:`ActivationSource.activations`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from lightning_sg import profiling
 from lightning_sg.distributed.absence import Absence
 from lightning_sg.distributed.first_uses import FirstUses
-from lightning_sg.distributed.mismatch import mismatch, other_place, other_shapes
+from lightning_sg.distributed.mismatch import mismatch, other_count, other_place, other_shapes
 from lightning_sg.distributed.skipping import BatchSkipped
 from lightning_sg.distributed.stage import Stage
 from lightning_sg.distributed.status import Place
@@ -19,6 +20,27 @@ from lightning_sg.training.base import Profile
 from lightning_sg.transport import Activations, Compression, Residual, Target, Upstream, never
 
 Shapes = list[tuple[int, ...]]
+#: The targets of each crossing of a batch.
+Targets = Sequence[Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """What one crossing of a batch has to add to its target.
+
+    Attributes:
+        leaves: What was received and carries a gradient.
+        parts: For each of these, exact minus target gradient of the mean loss; ``None`` for zero. Empty if they are not
+            known.
+    """
+
+    leaves: Sequence[Tensor]
+    parts: Sequence[Tensor | None] = ()
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The residual as it is sent."""
+        return [torch.zeros_like(leaf) if part is None else part for leaf, part in zip(self.leaves, self.parts)]
 
 
 class Inlet(Protocol):
@@ -26,19 +48,26 @@ class Inlet(Protocol):
 
     boundary: str | None
 
-    def take(self, number: int, fingerprint: int, shapes: Shapes) -> Activations:
-        """Waits for the activations of a batch."""
+    @property
+    def neighbour(self) -> str:
+        """The stage before it, in words."""
+
+    def take(self, number: int, fingerprint: int, shapes: Shapes, crossing: int = 0) -> Activations:
+        """Waits for the activations of a batch, in its crossing of that number."""
 
     def take_late(self, number: int, fingerprint: int, shapes: list[tuple[int, ...]]) -> Activations | None:
         """Waits for the activations of a batch that has gone on without; ``None`` if the stage before is away."""
 
-    def reply(self, number: int, targets: Sequence[Tensor]) -> None:
-        """Answers a batch with its targets, or with none."""
+    def await_end(self, number: int, crossing: int) -> None:
+        """Waits until the stage before has said that a batch has no more crossings."""
 
-    def send_residual(self, number: int, leaves: Sequence[Tensor], residual: Sequence[Tensor | None]) -> None:
+    def reply(self, number: int, targets: Targets, part: int = 0) -> None:
+        """Answers a batch with its targets, for each crossing its own or none."""
+
+    def send_residual(self, number: int, residuals: Sequence[Residuals]) -> None:
         """Tells the stage before what the exact gradient of a batch is, relative to the target it was sent."""
 
-    def send_no_residual(self, number: int, leaves: Sequence[Tensor]) -> None:
+    def send_no_residual(self, number: int, residuals: Sequence[Residuals]) -> None:
         """Tells the stage before that the exact gradient of a batch will not come."""
 
 
@@ -46,8 +75,9 @@ class NoInlet:
     """The first stage has none before it."""
 
     boundary: str | None = None
+    neighbour = ""
 
-    def take(self, number: int, fingerprint: int, shapes: Shapes) -> Activations:
+    def take(self, number: int, fingerprint: int, shapes: Shapes, crossing: int = 0) -> Activations:
         """Cannot be asked for."""
         raise AssertionError("the first stage receives nothing")
 
@@ -55,13 +85,16 @@ class NoInlet:
         """Cannot be asked for."""
         raise AssertionError("the first stage receives nothing")
 
-    def reply(self, number: int, targets: Sequence[Tensor]) -> None:
+    def await_end(self, number: int, crossing: int) -> None:
         """Does nothing."""
 
-    def send_residual(self, number: int, leaves: Sequence[Tensor], residual: Sequence[Tensor | None]) -> None:
+    def reply(self, number: int, targets: Targets, part: int = 0) -> None:
         """Does nothing."""
 
-    def send_no_residual(self, number: int, leaves: Sequence[Tensor]) -> None:
+    def send_residual(self, number: int, residuals: Sequence[Residuals]) -> None:
+        """Does nothing."""
+
+    def send_no_residual(self, number: int, residuals: Sequence[Residuals]) -> None:
         """Does nothing."""
 
 
@@ -97,23 +130,33 @@ class UpstreamInlet:
         self._profile: Profile = stage.profiler.profile
         self._first_uses = first_uses
 
-    def take(self, number: int, fingerprint: int, shapes: Shapes) -> Activations:
+    @property
+    def neighbour(self) -> str:
+        """See :attr:`Inlet.neighbour`."""
+        return self._link.neighbour
+
+    def take(self, number: int, fingerprint: int, shapes: Shapes, crossing: int = 0) -> Activations:
         """Waits for the activations of a batch, and takes what else the stage before had to say.
 
         Args:
             number: The number of the batch.
             fingerprint: Of the batch as this process was given it.
             shapes: That the activations must have.
+            crossing: How often the batch has crossed the boundary before.
 
         Raises:
             BatchMismatchError: If the stage before was given another batch.
+            BoundaryError: If its step has crossed the boundary less often.
             StageLostError: If it is gone or does not send.
             BatchSkipped: If it has none, as it or one before it was started anew.
         """
         with self._profile(profiling.WAIT_ACTIVATIONS):
-            message = self._link.inbox.receive_unless(Activations, number, self._whose(number), never)
+            words = self._whose(number, crossing)
+            message = self._link.inbox.receive_unless(Activations, number, words, never, crossing)
         if message is None or message.skipped:
             raise BatchSkipped
+        if message.ended:
+            raise other_count(self._status, self._link.neighbour, str(self.boundary), crossing, message.ended)
         return self._taken(message, fingerprint, shapes)
 
     def take_late(self, number: int, fingerprint: int, shapes: list[tuple[int, ...]]) -> Activations | None:
@@ -127,11 +170,23 @@ class UpstreamInlet:
         absence.answered()
         return self._taken(message, fingerprint, shapes)
 
-    def _whose(self, number: int) -> str:
+    def await_end(self, number: int, crossing: int) -> None:
+        """See :meth:`Inlet.await_end`.
+
+        Raises:
+            BoundaryError: If its step has crossed the boundary more often.
+        """
+        with self._profile(profiling.WAIT_ACTIVATIONS):
+            words = self._whose(number, crossing)
+            message = self._link.inbox.receive_unless(Activations, number, words, never, crossing)
+        if message is not None and not (message.ended or message.skipped):
+            raise other_count(self._status, self._link.neighbour, str(self.boundary), crossing + 1)
+
+    def _whose(self, number: int, crossing: int = 0) -> str:
         behind = self._status.number - number
         doing = self._status.doing
         whose = doing if not behind else f"a batch {behind} before ({doing} is going on)"
-        return f"the activations of {whose}"
+        return f"the activations of {whose}{f', crossing {crossing + 1} of the boundary' if crossing else ''}"
 
     def _taken(self, message: Activations, fingerprint: int, shapes: list[tuple[int, ...]]) -> Activations:
         self._check_same_batch(message, fingerprint, shapes)
@@ -150,41 +205,55 @@ class UpstreamInlet:
         if differences:
             raise mismatch(self._status, self._link.neighbour, differences)
 
-    def reply(self, number: int, targets: Sequence[Tensor]) -> None:
-        """Answers a batch with its targets, gradients of the mean loss, or with none."""
+    def reply(self, number: int, targets: Targets, part: int = 0) -> None:
+        """Answers a batch with its targets, gradients of the mean loss.
+
+        Args:
+            number: The number of the batch.
+            targets: For each crossing, those of what carries a gradient; none for no target.
+            part: How many answers to this batch went before.
+        """
         with self._profile(profiling.SEND):
             self._link.send(
                 Target(
                     number=number,
                     doing=self._status.doing,
+                    part=part,
+                    counts=[len(each) for each in targets],
                     stop=self._stopping.wanted,
                     last=self._status.places[number].last,
-                    tensors=targets,
+                    tensors=[tensor for each in targets for tensor in each],
                     compression=self._compression,
                 )
             )
 
-    def send_residual(self, number: int, leaves: Sequence[Tensor], residual: Sequence[Tensor | None]) -> None:
+    def send_residual(self, number: int, residuals: Sequence[Residuals]) -> None:
         """Sends exact minus target gradient of a batch.
 
         Args:
             number: The number of the batch.
-            leaves: What was received of it and carries a gradient; without any there is nothing to send.
-            residual: Of the mean loss, one for each leaf; ``None`` for zero.
+            residuals: For each crossing, what was received and its residual, of the mean loss; without anything that
+                carries a gradient there is nothing to send.
         """
-        if not leaves or self._is_exact:
+        if self._is_exact or not any(each.leaves for each in residuals):
             return
-        tensors: Sequence[Tensor] = ()
-        if any(part is not None for part in residual):
-            tensors = [torch.zeros_like(leaf) if part is None else part for part, leaf in zip(residual, leaves)]
-        message = Residual(number=number, doing=self._status.doing, tensors=tensors, compression=self._compression)
+        sent: list[list[Tensor]] = [[] for _ in residuals]
+        if any(part is not None for each in residuals for part in each.parts):
+            sent = [each.tensors for each in residuals]
+        message = Residual(
+            number=number,
+            doing=self._status.doing,
+            counts=[len(each) for each in sent],
+            tensors=[tensor for each in sent for tensor in each],
+            compression=self._compression,
+        )
         with self._profile(profiling.SEND):
             self._link.send(message)
 
-    def send_no_residual(self, number: int, leaves: Sequence[Tensor]) -> None:
+    def send_no_residual(self, number: int, residuals: Sequence[Residuals]) -> None:
         """See :meth:`Inlet.send_no_residual`."""
-        if leaves and not self._is_exact:
+        if not self._is_exact and any(each.leaves for each in residuals):
             self._link.send(Residual(number=number, doing=self._status.doing, missing=True))
 
 
-__all__ = ["Inlet", "NoInlet", "UpstreamInlet"]
+__all__ = ["Inlet", "NoInlet", "Residuals", "Targets", "UpstreamInlet"]

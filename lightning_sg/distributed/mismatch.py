@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightning_sg.distributed.status import Place, ProcessStatus
-from lightning_sg.errors import BatchMismatchError
+from lightning_sg.errors import BatchMismatchError, BoundaryError
 
 Shapes = list[tuple[int, ...]]
 
@@ -23,6 +23,26 @@ def mismatch(status: ProcessStatus, neighbour: str, differences: Sequence[str]) 
         "Every stage must load the same data in the same order: seed all processes alike (`seed_everything`), draw "
         "random augmentations from torch's generator, and take a replica's part of the data by "
         "`trainer.strategy.distributed_sampler_kwargs`, not by the process's rank."
+    )
+
+
+def other_count(status: ProcessStatus, neighbour: str, boundary: str, theirs: int, why: str = "") -> BoundaryError:
+    """The error for two stages of which one crosses the boundary between them more often than the other.
+
+    Args:
+        status: This process.
+        neighbour: The other, in words.
+        boundary: The boundary between the two.
+        theirs: How often the other has crossed it.
+        why: Why its step has not gone on, if that is known.
+    """
+    times = "once" if theirs == 1 else f"{theirs} times"
+    because = f" There {why}." if why else ""
+    return BoundaryError(
+        f"In {status.doing}, {status.name} comes to boundary '{boundary}' another number of times than {neighbour}, "
+        f"which has crossed it {times}.{because} How often a step runs the network may depend on the batch and its "
+        "number, but not on values of activations or losses, which one process has and the other has not. With manual "
+        "optimization, or where the first steps show that the number differs, every process runs the whole step."
     )
 
 
@@ -69,4 +89,4 @@ def other_shapes(sent: Shapes, own: Shapes) -> list[str]:
     return [what]
 
 
-__all__ = ["mismatch", "other_end", "other_place", "other_shapes"]
+__all__ = ["mismatch", "other_count", "other_end", "other_place", "other_shapes"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -13,13 +13,14 @@ from torch import Tensor
 from lightning_sg import profiling
 from lightning_sg.crossings.kept_graph import KeptGraph
 from lightning_sg.distributed.absence import Absence
-from lightning_sg.distributed.inlet import Inlet
-from lightning_sg.distributed.mismatch import mismatch, other_end
+from lightning_sg.distributed.inlet import Inlet, Residuals
+from lightning_sg.distributed.mismatch import mismatch, other_count, other_end
 from lightning_sg.distributed.status import ProcessStatus, Stopping
+from lightning_sg.predictors.base import Gradients
 from lightning_sg.session import Session
 from lightning_sg.training.base import BoundaryTrainer, Profile
 from lightning_sg.training.record import Record
-from lightning_sg.transport import Downstream, Message, Residual, Target, never
+from lightning_sg.transport import Activations, Downstream, Message, Residual, Target, never, split
 
 
 class Outlet(Protocol):
@@ -42,11 +43,11 @@ class Outlet(Protocol):
     def send(self, message: Message) -> None:
         """Sends activations on."""
 
-    def expect(self, record: Record, number: int, kept: KeptGraph | None) -> None:
-        """A batch is about to be sent, whose target and perhaps exact gradient will come back."""
+    def expect(self, sent: Sent) -> None:
+        """A batch is about to be sent, whose targets and perhaps exact gradients will come back."""
 
-    def await_target(self, record: Record) -> None:
-        """Brings in the target of a batch, whether it is due or not."""
+    def await_targets(self, sent: Sent) -> list[Gradients | None]:
+        """Brings in the next answer to a batch, whether it is due or not: the target of each record, or its part."""
 
     def await_answers(self, number: int | None, most: int) -> None:
         """Bounds how far this process is ahead where no prediction does."""
@@ -67,11 +68,12 @@ class NoOutlet:
         """Cannot be asked for."""
         raise AssertionError("the last stage sends nothing")
 
-    def expect(self, record: Record, number: int, kept: KeptGraph | None) -> None:
+    def expect(self, sent: Sent) -> None:
         """Does nothing."""
 
-    def await_target(self, record: Record) -> None:
-        """Does nothing."""
+    def await_targets(self, sent: Sent) -> list[Gradients | None]:
+        """Cannot be asked for."""
+        raise AssertionError("the last stage sends nothing")
 
     def await_answers(self, number: int | None, most: int) -> None:
         """Does nothing."""
@@ -103,47 +105,100 @@ class DownstreamOutlet:
         """See :meth:`Outlet.send`."""
         self._channel.send(message)
 
-    def expect(self, record: Record, number: int, kept: KeptGraph | None) -> None:
+    def expect(self, sent: Sent) -> None:
         """See :meth:`Outlet.expect`."""
-        self._targets.expect(record, number, kept)
+        self._targets.expect(sent)
 
-    def await_target(self, record: Record) -> None:
-        """See :meth:`Outlet.await_target`."""
-        self._targets.target(record)
+    def await_targets(self, sent: Sent) -> list[Gradients | None]:
+        """See :meth:`Outlet.await_targets`."""
+        return self._targets.take_next(sent)
 
     def await_answers(self, number: int | None, most: int) -> None:
         """See :meth:`Outlet.await_answers`."""
         self._channel.await_answers(number, most)
 
 
+@dataclass
+class Sent:
+    """A training batch whose targets, and perhaps exact gradients, have not come back yet.
+
+    Attributes:
+        number: Its number, for the neighbours.
+        batch: The number of the training batch, for corrections.
+        records: Of its crossings that carry a gradient, so far.
+        places: For each of these, which of all its crossings it is.
+        kept: Its graph, if its exact gradient is asked for.
+        answers: How many answers have come.
+        known: How many crossings that had come in have gone backward, so that they have exact gradients.
+    """
+
+    number: int
+    batch: int
+    records: list[Record]
+    places: list[int] = field(default_factory=list)
+    kept: KeptGraph | None = None
+    answers: int = 0
+    known: int = 0
+
+    @property
+    def coupled(self) -> bool:
+        """Whether the stage waits for its targets and uses them."""
+        return any(record.coupled for record in self.records)
+
+    def of_each(self, tensors: Sequence[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+        """What belongs to each record, of what belongs to each crossing."""
+        return [tensors[place] for place in self.places]
+
+    def residuals(self, leaves: Sequence[Tensor | None] = ()) -> list[Residuals]:
+        """What is passed on to the stage before: for each crossing of its boundary, the residuals of the leaves.
+
+        Args:
+            leaves: The residual of each leaf of the kept graph.
+        """
+        assert self.kept is not None
+        remaining, found = iter(leaves), []
+        for number, received in enumerate(self.kept.received):
+            parts = [each for _leaf, each in zip(received, remaining)]
+            found.append(Residuals(received, parts if number < self.known else ()))
+        return found
+
+
 class AnswerChannel:
     """The connection to the next stage: activations go out, answers come back.
 
     Args:
+        boundary: The boundary between the two.
         link: The connection.
         status: Names this process and what it is doing.
         stopping: Wishes to stop come with the targets.
         profile: Shows waiting and sending to the trainer's profiler.
     """
 
-    def __init__(self, link: Downstream, status: ProcessStatus, stopping: Stopping, profile: Profile) -> None:
+    def __init__(
+        self, boundary: str, link: Downstream, status: ProcessStatus, stopping: Stopping, profile: Profile
+    ) -> None:
         self.absence = Absence(link, status, "targets")
+        self._boundary = boundary
         self._link = link
         self._status = status
         self._stopping = stopping
         self.profile = profile
         self._unconfirmed: deque[int] = deque()
+        self._crossings: dict[int, int] = {}  # by number, how often a batch has been sent on
 
     def send(self, message: Message) -> None:
         """Sends activations on."""
+        if isinstance(message, Activations) and not message.ended:
+            self._crossings[message.number] = message.crossing + 1
         with self.profile(profiling.SEND):
             self._link.send(message)
 
-    def take_target(self, number: int, *, needed: bool = True) -> tuple[Tensor, ...] | None:
-        """Waits for the next stage's answer to a batch: the targets, or nothing.
+    def take_targets(self, number: int, part: int = 0, *, needed: bool = True) -> list[tuple[Tensor, ...]] | None:
+        """Waits for the next stage's answer to a batch: for each crossing the targets, or nothing.
 
         Args:
             number: The number of the batch.
+            part: How many answers to it have come before.
             needed: Whether this stage cannot go on without; otherwise it does, while the next stage is away.
 
         Returns:
@@ -151,31 +206,45 @@ class AnswerChannel:
 
         Raises:
             BatchMismatchError: If the batch was the last of one of the two stages only.
+            BoundaryError: If the next stage has taken it another number of times than it was sent.
         """
-        answer = self._answer(number, self._goes_on(needed))
+        answer = self._answer(number, self._goes_on(needed), part)
         if answer is None:
             self.absence.went_on()
         return answer
 
-    def _answer(self, number: int, goes_on: Callable[[], bool]) -> tuple[Tensor, ...] | None:
+    def _answer(self, number: int, goes_on: Callable[[], bool], part: int = 0) -> list[tuple[Tensor, ...]] | None:
         words = f"the target of {self._status.whose(number)}"
         with self.profile(profiling.WAIT_TARGET):
-            message = self._link.inbox.receive_unless(Target, number, words, goes_on)
+            message = self._link.inbox.receive_unless(Target, number, words, goes_on, part)
         if message is None:
             return None
         self.absence.answered()
         differences = other_end(message.last, self._status.places[number].last)
         if differences:
             raise mismatch(self._status, self._link.neighbour, [f"of {message.doing}, {differences[0]}"])
+        if self._crossings.get(number, 0) != len(message.counts):
+            raise other_count(self._status, self._link.neighbour, self._boundary, len(message.counts))
         self._stopping.wanted = self._stopping.wanted or message.stop
-        return tuple(message.tensors)
+        return split(message.tensors, message.counts)
 
-    def take_residual(self, number: int) -> tuple[Tensor, ...] | None:
-        """Waits for exact minus target gradient of a batch; nothing if they are equal, ``None`` if it is not known."""
+    def take_residuals(self, number: int) -> list[tuple[Tensor, ...]] | None:
+        """Waits for exact minus target gradient of a batch, for each crossing; nothing of one if the two are equal.
+
+        Args:
+            number: The number of the batch.
+
+        Returns:
+            ``None`` if they are not known.
+        """
         words = f"an exact gradient ({self._status.doing} is going on)"
         with self.profile(profiling.WAIT_EXACT):
             message = self._link.inbox.receive_unless(Residual, number, words, self.absence.goes_on)
-        return None if message is None or message.missing else tuple(message.tensors)
+        return None if message is None or message.missing else split(message.tensors, message.counts)
+
+    def forget(self, number: int) -> None:
+        """No answer to this batch will be asked for any more."""
+        self._crossings.pop(number, None)
 
     def _goes_on(self, needed: bool) -> Callable[[], bool]:
         return never if needed else self.absence.goes_on
@@ -190,26 +259,13 @@ class AnswerChannel:
         if number is not None:
             self._unconfirmed.append(number)
         while len(self._unconfirmed) > most:
-            self._answer(self._unconfirmed.popleft(), never)
-
-
-@dataclass
-class _Sent:
-    """A batch whose exact gradient has not come back yet.
-
-    Attributes:
-        number: The number of the batch, for the neighbours.
-        batch: The number of the training batch, for corrections.
-        kept: Its graph.
-    """
-
-    number: int
-    batch: int
-    kept: KeptGraph
+            earlier = self._unconfirmed.popleft()
+            self._answer(earlier, never)
+            self.forget(earlier)
 
 
 class RemoteTargets:
-    """The source of targets where the next stage is in another process.
+    """The source of targets where the next stage is in another process: one answer has those of a whole batch.
 
     Args:
         channel: The connection to the next stage.
@@ -227,53 +283,64 @@ class RemoteTargets:
         self._session = session
         self._is_exact = is_exact
         self._device_type = device_type
-        self._targets: dict[int, int] = {}  # by step, the number of the batch whose target is to come
-        self._unanswered: set[int] = set()  # the steps that went on without a target
-        self._exact: dict[int, _Sent] = {}  # by step, the batch whose exact gradient is to come
+        self._under_way: dict[int, Sent] = {}  # by step, the batches whose targets are to come
+        self._unanswered: set[int] = set()  # the steps that went on without targets
+        self._exact: dict[int, Sent] = {}  # by step, the batches whose exact gradients are to come
 
-    def expect(self, record: Record, number: int, kept: KeptGraph | None) -> None:
-        """A batch is about to be sent.
-
-        Args:
-            record: The batch at the boundary.
-            number: Its number for the neighbours.
-            kept: Its graph, if its exact gradient is asked for.
-        """
-        self._targets[record.step] = number
-        if kept is not None:
-            self._exact[record.step] = _Sent(number, self._session.current.number, kept)
+    def expect(self, sent: Sent) -> None:
+        """A batch is about to be sent; its first record is there."""
+        step = sent.records[0].step
+        self._under_way[step] = sent
+        if sent.kept is not None:
+            self._exact[step] = sent
 
     def target(self, record: Record) -> None:
-        """See :meth:`TargetSource.target`."""
-        number = self._targets.pop(record.step, None)
-        if number is None:
-            return
-        gradients = self._channel.take_target(number, needed=record.coupled)
-        if gradients is None:
-            self._unanswered.add(record.step)
-        # A stage that has gone ahead on predicted inputs could not know whether the target is wanted.
-        if gradients and record.wants_target:
-            record.add_target(gradients)
+        """See :meth:`TargetSource.target`; brings the targets of all crossings of the batch."""
+        sent = self._under_way.get(record.step)
+        if sent is not None and not sent.answers:
+            self.take_next(sent)
+        self._under_way.pop(record.step, None)
+        if sent is not None:
+            self._channel.forget(sent.number)
+
+    def take_next(self, sent: Sent) -> list[Gradients | None]:
+        """Takes the next answer to a batch; see :meth:`Outlet.await_targets`."""
+        answer = self._channel.take_targets(sent.number, sent.answers, needed=sent.coupled)
+        sent.answers += 1
+        if answer is None:
+            self._unanswered.add(sent.records[0].step)
+            return [None for _ in sent.records]
+        found: list[Gradients | None] = []
+        for record, gradients in zip(sent.records, sent.of_each(answer)):
+            # A stage that has gone ahead on predicted inputs could not know whether the target is wanted.
+            wanted = bool(gradients) and record.wants_target
+            if wanted:
+                record.add_target(gradients)
+            found.append(record.per_sample(gradients) if wanted else None)
+        return found
 
     def exact(self, record: Record) -> None:
-        """Takes the exact gradient through this process's stages, and passes what is left of it on upstream."""
+        """Takes the exact gradients through this process's stages, and passes what is left of them on upstream."""
         sent = self._exact.pop(record.step, None)
-        if sent is None:
+        if sent is None or sent.kept is None:
             return
         self.target(record)
-        gradients = () if self._is_exact else self._channel.take_residual(sent.number)
-        if record.step in self._unanswered or gradients is None:
+        residuals = None if self._is_exact else self._channel.take_residuals(sent.number)
+        if record.step in self._unanswered or (residuals is None and not self._is_exact):
             self._unanswered.discard(record.step)
-            self._inlet.send_no_residual(sent.number, sent.kept.leaves)
+            self._inlet.send_no_residual(sent.number, sent.residuals())
             return
-        if self._is_exact:
-            record.exact_targets = record.targets
-        elif gradients:
-            record.add_residual(gradients)
+        if residuals is None:
+            for each in sent.records:
+                each.exact_targets = each.targets
+        elif residuals:
+            for each, gradients in zip(sent.records, sent.of_each(residuals)):
+                if gradients:
+                    each.add_residual(gradients)
         with self._channel.profile(profiling.EXACT), torch.autocast(self._device_type, enabled=False):
-            residual, corrections = sent.kept.backward(record, self._session.corrected())
-        self._inlet.send_residual(sent.number, sent.kept.leaves, residual)
+            found, corrections = sent.kept.backward(sent.records, self._session.corrected())
+        self._inlet.send_residual(sent.number, sent.residuals(found))
         self._session.hold_corrections(sent.batch, corrections)
 
 
-__all__ = ["Outlet", "RemoteTargets"]
+__all__ = ["AnswerChannel", "DownstreamOutlet", "NoOutlet", "Outlet", "RemoteTargets", "Sent"]

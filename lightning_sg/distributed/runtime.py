@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -12,30 +12,28 @@ import torch
 from torch import Tensor
 
 from lightning_sg import profiling
-from lightning_sg._compat import DATA_DEPENDENT_ERRORS, tree_leaves
 from lightning_sg.batch.copying import copy_of
 from lightning_sg.batch.fingerprint import fingerprint
-from lightning_sg.crossings.kept_graph import keeping_weights
-from lightning_sg.distributed.arrivals import Arrivals, PredictedActivations, TrueActivations
+from lightning_sg.crossings.evaluations import refuse_another_evaluation
 from lightning_sg.distributed.blame import blaming, who_failed
 from lightning_sg.distributed.first_uses import FirstUses
+from lightning_sg.distributed.foreseen import ForeseenCrossings
 from lightning_sg.distributed.logs import LogsOfStage
 from lightning_sg.distributed.meetings import StageMeetings
 from lightning_sg.distributed.metrics import MetricsRoute
 from lightning_sg.distributed.outlet import NoOutlet, Outlet
 from lightning_sg.distributed.ownership import StageOwnership
 from lightning_sg.distributed.presence import AlwaysPresent, Presence
-from lightning_sg.distributed.program import StageProgram
-from lightning_sg.distributed.skipping import BatchSkipped
+from lightning_sg.distributed.ready import ReadyStage
 from lightning_sg.distributed.stage import Stage
-from lightning_sg.distributed.stage_pass import EvaluationPass, StageEnds, TrainingPass, WithoutDataError
+from lightning_sg.distributed.stage_pass import WithoutDataError
 from lightning_sg.distributed.startup import Cutter, SplitOptions, StartUp
 from lightning_sg.distributed.status import Place, ProcessStatus, Stopping
+from lightning_sg.distributed.training_pass import TrainingPass
 from lightning_sg.errors import PartitionError, StageLostError, SyntheticGradientsError
 from lightning_sg.lightning_api import pl
 from lightning_sg.partition.fakes import is_fake
 from lightning_sg.partition.paging import PagedParameters
-from lightning_sg.partition.quiet import quiet
 from lightning_sg.partition.step import later
 from lightning_sg.rng import StepRandomness
 from lightning_sg.runtime import Metrics
@@ -87,6 +85,7 @@ class StageRuntime:
         self._fingerprint = 0
         self._when_settled: list[Callable[[], None]] = []
         self._first_uses: FirstUses | None = None
+        self._foreseen = ForeseenCrossings()
 
     # ------------------------------------------------------------------ for the callback
 
@@ -166,15 +165,23 @@ class StageRuntime:
             positional, named = later(args, kwargs, ahead)
             return step(*copy_of(positional), **copy_of(named))
 
+        if training and self.stage.session.batch is not None:
+            refuse_another_evaluation(self.stage.session.batch, self.stage.session.module)
         ready = self._made_ready(call, args, training)
         loader = kwargs.get("dataloader_idx", args[2] if len(args) > 2 else 0)
         self.status.begin_step(Place.of(self.status.doing, self.stage.session.module.trainer, name, loader))
         if self.presence.skips(self.status.number):
             return self._skip(training=training)
+        if ready is None:
+            with self.stage.randomness:
+                result = step(*args, **kwargs)
+            return result if training or self.grid.is_last else None
         ready.call = call
         around = self.around_training if training else nullcontext
+        by_hand = training and not self.stage.session.module.automatic_optimization  # it runs to its end everywhere
+        most = None if by_hand else self._foreseen.most(self.stage, name, (args, kwargs), call)
         with blaming(self.status), self._explaining(ready), around():
-            return ready.run(lambda: step(*args, **kwargs), self._fingerprint, training=training)
+            return ready.run(lambda: step(*args, **kwargs), self._fingerprint, most, training=training)
 
     def _skip(self, *, training: bool) -> None:
         """Counts a step that this process does not work on, as it was started anew and has to catch up."""
@@ -196,18 +203,25 @@ class StageRuntime:
             if found.names:
                 raise PartitionError(str(found))
 
-    def _made_ready(self, call: Callable[[], Any], args: Any, training: bool) -> ReadyStage:
-        """Traces the first step, and the first training step."""
+    def _made_ready(self, call: Callable[[], Any], args: Any, training: bool) -> ReadyStage | None:
+        """Traces the first step that runs the network, and the first training step that does.
+
+        Returns:
+            ``None`` before there was one: then every process runs the step as it is.
+        """
         ready = self._ready
         if ready is not None and (ready.traced_training or not training):
             return ready
         batch = args[0] if args else None
         with self.stage.profiler.profile(profiling.START_UP):
             if ready is None:
-                self._start_up.choose_cuts(self.stage.session, call, batch)
+                if not self._start_up.choose_cuts(self.stage.session, call, batch, training=training):
+                    return None
                 program = self._start_up.first_program(self.stage, call, batch, training=training)
             else:
                 program = self._start_up.next_program(self.stage, ready.program, call, batch)
+        if program is None:
+            return ready
         logs = LogsOfStage(self.stage.session.module, self.status)
         self._ready = ReadyStage(self.stage, program, logs, call, traced_training=training)
         self._first_uses = program.first_uses
@@ -233,7 +247,8 @@ class StageRuntime:
 
     def backward(self, loss: Tensor, run: Callable[..., Tensor]) -> Tensor:
         """See :meth:`Runtime.backward`."""
-        assert self._ready is not None
+        if self._ready is None:  # no step has run the network so far
+            return run(loss)
         batch = self._ready.batch
         assert isinstance(batch, TrainingPass)
         with blaming(self.status), self._explaining(self._ready):
@@ -243,7 +258,7 @@ class StageRuntime:
         """The training batch is over: closes it towards the neighbours, even if it had no backward pass."""
         batch = None if self._ready is None else self._ready.batch
         if self._ready is not None and isinstance(batch, TrainingPass):
-            batch.reply()
+            batch.close()
             self._ready.batch = None
 
     @property
@@ -296,152 +311,6 @@ class StageRuntime:
         self.chain.fail(reason[:2000])
         if self.grid.peers.count > 1 and self.chain.news is not None:
             self.chain.news.fail(reason[:2000])
-
-
-class ReadyStage:
-    """A stage whose program is known: runs its steps.
-
-    Attributes:
-        program: How it runs a step.
-        traced_training: Whether that is known of training steps, too.
-        batch: The newest batch.
-        logs: Keeps what it has no values of out of the logs.
-        call: Runs the newest step once more, on a copy of its batch.
-
-    Args:
-        stage: This process.
-        program: How it runs a step.
-        logs: See above.
-        call: See above.
-        traced_training: Whether the program comes from a training step.
-    """
-
-    def __init__(
-        self, stage: Stage, program: StageProgram, logs: LogsOfStage, call: Callable[..., Any], *, traced_training: bool
-    ) -> None:
-        self.program = program
-        self.call = call
-        self.traced_training = traced_training
-        self.batch: EvaluationPass | None = None
-        self._stage = stage
-        self.logs = logs
-        self._arrivals = self._make_arrivals()
-
-    def _make_arrivals(self) -> Arrivals:
-        inlet, session = self.program.inlet, self._stage.session
-        inputs = session.inputs.trainers.get(inlet.boundary or "")
-        return TrueActivations(inlet) if inputs is None else PredictedActivations(inlet, inputs, session)
-
-    def run(self, step: Callable[[], Any], fingerprint: int, *, training: bool) -> Any:
-        """Runs one step.
-
-        Args:
-            step: The user's step.
-            fingerprint: Of the batch.
-            training: Whether it is a training step.
-        """
-        stage, program = self._stage, self.program
-        if not stage.grid.is_first:
-            stage.profiler.start(profiling.FAKE_TENSORS)  # until the activations are asked for
-        batch = self.batch = (
-            TrainingPass(stage, program, fingerprint, self._arrivals)
-            if training
-            else EvaluationPass(stage, program, fingerprint)
-        )
-
-        program.first_uses.begin()
-
-        def run() -> Any:
-            try:
-                with self._on_own_stages(batch):
-                    return step()
-            except StageEnds:
-                return batch.result
-            except BatchSkipped:
-                batch.skip()
-                return None
-
-        try:
-            result = program.data_parallel.run(run) if training else run()
-        except DATA_DEPENDENT_ERRORS as error:
-            raise self._reads_values(error, training) from error
-        if training:
-            self._check_result(result)
-        batch.check_crossed()
-        program.shared.check(stage.status.name, stage.status.doing)
-        batch.finish_step()
-        if stage.grid.is_last and not training:
-            self._check_predictions(result)
-        return result if training or stage.grid.is_last else None
-
-    @contextmanager
-    def _on_own_stages(self, batch: EvaluationPass) -> Iterator[None]:
-        """Puts fake tensors in the place of what other processes hold, and opens the boundaries."""
-        stage, program, session = self._stage, self.program, self._stage.session
-        training = isinstance(batch, TrainingPass)
-        # Code behind the last boundary of a stage runs without data where optimization is manual.
-        goes_on = training and not session.module.automatic_optimization and not stage.grid.is_last
-        with ExitStack() as stack:
-            stack.enter_context(quiet(session.module) if goes_on else self.logs.without_fakes())
-            stack.enter_context(program.fakes)
-            stack.enter_context(stage.randomness)
-            if training and stage.keeps_graph:
-                stack.enter_context(keeping_weights(session.module))
-            program.outputs.install()
-            stack.callback(program.outputs.remove)
-            for site in session.boundaries.sites:
-                if site.name == program.outlet.boundary:
-                    site.open(batch.hand_over)
-                elif site.name == program.inlet.boundary:
-                    site.open(batch.receive)
-                elif training and session.ownership.owns(site.name):
-                    site.open(session.crossing(site.name).forward)
-                else:
-                    site.open(_unchanged)
-                stack.callback(site.close)
-            yield
-
-    def _check_result(self, result: Any) -> None:
-        """Refuses a step without a loss where other processes wait for its gradients."""
-        stage = self._stage
-        if len(stage.grid.ranks) == 1 and stage.grid.peers.any(stage.stopping.wanted):
-            stage.stopping.ends = stage.session.batches  # no neighbour tells this process
-        automatic = stage.session.module.automatic_optimization
-        if result is None and stage.grid.is_last and automatic and self.program.must_go_backward:
-            raise SyntheticGradientsError(
-                f"{stage.status.name}: training_step returned None at {stage.status.doing}. With replicas or a "
-                "synchronized tied weight every process must go backward at every batch, as the others wait for its "
-                "gradients. Return a loss, of zero if need be."
-            )
-
-    def _check_predictions(self, result: Any) -> None:
-        """Refuses predictions that other stages have computed.
-
-        Raises:
-            WithoutDataError: If there is one.
-        """
-        status = self._stage.status
-        if status.doing.startswith("predict") and any(is_fake(leaf) for leaf in tree_leaves(result)):
-            raise WithoutDataError(f"{status.name}: the result of {status.doing}")
-
-    def _reads_values(self, error: BaseException, training: bool) -> PartitionError:
-        """The error for code that reads a value of a tensor without data."""
-        manual = training and not self._stage.session.module.automatic_optimization
-        advice = (
-            "With manual optimization the code behind a stage's last boundary runs without data there. Read values "
-            "in `if self.trainer.is_global_zero:`, which is where the loss is."
-            if manual
-            else "Read values only of what this process computes itself."
-        )
-        return PartitionError(
-            f"{self._stage.status.name}: {type(error).__name__}: {error}. The code reads a value of a tensor of "
-            f"another stage. {advice}"
-        )
-
-
-def _unchanged(tensors: list[Tensor]) -> list[Tensor]:
-    """What happens at a boundary of other processes' stages, and at one's own in evaluation."""
-    return tensors
 
 
 __all__ = ["StageRuntime"]

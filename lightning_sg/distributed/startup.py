@@ -21,14 +21,21 @@ from lightning_sg.distributed.stage import Stage
 from lightning_sg.distributed.stage_pass import WithoutDataError
 from lightning_sg.distributed.support import may_wait
 from lightning_sg.distributed.tied import NoTiedWeights, SharedWeights, TiedWeights
-from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.errors import PartitionError, SyntheticGradientsError
 from lightning_sg.lightning_api import pl, rank_zero_info
 from lightning_sg.partition.averages import with_averages
 from lightning_sg.partition.checks import check_cuts, check_gradients, check_trainable
 from lightning_sg.partition.fakes import FakeOutputs, FakeTensors, remote_blocks
 from lightning_sg.partition.paging import PagedParameters
 from lightning_sg.partition.placement import Placement, assign, place
-from lightning_sg.partition.step import carries_gradient_later, trace_step, trains_later
+from lightning_sg.partition.step import (
+    STEPS_AHEAD,
+    Following,
+    carries_gradient_later,
+    trace_first_step,
+    trace_step,
+    trains_later,
+)
 from lightning_sg.partition.told import Told
 from lightning_sg.partition.trace import Trace
 from lightning_sg.session import Session
@@ -109,24 +116,48 @@ class StartUp:
         self._cutter = cutter
         self._ownership = ownership
 
-    def choose_cuts(self, session: Session, call: Callable[[], Any], batch: Any) -> None:
+    def choose_cuts(self, session: Session, call: Callable[..., Any], batch: Any, *, training: bool) -> bool:
         """Cuts a module whose boundaries are to be chosen, where all replicas agree.
 
         Args:
             session: The training of the module, which ends here.
             call: Runs the step, or the one that comes so many batches later.
             batch: The batch that it is run on.
+            training: Whether it is a training step.
+
+        Returns:
+            Whether there are boundaries now: a step of evaluation may run too little of the network to choose by.
         """
         cutter, module, stages = self._cutter, session.module, len(self._grid.ranks)
         if not cutter.undecided:
-            return
+            return True
         names = cutter.saved_boundaries(stages)
         if names is None:
-            names = choose_names(cutter.settings, module, stages, call, self._grid.device, batch)
+            names = self._chosen(module, call, batch, training=training)
+        if names is None:
+            return False
         cutter.choose(self._of_first_replica(names))
         cutter.cut(module.trainer, module)
+        return True
 
-    def first_program(self, stage: Stage, call: Callable[..., Any], batch: Any, *, training: bool) -> StageProgram:
+    def _chosen(
+        self, module: pl.LightningModule, call: Callable[..., Any], batch: Any, *, training: bool
+    ) -> list[str] | None:
+        """Where to cut, by the first of the next steps that shows enough; ``None`` if one of evaluation does not."""
+        settings, stages, device = self._cutter.settings, len(self._grid.ranks), self._grid.device
+        first: PartitionError | None = None
+        for ahead in range(STEPS_AHEAD if training else 1):
+            try:
+                return choose_names(settings, module, stages, partial(call, ahead), device, batch)
+            except PartitionError as error:
+                first = first or error
+        if training and first is not None:
+            raise first
+        return None
+
+    def first_program(
+        self, stage: Stage, call: Callable[..., Any], batch: Any, *, training: bool
+    ) -> StageProgram | None:
         """Traces a step, places the stages and connects with the neighbours. A collective of all processes.
 
         Args:
@@ -134,9 +165,14 @@ class StartUp:
             call: Runs the step, or the one that comes so many batches later.
             batch: The batch that it is run on.
             training: Whether it is a training step.
+
+        Returns:
+            ``None`` if the step does without some boundary, so that a later one has to show the stages.
         """
         module = stage.session.module
         trace = self._trace(stage, call, batch, training=training)
+        if trace is None:
+            return None
         placement = self._placed(stage, trace, batch)
         if self._grid.is_last and self._grid.replica == 0:
             rank_zero_info(f"The stages on {len(self._grid.ranks)} processes:\n{self._described(placement, module)}")
@@ -147,9 +183,17 @@ class StartUp:
                 link.neighbour = names[self._grid.position + neighbour]
         return self._program(stage, placement, training=training)
 
-    def next_program(self, stage: Stage, program: StageProgram, call: Callable[..., Any], batch: Any) -> StageProgram:
-        """Traces the first training step after steps of evaluation: it may use more parameters."""
+    def next_program(
+        self, stage: Stage, program: StageProgram, call: Callable[..., Any], batch: Any
+    ) -> StageProgram | None:
+        """Traces the first training step after steps of evaluation: it may use more parameters.
+
+        Returns:
+            ``None`` if it does not run the network.
+        """
         trace = self._trace(stage, call, batch, training=True)
+        if trace is None:
+            return None
         placement = assign(program.placement, stage.session.module, trace, tied=self._options.tied)
         return self._program(stage, placement, training=True)
 
@@ -174,9 +218,12 @@ class StartUp:
 
     # ------------------------------------------------------------------ parts of it
 
-    def _trace(self, stage: Stage, call: Callable[..., Any], batch: Any, *, training: bool) -> Trace:
+    def _trace(self, stage: Stage, call: Callable[..., Any], batch: Any, *, training: bool) -> Trace | None:
         session = stage.session
-        trace = trace_step(session.module, session.boundaries.sites, call, self._grid.device, batch=batch)
+        following = Following(session.module, session.boundaries.sites, self._grid.device, batch=batch)
+        trace = trace_first_step(following, call, training=training)
+        if trace is None:
+            return None
         check_cuts(trace, split=True)
         if training:
             sites, device = session.boundaries.sites, self._grid.device
@@ -247,7 +294,7 @@ class StartUp:
         downstream, boundary = self._chain.downstream, placement.sends_at(self._grid.position)
         if downstream is None or boundary is None:
             return NoOutlet()
-        channel = AnswerChannel(downstream, stage.status, stage.stopping, stage.profiler.profile)
+        channel = AnswerChannel(boundary, downstream, stage.status, stage.stopping, stage.profiler.profile)
         is_exact, device_type = boundary == placement.order[-1], self._grid.device.type
         targets = RemoteTargets(channel, inlet, stage.session, is_exact=is_exact, device_type=device_type)
         return DownstreamOutlet(boundary, stage.session.trainers[boundary], channel, targets)

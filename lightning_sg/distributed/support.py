@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS, Optimizer
 
 from lightning_sg.arguments import Check
+from lightning_sg.crossings.evaluations import evaluated_again
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.lightning_api import Callback, GradClipAlgorithmType, pl, rank_zero_warn
 from lightning_sg.settings import Settings
@@ -181,16 +182,15 @@ def warn_of_clipping(what: str) -> None:
 
 
 def check_optimizers(optimizers: Sequence[Optimizer]) -> None:
-    """Refuses optimizers that evaluate a step several times.
+    """Refuses optimizers that evaluate a step several times and read values of gradients before they do so.
+
+    The others show it by what they do.
 
     Raises:
-        SyntheticGradientsError: If there is one.
+        BoundaryError: If there is one.
     """
     if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
-        raise SyntheticGradientsError(
-            "LBFGS evaluates a step several times, and a boundary is crossed once in each. Use an optimizer "
-            "that takes one gradient a step."
-        )
+        raise evaluated_again(optimizers)
 
 
 def _refuse_watched_parameters(module: nn.Module) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_sg.boundary import differentiable
 from lightning_sg.crossings.base import BatchContext, Crossing
 from lightning_sg.crossings.inject import replace
+from lightning_sg.errors import BoundaryError
 from lightning_sg.inputs.trainer import InputTrainer
 
 
@@ -57,4 +58,22 @@ class PredictedInputs:
         self._crossing.end()
 
 
-__all__ = ["PredictedInputs"]
+def refuse_several(boundary: str, before: int) -> None:
+    """Refuses a step that runs the network several times where activations are predicted.
+
+    Args:
+        boundary: The boundary's name.
+        before: How often this batch has crossed it.
+
+    Raises:
+        BoundaryError: If it has crossed it before.
+    """
+    if before:
+        raise BoundaryError(
+            f"Boundary '{boundary}' is crossed several times in one step, and SyntheticGradients(inputs=...) predicts "
+            "what crosses it from the batch, which is the same each time. Run the network once in a step, on views "
+            "that are concatenated, or use inputs=None."
+        )
+
+
+__all__ = ["PredictedInputs", "refuse_several"]

@@ -37,6 +37,14 @@ def check_cuts(trace: Trace, *, split: bool) -> None:
                 "one process. Use it in a single stage: "
                 f"all of it before '{trace.order[min(stages)]}' or all of it after."
             )
+    for turn in trace.turned_back:
+        if split:
+            raise BoundaryError(
+                f"The step comes to boundary '{turn.boundary}' again with what '{turn.made_by}' makes of an output "
+                f"that had crossed boundary '{turn.behind}' before: it would have to go back through the stages, which "
+                "activations do not. Run the network several times on inputs from the batch, or train these stages in "
+                "one process."
+            )
     for leak in trace.leaks:
         if split or leak.differentiable:
             around = trace.order[leak.made_in]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_sg.batch.copying import copy_of
 from lightning_sg.boundary import Crossing, Site
-from lightning_sg.errors import BoundaryError
+from lightning_sg.errors import BoundaryError, PartitionError
 from lightning_sg.lightning_api import STEP_OUTPUT, pl
 from lightning_sg.partition.copies import CopiedTensors
 from lightning_sg.partition.fakes import FakeTensors
@@ -24,9 +26,31 @@ from lightning_sg.partition.trace import Trace
 from lightning_sg.partition.tracer import Tracer
 from lightning_sg.partition.undo import undone
 
+#: How many steps are run to see whether later ones show what the first does not.
+STEPS_AHEAD = 8
 
-class _StepEnds(BaseException):
+
+class StepEnds(BaseException):
     """Leaves the user's step. A ``BaseException``, so that no ``except Exception`` in the step catches it."""
+
+
+@dataclass(frozen=True)
+class Following:
+    """How a step is followed.
+
+    Attributes:
+        module: The LightningModule.
+        sites: Its boundaries.
+        device: The device that the step runs on.
+        without_gradient: Whether passes under ``no_grad`` count, see :meth:`Site.open`.
+        batch: The batch, in which the inputs of the loss are looked for.
+    """
+
+    module: nn.Module
+    sites: Sequence[Site]
+    device: torch.device
+    without_gradient: bool = True
+    batch: Any = None
 
 
 def trace_step(
@@ -55,6 +79,56 @@ def trace_step(
         BoundaryError: If the step ends without reaching a boundary.
         PartitionError: If code before the last boundary cannot run on fake tensors.
     """
+    tracer, recorder, _has_loss = _follow(Following(module, sites, device, without_gradient, batch), run)
+    return _finished(tracer, recorder)
+
+
+def trace_first_step(following: Following, run: Callable[[int], STEP_OUTPUT], *, training: bool) -> Trace | None:
+    """Traces the first step that crosses all boundaries: this one, or one of those that follow.
+
+    Args:
+        following: How it is followed.
+        run: Calls the step on a real batch as the one that comes so many batches later.
+        training: Whether it is a training step, which may be the first that crosses none only if it has no loss.
+
+    Returns:
+        ``None`` if the step does without some boundary, so that a later one has to show the stages.
+
+    Raises:
+        BoundaryError: If steps with a loss do not reach a boundary.
+        PartitionError: If code before the last boundary cannot run on fake tensors.
+    """
+    first: Callable[[], Trace] | None = None
+    for ahead in range(STEPS_AHEAD if training else 1):
+        try:
+            tracer, recorder, has_loss = _follow(following, partial(run, ahead))
+        except PartitionError:
+            if first is None:
+                raise
+            break  # what a later step does is no reason to refuse the first
+        if tracer.complete:
+            return _finished(tracer, recorder)
+        if not training or not (has_loss or tracer.trace.order):
+            return None
+        first = first or partial(_finished, tracer, recorder)
+    assert first is not None
+    return first()
+
+
+def _finished(tracer: Tracer, recorder: Recorder) -> Trace:
+    """The trace of a step that has reached all boundaries, with the inputs of its loss."""
+    trace = tracer.result()
+    trace.inputs = inputs_of_loss(recorder, trace.loss, _samples(trace), trace.cut_short)
+    for name in trace.inputs.buffers:
+        trace.uses.setdefault(name, set()).update(range(trace.stages))
+    recorder.forget()
+    return trace
+
+
+def _follow(following: Following, run: Callable[[], STEP_OUTPUT]) -> tuple[Tracer, Recorder, bool]:
+    """Runs a step on fake tensors; returns who has followed it, and whether it has a loss."""
+    module, sites, device = following.module, following.sites, following.device
+    without_gradient, has_loss = following.without_gradient, False
     fakes = FakeTensors(module, None, device, trainable=True)
     counter = FlopCounterMode(display=False)
     tracer = Tracer(module, sites, fakes.origin, counter)
@@ -63,9 +137,9 @@ def trace_step(
         stack.enter_context(
             undone(module, device, lambda *call: recorder.run_metric(*call) if tracer.in_last_stage else None)
         )
-        stack.enter_context(_ending_at_backward(module, lambda loss: recorder.take_loss(loss)))
+        stack.enter_context(ending_at_backward(module, lambda loss: recorder.take_loss(loss)))
         stack.enter_context(fakes)
-        recorder = Recorder(module, batch, fakes.origin, lambda: tracer.in_last_stage or not without_gradient)
+        recorder = Recorder(module, following.batch, fakes.origin, lambda: tracer.in_last_stage or not without_gradient)
         tracer.expects = recorder.expected
         stack.enter_context(tracer.following_modules())
         stack.enter_context(tracer.following_time(module))
@@ -75,9 +149,11 @@ def trace_step(
         try:
             for site in sites:
                 site.open(tracer.crossing(site), without_gradient=without_gradient)
-            recorder.take_loss(run())
-        except _StepEnds:
-            pass
+            result = run()
+            has_loss = result is not None
+            recorder.take_loss(result)
+        except StepEnds:
+            has_loss = True
         except BoundaryError:
             raise
         except Exception as error:  # the user's code may raise anything
@@ -88,12 +164,7 @@ def trace_step(
                 site.close()
     if stopped is not None:
         tracer.stopped_by(stopped, lambda: _fails_anyway(module, sites, run, device, stopped))
-    trace = tracer.result()
-    trace.inputs = inputs_of_loss(recorder, trace.loss, _samples(trace), trace.cut_short)
-    for name in trace.inputs.buffers:
-        trace.uses.setdefault(name, set()).update(range(trace.stages))
-    recorder.forget()
-    return trace
+    return tracer, recorder, has_loss
 
 
 def inputs_on_values(
@@ -112,15 +183,16 @@ def inputs_on_values(
 
     def crossing(site: Site) -> Crossing:
         def cross(tensors: list[Tensor]) -> list[Tensor]:
-            trace.order.append(site.name)
-            trace.shapes[site.name] = [tuple(tensor.shape) for tensor in tensors if tensor.is_floating_point()]
+            if site.name not in trace.order:
+                trace.order.append(site.name)
+                trace.shapes[site.name] = [tuple(tensor.shape) for tensor in tensors if tensor.is_floating_point()]
             return [tensor.view_as(tensor) for tensor in tensors]
 
         return cross
 
     with ExitStack() as stack:
         stack.enter_context(undone(module, device, lambda *call: recorder.run_metric(*call)))
-        stack.enter_context(_ending_at_backward(module, lambda loss: recorder.take_loss(loss)))
+        stack.enter_context(ending_at_backward(module, lambda loss: recorder.take_loss(loss)))
         stack.enter_context(copies)
         recorder = Recorder(module, batch, copies.origin)
         stack.enter_context(recorder)
@@ -128,7 +200,7 @@ def inputs_on_values(
             for site in sites:
                 site.open(crossing(site), without_gradient=False)
             recorder.take_loss(run())
-        except _StepEnds:
+        except StepEnds:
             pass
         except Exception as error:  # the user's code may raise anything; it will again in training
             reason = f"{type(error).__name__}: {error}"
@@ -154,10 +226,10 @@ def _fails_anyway(
     tensors = [*module.parameters(), *module.buffers()]
     if any(tensor.is_meta or tensor.device.type != device.type for tensor in tensors):
         return False  # it cannot be tried here
-    with undone(module, device), _ending_at_backward(module):
+    with undone(module, device), ending_at_backward(module):
         try:
             run()
-        except _StepEnds:
+        except StepEnds:
             return False
         except Exception as again:
             return type(again) is type(error)
@@ -198,7 +270,8 @@ def trains_later(
     trainable = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
 
     def note(tracer: Tracer) -> None:
-        found.update(stage for name in trainable for stage in tracer.trace.uses.get(name, ()))
+        uses = tracer.settle().uses
+        found.update(stage for name in trainable for stage in uses.get(name, ()))
 
     _look_ahead(module, sites, run, device, note)
     return found
@@ -214,10 +287,10 @@ def _look_ahead(
     """Traces a few more steps, each as far as it goes."""
     fakes = FakeTensors(module, None, device, trainable=True)
     counter = FlopCounterMode(display=False)
-    tracers = [Tracer(module, sites, fakes.origin, counter) for _ in range(_STEPS_AHEAD)]
+    tracers = [Tracer(module, sites, fakes.origin, counter) for _ in range(STEPS_AHEAD)]
     with ExitStack() as stack:
         stack.enter_context(undone(module, device))
-        stack.enter_context(_ending_at_backward(module))
+        stack.enter_context(ending_at_backward(module))
         stack.enter_context(fakes)
         for ahead, tracer in enumerate(tracers):
             try:
@@ -225,7 +298,7 @@ def _look_ahead(
                     site.open(tracer.crossing(site))
                 with tracer:
                     run(ahead)
-            except _StepEnds:
+            except StepEnds:
                 pass
             except Exception:  # the last stage may not run on fake tensors, and it has passed all boundaries then
                 pass
@@ -233,10 +306,6 @@ def _look_ahead(
                 note(tracer)
                 for site in sites:
                     site.close()
-
-
-# How many steps are run to see whether a boundary that the first passes without a gradient has one later.
-_STEPS_AHEAD = 8
 
 
 def call_training_step(module: pl.LightningModule, batch: Any, batch_idx: int) -> STEP_OUTPUT:
@@ -255,14 +324,33 @@ def later(args: Sequence[Any], kwargs: dict[str, Any], ahead: int) -> tuple[Sequ
     return args, kwargs
 
 
-def _ending_at_backward(
+def ending_at_backward(
     module: nn.Module, take_loss: Callable[[Any], None] = lambda _loss: None
 ) -> AbstractContextManager[None]:
+    """While entered, a step of the module's ends where it goes backward by hand.
+
+    Args:
+        module: The LightningModule.
+        take_loss: Is given what it goes backward from.
+    """
+
     def end_step(*args: Any, **_kwargs: Any) -> None:
         take_loss(args[0] if args else None)
-        raise _StepEnds
+        raise StepEnds
 
     return shadowed([(module, "manual_backward", end_step)])
 
 
-__all__ = ["call_training_step", "carries_gradient_later", "inputs_on_values", "later", "trace_step", "trains_later"]
+__all__ = [
+    "STEPS_AHEAD",
+    "Following",
+    "StepEnds",
+    "call_training_step",
+    "carries_gradient_later",
+    "ending_at_backward",
+    "inputs_on_values",
+    "later",
+    "trace_first_step",
+    "trace_step",
+    "trains_later",
+]

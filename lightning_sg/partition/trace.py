@@ -35,18 +35,35 @@ class Leak:
     apart: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class TurnedBack:
+    """An output of a later stage that the step runs through an earlier one.
+
+    Attributes:
+        boundary: The boundary that it comes to again.
+        behind: The boundary that it had crossed before.
+        made_by: The submodule that computed it.
+    """
+
+    boundary: str
+    behind: str
+    made_by: str
+
+
 @dataclass
 class Trace:
     """The result of tracing one step.
 
     Attributes:
         order: The boundaries in the order in which the data reaches them.
+        crossings: For each boundary, how often the step crosses it.
         uses: For each parameter and buffer that the step used, the stages that used it.
         sizes: For each parameter that the step used, the number of its elements.
-        shapes: For each boundary, the shapes of the floating-point tensors that cross it.
+        shapes: For each boundary, the shapes of the floating-point tensors that cross it first.
         bytes: For each boundary, the total size of the tensors that cross it.
         flops: For each stage, the floating-point operations of its forward pass, as torch counts them.
         leaks: Activations that go around a boundary.
+        turned_back: Outputs of later stages that the step runs through earlier ones.
         blocked: For each boundary through which no gradient flows back, why.
         times: For each boundary in time, the stages that write to it or read from it.
         loss: The model's own loss, or ``None`` if predictors do not know it.
@@ -57,12 +74,14 @@ class Trace:
     """
 
     order: list[str] = field(default_factory=list)
+    crossings: dict[str, int] = field(default_factory=dict)
     uses: dict[str, set[int]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     shapes: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
     flops: list[int] = field(default_factory=list)
     leaks: list[Leak] = field(default_factory=list)
+    turned_back: list[TurnedBack] = field(default_factory=list)
     blocked: dict[str, Blocked] = field(default_factory=dict)
     times: dict[str, set[int]] = field(default_factory=dict)
     loss: LossInfo | None = None
@@ -80,4 +99,4 @@ class Trace:
         return StageSize(sum(self.sizes.get(name, 0) for name in used), 3.0 * self.flops[stage])
 
 
-__all__ = ["Leak", "Trace"]
+__all__ = ["Leak", "Trace", "TurnedBack"]

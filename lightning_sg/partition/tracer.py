@@ -18,7 +18,8 @@ from lightning_sg.gradient_flow import Blocked, checkpointed, never_trains
 from lightning_sg.partition.fakes import is_fake
 from lightning_sg.partition.losses import loss_of_call
 from lightning_sg.partition.shadow import shadowed
-from lightning_sg.partition.trace import Leak, Trace
+from lightning_sg.partition.trace import Trace
+from lightning_sg.partition.uses import Note, Notes, Use
 from lightning_sg.time_boundary import boundaries_in_time
 
 # The last stage may read values of its tensors. In a traced step each read returns this constant, whatever the value
@@ -36,9 +37,9 @@ _SHAPE_QUERIES = ("__get__", "size", "dim", "numel")
 class Tracer(TorchFunctionMode):
     """Sees every torch operation of a step, with its arguments.
 
-    It marks the results: ``_sg_origin`` is the stage and the submodule that computed a tensor from parameters or
-    activations, ``_sg_makers`` the submodules that took part, ``_sg_buffers`` the buffers that a tensor was computed
-    from together with nothing but inputs.
+    It marks the results: ``_sg_note`` is the operation that computed a tensor from parameters, activations or buffers,
+    ``_sg_makers`` the submodules that took part, ``_sg_buffers`` the buffers that a tensor was computed from together
+    with nothing but inputs.
 
     Args:
         module: The LightningModule.
@@ -66,11 +67,10 @@ class Tracer(TorchFunctionMode):
         self.expects: Callable[[Tensor], bool | None] = lambda _tensor: None
         self._inside: list[str] = [type(module).__name__]
         self._crossing_now = False
-        self._crossed: list[frozenset[str]] = []  # at each boundary that was reached, the makers of what crossed
-
-    @property
-    def _stage(self) -> int:
-        return len(self.trace.order)
+        self._crossed: dict[int, frozenset[str]] = {}  # at each boundary that was reached, the makers of what crossed
+        self._notes = Notes()
+        self._stage = 0
+        self._counted = 0  # of the operations
 
     @property
     def in_last_stage(self) -> bool:
@@ -85,12 +85,12 @@ class Tracer(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._crossing_now:
             return func(*args, **kwargs)
-        touched, buffers, makers = False, set(), frozenset[str]()
-        for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, Tensor):
-                touched = self._note(tensor, func) or touched
-                buffers |= self._buffers_of(tensor)
-                makers |= self._makers_of(tensor)
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        names = [name for tensor in tensors for name in self._parameter_of(tensor)]
+        uses = [use for tensor in tensors for use in self._uses_of(tensor, func)]
+        touched = bool(names) or any(not use.note.free for use in uses)
+        buffers = set[str]().union(*map(self._buffers_of, tensors))
+        makers = frozenset[str]().union(*map(self._makers_of, tensors))
         if self.in_last_stage and self.trace.loss is None:
             self.trace.loss = loss_of_call(func, args, kwargs)
         if func in _READS and self.in_last_stage and is_fake(args[0]):
@@ -98,26 +98,25 @@ class Tracer(TorchFunctionMode):
             return _READS[func] if known is None else type(_READS[func])(known)
         result = func(*args, **kwargs)
         if touched or buffers:
+            note = self._notes.add(Note(self._stage, self._inside[-1], [*names, *buffers], uses, free=not touched))
             for tensor in tree_leaves(result):
-                if isinstance(tensor, Tensor) and touched:
-                    tensor._sg_origin = (self._stage, self._inside[-1])  # type: ignore[attr-defined]
-                    tensor._sg_makers = makers  # type: ignore[attr-defined]
-                elif isinstance(tensor, Tensor):
-                    tensor._sg_buffers = buffers  # type: ignore[attr-defined]
+                if isinstance(tensor, Tensor):
+                    tensor._sg_note = note  # type: ignore[attr-defined]
+                    if touched:
+                        tensor._sg_makers = makers  # type: ignore[attr-defined]
+                    else:
+                        tensor._sg_buffers = buffers  # type: ignore[attr-defined]
         return result
 
     def _buffers_of(self, tensor: Tensor) -> set[str]:
-        """Notes and returns the buffers that one argument was computed from, together with nothing but inputs.
+        """The buffers that one argument was computed from, together with nothing but inputs.
 
         Such a tensor belongs to no stage: every process that uses it computes it from its own copy of the buffers.
         """
         original = self._origin.get(id(tensor))
         if original is not None and not isinstance(original, nn.Parameter):
-            names = {self._tensor_names[id(original)]}
-        else:
-            names = getattr(tensor, "_sg_buffers", set())
-        for name in names:
-            self.trace.uses.setdefault(name, set()).add(self._stage)
+            return {self._tensor_names[id(original)]}
+        names: set[str] = getattr(tensor, "_sg_buffers", set())
         return names
 
     def _makers_of(self, tensor: Tensor) -> frozenset[str]:
@@ -130,59 +129,69 @@ class Tracer(TorchFunctionMode):
             maker = f"{maker}.{rest.pop(0)}"
         return frozenset({maker})
 
-    def _note(self, tensor: Tensor, func: Callable[..., Any]) -> bool:
-        """Notes the use of one argument; returns whether it depends on a parameter."""
+    def _parameter_of(self, tensor: Tensor) -> list[str]:
+        """The parameter that one argument is, if it is one."""
         original = self._origin.get(id(tensor))
-        if isinstance(original, nn.Parameter):
-            name = self._tensor_names[id(original)]
-            self.trace.uses.setdefault(name, set()).add(self._stage)
-            self.trace.sizes[name] = original.numel()
-            return True
-        origin = getattr(tensor, "_sg_origin", None)
-        if origin is None:
-            return False
-        if origin[0] != self._stage:
-            self._note_leak(tensor, origin, getattr(func, "__name__", str(func)))
-        return True
+        if not isinstance(original, nn.Parameter):
+            return []
+        name = self._tensor_names[id(original)]
+        self.trace.sizes[name] = original.numel()
+        return [name]
 
-    def _note_leak(self, tensor: Tensor, origin: tuple[int, str], operation: str) -> None:
-        if operation in _SHAPE_QUERIES:
-            return
+    def _uses_of(self, tensor: Tensor, func: Callable[..., Any]) -> list[Use]:
+        """The use of one argument, if another operation has computed it."""
+        note: Note | None = getattr(tensor, "_sg_note", None)
+        if note is None or isinstance(self._origin.get(id(tensor)), nn.Parameter):
+            return []
+        operation = getattr(func, "__name__", str(func))
         flows = tensor.requires_grad and operation != "detach"
-        makers = self._makers_of(tensor)
-        apart = () if makers & self._crossed[origin[0]] else tuple(sorted(makers))
-        leak = Leak(*origin, self._stage, self._inside[-1], operation, tuple(tensor.shape), flows, apart)
-        self.trace.leaks.append(leak)
+        counts = operation not in _SHAPE_QUERIES
+        return [Use(note, operation, tuple(tensor.shape), flows, self._makers_of(tensor), counts)]
 
     def crossing(self, site: Site) -> Crossing:
         """The crossing of ``site`` in a traced step: ends one stage and begins the next."""
 
         def cross(tensors: list[Tensor]) -> list[Tensor]:
-            for tensor in tensors:
-                self._note(tensor, cross)
-                self._buffers_of(tensor)
-            self._count_flops()
-            self._crossed.append(frozenset().union(*map(self._makers_of, tensors)))
-            self.trace.order.append(site.name)
+            trace, again = self.trace, site.name in self.trace.order
+            number = trace.order.index(site.name) if again else len(trace.order)
+            uses = [use for tensor in tensors for use in self._uses_of(tensor, cross)]
+            if again:
+                self._notes.claim([use.note for use in uses], number, trace.order)
+                self._count_flops()
+            else:
+                trace.order.append(site.name)
+                trace.flops.append(self._count_flops())
+                trace.shapes[site.name] = [tuple(tensor.shape) for tensor in tensors if tensor.is_floating_point()]
+            trace.crossings[site.name] = trace.crossings.get(site.name, 0) + 1
+            names = [name for tensor in tensors for name in (*self._parameter_of(tensor), *self._buffers_of(tensor))]
+            self._notes.add(Note(number, self._inside[-1], names, uses))
+            makers = frozenset[str]().union(*map(self._makers_of, tensors))
+            self._crossed[number] = self._crossed.get(number, frozenset()) | makers
             why = Blocked.CHECKPOINTED if checkpointed() else site.blocked
+            trace.blocked.pop(site.name, None)
             if why is not None:
-                self.trace.blocked[site.name] = why
+                trace.blocked[site.name] = why
+            self._stage = number + 1
+            made_by = f"boundary '{site.name}'"
+            note = self._notes.add(Note(self._stage, made_by, crossed=True))
             self._crossing_now = True
             try:
-                self.trace.shapes[site.name] = [tuple(tensor.shape) for tensor in tensors if tensor.is_floating_point()]
-                self.trace.bytes[site.name] = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+                size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+                trace.bytes[site.name] = trace.bytes.get(site.name, 0) + size
                 crossed = [tensor.view_as(tensor) for tensor in tensors]
             finally:
                 self._crossing_now = False
             for tensor in crossed:
-                tensor._sg_origin = (self._stage, f"boundary '{site.name}'")  # type: ignore[attr-defined]
-                tensor._sg_makers = frozenset({f"boundary '{site.name}'"})  # type: ignore[attr-defined]
+                tensor._sg_note = note  # type: ignore[attr-defined]
+                tensor._sg_makers = frozenset({made_by})  # type: ignore[attr-defined]
             return crossed
 
         return cross
 
-    def _count_flops(self) -> None:
-        self.trace.flops.append(self._counter.get_total_flops() - sum(self.trace.flops))
+    def _count_flops(self) -> int:
+        """The operations since they were counted last."""
+        before, self._counted = self._counted, self._counter.get_total_flops()
+        return self._counted - before
 
     @contextmanager
     def following_modules(self) -> Iterator[None]:
@@ -236,7 +245,7 @@ class Tracer(TorchFunctionMode):
         if self.in_last_stage:
             self.trace.cut_short = f"{type(error).__name__}: {error}"
             return
-        missing = self._missing()
+        missing = self._missing() or self.trace.order[self._stage :]
         where = f"in '{self._inside[-1]}' of stage {self._stage}, {type(error).__name__}: {error}."
         if not isinstance(error, DATA_DEPENDENT_ERRORS) and fails_anyway():
             raise PartitionError(
@@ -252,13 +261,27 @@ class Tracer(TorchFunctionMode):
             "move the boundary."
         ) from error
 
+    @property
+    def complete(self) -> bool:
+        """Whether the step has reached every boundary."""
+        return not self._missing()
+
+    def settle(self) -> Trace:
+        """The trace of a step, whether it has reached all boundaries or not."""
+        trace, notes = self.trace, self._notes
+        trace.uses, trace.leaks, trace.turned_back = notes.uses(), notes.leaks(self._crossed), notes.turned_back
+        return trace
+
     def result(self) -> Trace:
         """The finished trace.
 
         Raises:
             BoundaryError: If the step did not reach every boundary, or one only without a gradient.
         """
-        self._count_flops()
+        trace = self.settle()
+        trace.flops.append(self._count_flops())
+        times = [trace.crossings[name] for name in trace.order]
+        trace.flops = [flops * count for flops, count in zip(trace.flops, [*times, *times[-1:]] or [1])]
         missing = self._missing()
         passed = next((name for name in missing if self._sites[name].blocked), None)
         if passed is not None:

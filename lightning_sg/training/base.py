@@ -17,7 +17,7 @@ from lightning_sg.predictors.stage_size import StageSize
 from lightning_sg.replicas import Replicas
 from lightning_sg.training.ledger import Ledger
 from lightning_sg.training.metrics import cosine
-from lightning_sg.training.record import Record, TargetPlan
+from lightning_sg.training.record import Record, TargetPlan, Visits
 from lightning_sg.training.targets import TargetsOfBackwardPass, TargetSource
 
 #: Makes a context for an action, by the name under which profilers see it.
@@ -37,7 +37,8 @@ class BoundaryTrainer(ABC):
     gradient takes that long for each boundary on its way: it is learned from before the prediction for
     ``t + distance * (1 + delay)``.
 
-    A batch goes through :meth:`open`, :meth:`receive_due`, :meth:`learn_due` and :meth:`predict`, in this order.
+    A crossing goes through :meth:`open`, :meth:`receive_due`, :meth:`learn_due` and :meth:`predict`, in this order. A
+    batch may cross the boundary several times: its crossings share its step, and each has a target of its own.
 
     Attributes:
         step: How many batches have crossed the boundary.
@@ -120,8 +121,9 @@ class BoundaryTrainer(ABC):
         plan: TargetPlan = TargetPlan(),
         *,
         skipped: bool = False,
+        visits: Visits | None = None,
     ) -> Record:
-        """Takes in the next batch, without waiting for anything.
+        """Takes in the next batch, or the next crossing of the same one, without waiting for anything.
 
         Args:
             activations: What crosses the boundary and can carry a gradient, each ``(N, ...)``.
@@ -129,6 +131,7 @@ class BoundaryTrainer(ABC):
             loss: What is known about the model's own loss.
             plan: What the batch does about targets.
             skipped: Whether the predictor does not learn from this batch.
+            visits: The crossings of this batch; by default this is its only one.
 
         Raises:
             SyntheticGradientsError: If the predictor cannot be built for this boundary.
@@ -140,22 +143,34 @@ class BoundaryTrainer(ABC):
                 "batch dimension, or compute it in the stage that uses it."
             )
         self.prepare(inputs, context, loss)
-        wants, learns = self._asks(plan)
-        coupled = plan.coupled or self.waits
-        record = Record(self.step, inputs, context, wants, learns, coupled, skipped, due=self.step + 1 + self.delay)
+        visits = Visits() if visits is None else visits
+        step = self._count(visits)
+        wants, learns = self._asks(plan, step)
+        # A batch is coupled at all of its crossings, or at none: a guard may change its mind in between.
+        coupled = visits.records[0].coupled if visits.records else plan.coupled or self.waits
+        record = Record(step, inputs, context, wants or coupled, learns, coupled, skipped, due=step + 1 + self.delay)
         if plan.exact:
-            record.due = record.exact_due = self.step + self.distance * (1 + self.delay)
-        self.step += 1
+            record.due = record.exact_due = step + self.distance * (1 + self.delay)
+        record.crossing = len(visits.records)
+        visits.records.append(record)
         return record
 
-    def pass_by(self, plan: TargetPlan) -> None:
-        """A batch is left out by the stage before the boundary.
+    def _count(self, visits: Visits) -> int:
+        """Counts a batch when it crosses for the first time; returns its step."""
+        if visits.step is None:
+            visits.step = self.step
+            self.step += 1
+        return visits.step
+
+    def pass_by(self, plan: TargetPlan, visits: Visits | None = None) -> None:
+        """A batch does not cross the boundary, or the stage before leaves it out.
 
         It counts only where corrections do, which are due by the numbers of batches.
         """
-        if plan.corrects:
+        visits = Visits() if visits is None else visits
+        if plan.corrects and visits.step is None:
             self.receive_due(self.step)
-            self.step += 1
+            self._count(visits)
 
     def receive_due(self, now: int) -> None:
         """Brings in the targets and exact gradients that are due before the prediction for batch ``now``."""
@@ -178,7 +193,7 @@ class BoundaryTrainer(ABC):
         Raises:
             NonFinitePredictionError: If the prediction has a NaN or an infinity in it and there is no guard.
         """
-        self.ledger.add(record.step, record, record.due)
+        self.ledger.add(record.step, record, record.due, record.crossing)
         with torch.autocast(record.activations[0].device.type, enabled=False):
             record.prediction = self._predict(record)
 
@@ -189,7 +204,7 @@ class BoundaryTrainer(ABC):
             record: The batch, with its target.
             echo: Adds to what this batch is to learn what others are.
         """
-        self.ledger.drop(record.step)
+        self.ledger.drop(record.step, record.crossing)
         self._learn(record, echo)
 
     def collect(self) -> None:
@@ -215,8 +230,8 @@ class BoundaryTrainer(ABC):
         """Builds and restores what needs the sizes of the first batch, unless that is done already."""
 
     @abstractmethod
-    def _asks(self, plan: TargetPlan) -> tuple[bool, bool]:
-        """Whether the batch that comes wants a target, and whether that will be good enough to learn from."""
+    def _asks(self, plan: TargetPlan, step: int) -> tuple[bool, bool]:
+        """Whether the batch of this step wants a target, and whether that will be good enough to learn from."""
 
     @abstractmethod
     def _predict(self, record: Record) -> Gradients | None:
@@ -269,7 +284,7 @@ class BoundaryTrainer(ABC):
         shared = self._replicas.share(pending, _samples_of)
         for entry in tree_map_only(Tensor, lambda tensor: tensor.to(device), shared):
             record = Record.load(entry)
-            self.ledger.add(record.step, record, record.due)
+            self.ledger.add(record.step, record, record.due, record.crossing)
 
 
 def _samples_of(entry: dict[str, Any]) -> int:

@@ -13,7 +13,7 @@ NEVER = sys.maxsize
 
 
 class Ledger(Generic[Entry]):
-    """Entries by the step that they were made at, each with a step at which it is due.
+    """Entries by the step and crossing that they were made at, each with a step at which it is due.
 
     The due dates are fixed when an entry is made, so that what is learned, and in which order, does not depend on where
     the stages run.
@@ -28,20 +28,20 @@ class Ledger(Generic[Entry]):
     """
 
     def __init__(self) -> None:
-        self._entries: dict[int, tuple[int, Entry]] = {}
+        self._entries: dict[tuple[int, int], tuple[int, Entry]] = {}
 
-    def add(self, step: int, entry: Entry, due: int) -> None:
-        """Enters what was made at ``step`` and is due before ``due``."""
-        self._entries[step] = (due, entry)
+    def add(self, step: int, entry: Entry, due: int, crossing: int = 0) -> None:
+        """Enters what was made at ``step``, in its crossing of that number, and is due before ``due``."""
+        self._entries[step, crossing] = (due, entry)
 
     def due(self, now: int) -> list[Entry]:
-        """Takes out all that is due before step ``now``, in the order of due dates and then of steps."""
-        ready = sorted((due, step) for step, (due, _entry) in self._entries.items() if due <= now)
-        return [self._entries.pop(step)[1] for _due, step in ready]
+        """Takes out all that is due before step ``now``, in the order of due dates, steps and crossings."""
+        ready = sorted((due, place) for place, (due, _entry) in self._entries.items() if due <= now)
+        return [self._entries.pop(place)[1] for _due, place in ready]
 
-    def drop(self, step: int) -> None:
-        """Takes out the entry of a step, if there is one."""
-        self._entries.pop(step, None)
+    def drop(self, step: int, crossing: int = 0) -> None:
+        """Takes out the entry of a crossing, if there is one."""
+        self._entries.pop((step, crossing), None)
 
     def clear(self) -> None:
         """Takes out everything."""
@@ -49,13 +49,13 @@ class Ledger(Generic[Entry]):
 
     def steps(self) -> list[int]:
         """The steps of the entries, in the order in which they were made."""
-        return list(self._entries)
+        return [step for step, _crossing in self._entries]
 
     def __getitem__(self, step: int) -> Entry:
-        return self._entries[step][1]
+        return self._entries[step, 0][1]
 
     def __contains__(self, step: int) -> bool:
-        return step in self._entries
+        return (step, 0) in self._entries
 
     def __iter__(self) -> Iterator[Entry]:
         """The entries in the order in which they were made."""

@@ -1,4 +1,4 @@
-"""One training batch at one boundary, from its prediction to its target."""
+"""One crossing of one boundary by a training batch, from its prediction to its target."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TargetPlan:
 
 @dataclass
 class Record:
-    """One training batch at one boundary, kept until its target is learned from.
+    """One crossing of one boundary by a training batch, kept until its target is learned from.
 
     Attributes:
         step: How many training batches crossed the boundary before this one.
@@ -47,6 +47,7 @@ class Record:
         shadow: The predictor's own prediction while the guard has another used in its place.
         targets: The per-sample targets as the next stage computes them, once they are here.
         exact_targets: The per-sample gradients of the model's own loss, once they are here.
+        crossing: How many crossings of the same batch came before.
     """
 
     step: int
@@ -62,6 +63,7 @@ class Record:
     shadow: Gradients | None = None
     targets: Gradients | None = None
     exact_targets: Gradients | None = None
+    crossing: int = 0
 
     @property
     def samples(self) -> int:
@@ -103,6 +105,11 @@ class Record:
         new = self.per_sample(gradients)
         self.targets = new if self.targets is None else tuple(old + more for old, more in zip(self.targets, new))
 
+    def add_exact(self, gradients: Iterable[Tensor | None]) -> None:
+        """Adds gradients of the mean of the model's own loss; a second backward pass adds to those of the first."""
+        old, new = self.exact_targets, self.per_sample(gradients)
+        self.exact_targets = new if old is None else tuple(before + more for before, more in zip(old, new))
+
     def add_residual(self, gradients: Iterable[Tensor | None]) -> None:
         """Takes exact minus target gradients of the mean loss; without a target, the target counts as zero."""
         residual = self.per_sample(gradients)
@@ -121,4 +128,17 @@ class Record:
         return cls(**state)
 
 
-__all__ = ["Record", "TargetPlan"]
+@dataclass
+class Visits:
+    """One training batch at one boundary, which it crosses as often as its step runs the network.
+
+    Attributes:
+        step: How many training batches crossed the boundary before; ``None`` while this one has not.
+        records: Of its crossings so far, those that carry a gradient.
+    """
+
+    step: int | None = None
+    records: list[Record] = field(default_factory=list)
+
+
+__all__ = ["Record", "TargetPlan", "Visits"]

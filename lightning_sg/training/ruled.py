@@ -82,7 +82,7 @@ class RuledBoundary(BoundaryTrainer):
         super().load_state_dict(state)
         self._ready = False
 
-    def _asks(self, plan: TargetPlan) -> tuple[bool, bool]:
+    def _asks(self, plan: TargetPlan, step: int) -> tuple[bool, bool]:
         return plan.exact or plan.coupled or self.waits or self.late_share > 0, False
 
     def _predict(self, record: Record) -> Gradients | None:

@@ -159,11 +159,11 @@ class PredictorTrainer(BoundaryTrainer):
                 self._predictions.build(inputs, context, loss)
                 self._restore(inputs[0].device)
 
-    def _asks(self, plan: TargetPlan) -> tuple[bool, bool]:
+    def _asks(self, plan: TargetPlan, step: int) -> tuple[bool, bool]:
         use = self.predictor.target_use
         biased = self.distance > 1 and not plan.exact and not plan.coupled
         fit = not biased or not use.learns_from_targets or self._options.bootstrap
-        learns = self._learner.learns and (self.step % self._options.training.every == 0 or plan.exact)
+        learns = self._learner.learns and (step % self._options.training.every == 0 or plan.exact)
         wants = learns and use.asks and (fit or plan.bootstrap)
         learns_target = fit or (plan.bootstrap and not use.learns_without_targets)
         return wants or plan.exact or plan.coupled or self.waits or self.guarded, learns_target

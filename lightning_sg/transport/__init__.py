@@ -7,7 +7,7 @@ from lightning_sg.transport.grid import ProcessGrid
 from lightning_sg.transport.inbox import never
 from lightning_sg.transport.interruptible import interruptible
 from lightning_sg.transport.link import Downstream, Link, Upstream
-from lightning_sg.transport.message import Activations, Message, Residual, Target
+from lightning_sg.transport.message import Activations, Message, Residual, Target, split
 from lightning_sg.transport.opening import carry_between_devices, open_chain
 from lightning_sg.transport.roll_call import RunStore, StoreAddress, call_roll
 from lightning_sg.transport.watch import Watch
@@ -33,4 +33,5 @@ __all__ = [
     "interruptible",
     "never",
     "open_chain",
+    "split",
 ]

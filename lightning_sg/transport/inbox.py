@@ -31,10 +31,13 @@ from lightning_sg.transport.message import (
     Saved,
     Target,
     meeting_of,
+    place_of,
 )
 from lightning_sg.transport.watch import Watch
 from lightning_sg.words import first_line
 
+#: What tells messages apart: their type, their number, and their place among those of this number.
+_Key = tuple[type[Message], int, int]
 Numbered = TypeVar("Numbered", Activations, Target, Residual, Gathering, Gathered, Copy)
 
 _SLICE = 0.2  # seconds between two looks at what else may end a wait
@@ -82,7 +85,7 @@ class Inbox:
     Attributes:
         sender: What is known of the sending stage.
         number: Of the last frame that has come.
-        meetings: How many meetings of all stages this process has come to.
+        meeting: The number and the name of the last meeting of all stages that this process has come to.
         wants: The first batch whose activations have not come.
         on_heard: Is told how much the sender has heard of this process.
         on_saved: Is told which meetings the sender has saved.
@@ -105,7 +108,7 @@ class Inbox:
         watch: Watch,
     ) -> None:
         self.number = 0
-        self.meetings = 0
+        self.meeting = 0, ""
         self.wants = 0
         self.on_heard: Callable[[int], None] = lambda number: None
         self.on_saved: Callable[[int], None] = lambda number: None
@@ -116,9 +119,9 @@ class Inbox:
         self.sender = sender
         self._device = device
         self._watch = watch
-        self._meeting = ""
-        self._messages: dict[tuple[type[Message], int], tuple[Message, torch.cuda.Event | None]] = {}
-        self._dropped: set[tuple[type[Message], int]] = set()
+        self._messages: dict[_Key, tuple[Message, torch.cuda.Event | None]] = {}
+        self._dropped: set[_Key] = set()
+        self._newest: dict[type[Message], int] = {}  # the largest number of each type that has come
         self._lost: str | None = None
         self._ended = False
         self._changed = threading.Condition()
@@ -146,27 +149,27 @@ class Inbox:
         return message
 
     def receive_unless(
-        self, kind: type[Numbered], number: int, waiting_for: str, goes_on: Callable[[], bool]
+        self, kind: type[Numbered], number: int, waiting_for: str, goes_on: Callable[[], bool], place: int = 0
     ) -> Numbered | None:
         """See :meth:`receive`; ``None`` once ``goes_on`` says so, or if the sender was killed before it sent it.
 
-        The message is dropped if it comes later.
+        The message is dropped if it comes later. ``place`` is its crossing or part, see :func:`place_of`.
         """
         began = time.monotonic()
         with self._changed:
             self._watch.waits = True
             try:
-                while (kind, number) not in self._messages:
+                while (kind, number, place) not in self._messages:
                     if kind in OF_BATCHES and number < self._floor:
                         return None
                     if goes_on():
-                        self._dropped.add((kind, number))
+                        self._dropped.add((kind, number, place))
                         return None
                     self._check(kind, number, waiting_for, time.monotonic() - began)
                     self._changed.wait(_SLICE)
             finally:
                 self._watch.waits = False
-            message, event = self._messages.pop((kind, number))
+            message, event = self._messages.pop((kind, number, place))
         assert isinstance(message, kind)
         if event is not None:
             torch.cuda.current_stream(self._device).wait_event(event)
@@ -216,7 +219,7 @@ class Inbox:
     def come_to(self, meeting: int, what: str) -> None:
         """This process comes to a meeting: nothing of those before is wanted, such as a new process sends again."""
         with self._changed:
-            self.meetings, self._meeting = meeting, what
+            self.meeting = meeting, what
             past = [key for key, (message, _event) in self._messages.items() if 0 < meeting_of(message) < meeting]
             for key in past:
                 del self._messages[key]
@@ -225,6 +228,7 @@ class Inbox:
         """Drops messages about batches that nobody has asked for, at the end of a run."""
         with self._changed:
             self._dropped.clear()
+            self._newest.clear()
             self._messages = {key: value for key, value in self._messages.items() if key[0] not in OF_BATCHES}
 
     def check_meeting(self) -> None:
@@ -234,9 +238,9 @@ class Inbox:
             SyntheticGradientsError: If the sender has come to another meeting.
         """
         theirs = self.sender.meeting
-        if theirs is not None and theirs[0] == self.meetings and theirs[1] != self._meeting:
+        if theirs is not None and theirs[0] == self.meeting[0] and theirs[1] != self.meeting[1]:
             raise SyntheticGradientsError(
-                f"{self.sender.name} has come to '{theirs[1]}' and this stage to '{self._meeting}'. {EVERY_PROCESS}"
+                f"{self.sender.name} has come to '{theirs[1]}' and this stage to '{self.meeting[1]}'. {EVERY_PROCESS}"
             )
 
     def _check(self, kind: type[Message], number: int, waiting_for: str, waited: float) -> None:
@@ -246,13 +250,19 @@ class Inbox:
             raise StageLostError(f"{self._lost} {waiting}", self._lost)
         if self._ended:
             raise StageLostError(f"{sender.name} has ended its run in good order. {waiting}{self._advice(kind)}")
-        if kind in OF_BATCHES and sender.meeting is not None and sender.meeting[0] > self.meetings:
+        if kind in OF_BATCHES and sender.meeting is not None and sender.meeting[0] > self.meeting[0]:
             raise BatchMismatchError(
                 f"{sender.name} has no more batches: it has come to '{sender.meeting[1]}' while this stage waits for "
                 f"{waiting_for}. Every stage must be given the same batches: loaders of the same length, and no rank "
                 "that calls `trainer.save_checkpoint`, `validate` and the like on its own."
             )
         self.check_meeting()
+        if kind in (Activations, Target) and self._watch.away is None and number < self._newest.get(kind, 0):
+            raise BatchMismatchError(
+                f"{sender.name} has gone on to {sender.doing} without {waiting_for}. Every process must run the same "
+                "code on the same batches: whether and how often a step runs the network may depend on the batch and "
+                "its number, not on the process or on values that another stage computes."
+            )
         self._watch.check()
         patience = self._watch.timeout
         silent = self.silent
@@ -268,7 +278,7 @@ class Inbox:
 
     def _advice(self, kind: type[Message]) -> str:
         """What to look for if the sender has not come to a meeting of all stages to which this process has come."""
-        if kind in OF_BATCHES or (self.sender.meeting is not None and self.sender.meeting[0] >= self.meetings):
+        if kind in OF_BATCHES or (self.sender.meeting is not None and self.sender.meeting[0] >= self.meeting[0]):
             return ""
         return f" {EVERY_PROCESS}"
 
@@ -339,7 +349,7 @@ class Inbox:
         return parts
 
     def _deliver(self, message: Message, parts: list[list[Tensor]]) -> None:
-        sender = self.sender
+        sender, key = self.sender, (type(message), message.number, place_of(message))
         with self._changed:
             sender.doing = message.doing or sender.doing
             sender.waits = isinstance(message, Alive) and message.waits
@@ -356,9 +366,9 @@ class Inbox:
                 self.on_rejoined(message.number)
             elif self._is_late(message):
                 pass
-            elif (type(message), message.number) in self._dropped:
-                self._dropped.discard((type(message), message.number))
-            elif isinstance(message, OF_BATCHES) and (type(message), message.number) in self._messages:
+            elif key in self._dropped:
+                self._dropped.discard(key)
+            elif isinstance(message, OF_BATCHES) and key in self._messages:
                 what = type(message).__name__.lower()
                 self._lost = f"{sender.name} sent the {what} of {message.doing} twice, so the stages are out of step."
             elif not isinstance(message, Alive):
@@ -368,7 +378,8 @@ class Inbox:
                     spec.arrange([part.to(device) for part in each]) for spec, each in zip(message.specs, parts)
                 ]
                 event = self._stream.record_event() if self._stream is not None and of_batch else None
-                self._messages[type(message), message.number] = (message, event)
+                self._messages[key] = (message, event)
+                self._newest[type(message)] = max(message.number, self._newest.get(type(message), 0))
             self._changed.notify_all()
 
     def _is_late(self, message: Message) -> bool:
@@ -377,7 +388,7 @@ class Inbox:
             self.wants = max(self.wants, message.number + 1)
         if isinstance(message, OF_BATCHES):
             return message.number < self._floor
-        return 0 < meeting_of(message) < self.meetings
+        return 0 < meeting_of(message) < self.meeting[0]
 
     def _lose(self, reason: str) -> None:
         with self._changed:

@@ -113,9 +113,12 @@ class Message:
 
 @dataclass
 class Activations(Message):
-    """Downstream: what crosses a boundary, one message for each batch.
+    """Downstream: what crosses a boundary, a message for each time that a batch crosses it.
 
     Attributes:
+        crossing: How often the batch has crossed it before.
+        ended: Where the sender's step has come to its end although the receiver's may not have: why it has. Else "".
+        coupled: Whether the sender uses the target in place of a prediction.
         fingerprint: Of the sender's batch, to tell different batches.
         batches: How many batches the sender's data loader gives, or ``None`` if that is not known.
         last: Whether this is its last batch.
@@ -126,6 +129,9 @@ class Activations(Message):
         owners: For parameters that no traced step has used, the processes that have used them since.
     """
 
+    crossing: int = 0
+    ended: str = ""
+    coupled: bool = False
     fingerprint: int = 0
     batches: int | None = None
     last: bool = False
@@ -138,13 +144,17 @@ class Activations(Message):
 
 @dataclass
 class Target(Message):
-    """Upstream: the answer to each batch. Without tensors there is no target.
+    """Upstream: the answer to each batch that has crossed. Without tensors there is no target.
 
     Attributes:
+        part: Where each backward pass of a batch is answered, the number of the answer.
+        counts: For each crossing of the batch, how many of the tensors are its target; 0 for none.
         stop: Whether the sender asks for an end of the training.
         last: Whether the batch is the last of the sender's data loader.
     """
 
+    part: int = 0
+    counts: list[int] = field(default_factory=list)
     stop: bool = False
     last: bool = False
 
@@ -154,9 +164,11 @@ class Residual(Message):
     """Upstream, late: exact gradient minus the target that was sent. Without tensors the two are equal.
 
     Attributes:
+        counts: For each crossing of the batch, how many of the tensors are its residual; 0 for none.
         missing: Whether the exact gradient is not known, as a stage was away.
     """
 
+    counts: list[int] = field(default_factory=list)
     missing: bool = False
 
 
@@ -240,6 +252,19 @@ def meeting_of(message: Message) -> int:
     return message.number if isinstance(message, (Gathering, Gathered)) else 0
 
 
+def place_of(message: Message) -> int:
+    """Which of several messages of its type and number a message is: the crossing, or the part of an answer."""
+    if isinstance(message, Activations):
+        return message.crossing
+    return message.part if isinstance(message, Target) else 0
+
+
+def split(tensors: Sequence[Tensor], counts: Sequence[int]) -> list[tuple[Tensor, ...]]:
+    """The tensors of each crossing, from those of all."""
+    remaining = iter(tensors)
+    return [tuple(next(remaining) for _ in range(count)) for count in counts]
+
+
 _KINDS = (
     Activations,
     Target,
@@ -275,4 +300,6 @@ __all__ = [
     "dense",
     "meeting_of",
     "number_of_copy",
+    "place_of",
+    "split",
 ]
