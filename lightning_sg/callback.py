@@ -16,7 +16,7 @@ from lightning_sg.finite.diagnosis import BatchOrigin
 from lightning_sg.finite.policy import OnNonFinite
 from lightning_sg.inputs import SyntheticInputs
 from lightning_sg.lightning_api import Callback, TrainerFn, is_overridden, pl, rank_zero_warn
-from lightning_sg.metrics_log import MetricsLog
+from lightning_sg.metrics_log import MetricsLog, is_measured
 from lightning_sg.mixture import refuse_mixture
 from lightning_sg.options import ExactGradients, PredictorTraining
 from lightning_sg.predictors import GradientPredictor
@@ -270,7 +270,8 @@ class SyntheticGradients(Callback):
         if logs:
             session.check_finite()
         self._metrics.announce(session)
-        self._metrics.add(self._runtime.route(self._metrics.of_process(session)))
+        measured = logs or is_measured(trainer, session, batch_idx)
+        self._metrics.add(self._runtime.route(self._metrics.of_process(session) if measured else {}))
         if logs:
             self._metrics.write(session)
 

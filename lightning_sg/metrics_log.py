@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from lightning_sg.training.trainer import PredictorTrainer
 
 # A predictor with more than this share of its stage's parameters or operations is warned of.
 _LARGE = 0.25
+
+# Metrics are computed at least once in so many batches.
+_MEASURED = 10
 
 # Lightning's own, which its users see; each boundary speaks in the one process that has its predictor.
 _log = logging.getLogger(LOGGER)
@@ -83,6 +87,22 @@ class MetricsLog:
             _log.info(f"Boundary '{name}': {predictor.choice}; {share}.")
 
 
+def is_measured(trainer: Any, session: Session, batch_idx: int) -> bool:
+    """Whether the metrics of a batch are computed: of every tenth, and shortly before they are logged.
+
+    In a split run, the metrics of one stage reach the loggers with the batches that follow, through the stages between.
+
+    Args:
+        trainer: The trainer.
+        session: The run.
+        batch_idx: The number of the batch in its epoch.
+    """
+    on_the_way = 2 * len(session.trainers) if session.ownership.split else 0
+    steps = -trainer.global_step % max(1, trainer.log_every_n_steps)
+    left = [steps, trainer.num_training_batches - 1 - batch_idx, trainer.max_steps - trainer.global_step]
+    return session.batches % _MEASURED == 0 or any(0 <= number <= on_the_way for number in left)
+
+
 def _warn_of_size(name: str, trainer: PredictorTrainer) -> None:
     """Warns of a predictor that is large for its stage: decoupling has to gain more than it costs."""
     stage, operations = trainer.stage, trainer.operations.flops
@@ -116,4 +136,4 @@ def _cost_of(trainer: BoundaryTrainer, session: Session) -> float | None:
     return own / (3 * model) if own is not None and model else None
 
 
-__all__ = ["MetricsLog"]
+__all__ = ["MetricsLog", "is_measured"]

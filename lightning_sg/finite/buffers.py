@@ -57,16 +57,19 @@ class BuffersBefore:
                 for key, buffer in child._buffers.items()
                 if not self._floating or buffer is None or buffer.is_floating_point()
             ]
+        renewed: list[_Kept] = []
         for name, owner, key in self._places:
             tensor, kept = owner.get(key), self._kept.get(name)
             if kept is not None and kept.tensor is tensor and kept.copy.shape == tensor.shape:
                 if kept.may_differ(key):
                     kept.version = tensor._version
-                    kept.copy.copy_(tensor)
+                    renewed.append(kept)
             elif tensor is None or is_fake(tensor) or tensor.is_meta:
                 self._kept.pop(name, None)
             else:
                 self._kept[name] = _Kept(tensor, tensor._version, tensor.detach().clone())
+        if renewed:  # all by one operation
+            torch._foreach_copy_([kept.copy for kept in renewed], [kept.tensor for kept in renewed])
 
     @torch.no_grad()
     def restore(self, wanted: Callable[[str, Tensor], bool]) -> None:

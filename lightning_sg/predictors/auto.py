@@ -152,6 +152,15 @@ class AutoPredictor(GradientPredictor):
         predicted: Gradients | None = self._delegate()(activations, context)
         return predicted
 
+    @property
+    def learns_in_passing(self) -> bool:
+        """Whether the chosen predictor does."""
+        return self._delegate().learns_in_passing
+
+    def forward_and_backward(self, activations: Gradients, context: Any) -> tuple[Gradients, Tensor]:
+        """See :meth:`GradientPredictor.forward_and_backward`."""
+        return self._delegate().forward_and_backward(activations, context)
+
     def loss(self, activations: Gradients, context: Any, targets: Gradients) -> Tensor:
         """See :meth:`GradientPredictor.loss`."""
         return self._delegate().loss(activations, context, targets)

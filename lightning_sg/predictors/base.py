@@ -166,6 +166,26 @@ class GradientPredictor(Predictor):
         """
         return self
 
+    @property
+    def learns_in_passing(self) -> bool:
+        """Whether one pass both predicts and learns, on batches whose target is not learned from.
+
+        Then :meth:`forward_and_backward` is called for these batches, in place of :meth:`forward` and :meth:`loss`.
+        """
+        return False
+
+    def forward_and_backward(self, activations: Gradients, context: Any) -> tuple[Gradients, Tensor]:
+        """Predicts, and puts the gradients of the predictor's own loss into its parameters.
+
+        Args:
+            activations: As in :meth:`build`.
+            context: As in :meth:`build`.
+
+        Returns:
+            What :meth:`forward` would return, and what :meth:`loss` would without targets, both detached.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not learn in passing.")
+
     @abstractmethod
     def forward(self, activations: Gradients, context: Any) -> Gradients | None:
         """Predicts per-sample gradients.

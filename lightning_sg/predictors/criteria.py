@@ -36,6 +36,19 @@ class Criterion(Protocol):
 
 
 @dataclass(frozen=True)
+class Labels:
+    """The labels of a batch.
+
+    Attributes:
+        values: Integers, one for each place.
+        counted: Which of them count; ``None`` for all.
+    """
+
+    values: Tensor
+    counted: Tensor | None
+
+
+@dataclass(frozen=True)
 class LabelLoss:
     """Cross-entropy that weights positions and cells as the model's own loss does.
 
@@ -63,13 +76,14 @@ class LabelLoss:
             return by_sample(self.compare(outputs, probabilities))
         return self.of(outputs, self.labels(outputs.shape[:-1], context))
 
-    def of(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def of(self, outputs: Tensor, labels: Labels) -> Tensor:
         """The loss of each sample, given the result of :meth:`labels`."""
         if self.place == "cell":
-            outputs = resize(outputs.movedim(-1, 1), (labels.shape[1], labels.shape[2])).movedim(1, -1)
-        return self.average(self.compare(outputs, labels), labels)
+            size = labels.values.shape[1], labels.values.shape[2]
+            outputs = resize(outputs.movedim(-1, 1), size).movedim(1, -1)
+        return self.average(self.compare(outputs, labels.values), labels)
 
-    def labels(self, places: torch.Size, context: Tensor) -> Tensor:
+    def labels(self, places: torch.Size, context: Tensor) -> Labels:
         """The integer labels for outputs at ``places``, with ``ignore_index`` in place of every label to skip.
 
         Raises:
@@ -77,17 +91,23 @@ class LabelLoss:
         """
         if self.place == "cell" and (context.ndim == 3 or context.shape[1] == 1):
             images = context.reshape(context.shape[0], *context.shape[-2:])
-            labels = pick(images, grid(images, places[1:]))
+            labels = pick(images, grid(images, places[1:])).long()
         elif context.numel() == places.numel():
-            labels = context.reshape(places)
+            labels = (context if context.shape == places else context.reshape(places)).long()
         else:
             raise ValueError(
                 f"labels of shape {tuple(context.shape)} are neither one for each sample nor one for each position or "
                 f"cell of the activations; expected {tuple(places)}."
             )
-        labels = labels.long().masked_fill(labels < 0, self.ignore_index)
-        if labels.device.type != "cpu":  # the check would synchronize with the device
-            return labels
+        on_host = labels.device.type == "cpu"  # asking any other device would stop it
+        if on_host and not 0 <= self.ignore_index < self.classes:
+            least, largest = labels.aminmax()
+            if int(least) >= 0 and int(largest) < self.classes:
+                return Labels(labels, None)
+        labels = labels.masked_fill(labels < 0, self.ignore_index)
+        counted = labels != self.ignore_index
+        if not on_host:
+            return Labels(labels, counted)
         beyond = (labels >= self.classes) & (labels != self.ignore_index)
         if bool(beyond.any()):
             argument = f"classes={{'{self.task}': ...}}" if self.task else "classes=..."
@@ -95,7 +115,12 @@ class LabelLoss:
                 f"label {int(labels[beyond][0])} is beyond the {self.classes} classes found in the model's loss "
                 f"or the first batch. Give the number of classes: LossModelPredictor({argument})."
             )
-        return labels
+        return Labels(labels, None if bool(counted.all()) else counted)
+
+    def mean(self, outputs: Tensor, labels: Labels) -> Tensor:
+        """The mean loss of rows of outputs ``(rows, K)``, all of whose labels count."""
+        values = labels.values if labels.values.ndim == 1 else labels.values.reshape(-1)
+        return F.cross_entropy(outputs, values, label_smoothing=self.smoothing)
 
     def compare(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """The loss at each place, given a label (or class probabilities) for each."""
@@ -108,10 +133,11 @@ class LabelLoss:
             label_smoothing=self.smoothing,
         )
 
-    def average(self, losses: Tensor, labels: Tensor) -> Tensor:
+    def average(self, losses: Tensor, labels: Labels) -> Tensor:
         """The loss of each sample, scaled so that the batch mean is the mean over labels that are not skipped."""
-        counted = (labels != self.ignore_index).sum().clamp_min(1)
-        return by_sample(losses) * (labels.numel() / counted)
+        if labels.counted is None:
+            return by_sample(losses)
+        return by_sample(losses) * (labels.values.numel() / labels.counted.sum().clamp_min(1))
 
 
 @dataclass(frozen=True)
@@ -216,6 +242,7 @@ __all__ = [
     "Criterion",
     "Kind",
     "LabelLoss",
+    "Labels",
     "NumberLoss",
     "by_sample",
     "grid",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_sg.predictors.base import Gradients, LossInfo
+from lightning_sg.predictors.closed_form import ClosedForm
 from lightning_sg.predictors.criteria import Criterion, Kind, LabelLoss, NumberLoss, kind_of
 from lightning_sg.predictors.features import count_classes
 from lightning_sg.predictors.head_options import HeadOptions
@@ -59,25 +61,77 @@ class Head(nn.Module):
         if not isinstance(criterion, LabelLoss) or criterion.soft:
             return criterion(self.net(rows), context)
         labels = criterion.labels(rows.shape[:-1], context)
-        counted = labels != criterion.ignore_index
-        with self._counting(counted, rows.shape[:-1]):
+        with self._counting(labels.counted, rows.shape[:-1]):
             if self.sampled is None:
                 return criterion.of(self.net(rows), labels)
             rows = self.net[:-1](rows)
         last = self.net[-1]
         assert isinstance(last, nn.Linear)
-        known = labels.where(counted, 0).flatten()
-        losses = self.sampled(rows.flatten(0, -2), known, last, criterion.smoothing).reshape(labels.shape)
-        return criterion.average(losses.where(counted, 0.0), labels)
+        values, counted = labels.values, labels.counted
+        known = values if counted is None else values.where(counted, 0)
+        losses = self.sampled(rows.flatten(0, -2), known.flatten(), last, criterion.smoothing).reshape(values.shape)
+        return criterion.average(losses if counted is None else losses.where(counted, 0.0), labels)
+
+    def gradients(self, activations: Gradients, context: Any, *, learns: bool) -> tuple[Tensor, Gradients] | None:
+        """The mean loss, and its gradients with respect to the activations, in closed form.
+
+        Args:
+            activations: The activations, each ``(N, ...)``.
+            context: The labels or goals.
+            learns: Whether to put the gradients of the head's parameters into them as well.
+
+        Returns:
+            ``None`` if this head has no closed form for this batch.
+        """
+        criterion = self.criterion
+        if self.sampled is not None or not isinstance(criterion, (LabelLoss, NumberLoss)) or criterion.place == "cell":
+            return None
+        inputs, passes = activations, self.view.passes(activations)
+        with torch.enable_grad():
+            if not passes:
+                inputs = tuple(activation.detach().requires_grad_() for activation in activations)
+            rows: Tensor = self.view(inputs)
+        places = rows.shape[:-1]
+        flat = rows if passes else rows.detach().reshape(-1, rows.shape[-1])
+        if not ClosedForm.fits(self.net, flat):
+            return None
+        compared: Callable[[Tensor], Tensor]
+        if isinstance(criterion, LabelLoss) and not criterion.soft:
+            labels = criterion.labels(places, context)
+            if labels.counted is not None:
+                return None
+            compared = partial(criterion.mean, labels=labels)
+        else:
+
+            def compared(outputs: Tensor) -> Tensor:
+                return criterion(outputs.unflatten(0, places), context).mean()
+
+        def loss(outputs: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.enable_grad():
+                leaf = outputs.requires_grad_()
+                value = compared(leaf)
+                (gradient,) = torch.autograd.grad(value, leaf)
+            return value.detach(), gradient
+
+        value, gradient = ClosedForm(self.net).run(flat, loss, learns=learns)
+        if passes:
+            return value, (gradient,)
+        gradient = gradient.view_as(rows)
+        own = [parameter for parameter in self.view.parameters() if learns]
+        found = torch.autograd.grad(rows, [*inputs, *own], gradient, allow_unused=True, materialize_grads=True)
+        for parameter, part in zip(own, found[len(inputs) :]):
+            parameter.grad = part
+        return value, found[: len(inputs)]
 
     @contextmanager
-    def _counting(self, counted: Tensor, places: torch.Size) -> Iterator[None]:
+    def _counting(self, counted: Tensor | None, places: torch.Size) -> Iterator[None]:
         """Excludes rows without a label from BatchNorm's statistics, so that they do not affect other gradients."""
+        if counted is None or counted.shape != places:  # dense labels may be finer than the cells
+            yield
+            return
         norms = [layer for layer in self.net if isinstance(layer, RowBatchNorm)]
-        # Dense labels may be finer than the cells. On a device, checking for `all` would synchronize.
-        if counted.shape == places and not (counted.device.type == "cpu" and bool(counted.all())):
-            for norm in norms:
-                norm.counted = counted
+        for norm in norms:
+            norm.counted = counted
         try:
             yield
         finally:

@@ -180,7 +180,41 @@ class LossModelPredictor(GradientPredictor):
 
     def forward(self, activations: Gradients, context: Any) -> Gradients:
         """See :meth:`GradientPredictor.forward`."""
+        found = self._in_closed_form(activations, context, learns=False)
+        if found is not None:
+            return found[1]
         return self._value_and_gradient(activations, context, create_graph=False)[1]
+
+    @property
+    def learns_in_passing(self) -> bool:
+        """Whether there are batches on which it learns from its own loss alone, whose gradient is the prediction.
+
+        A subclass with a loss or a prediction of its own does both as the contract says.
+        """
+        kind = type(self)
+        own = kind.loss is LossModelPredictor.loss and kind.forward is LossModelPredictor.forward
+        return own and self.target_use.learns_without_targets
+
+    def forward_and_backward(self, activations: Gradients, context: Any) -> tuple[Gradients, Tensor]:
+        """See :meth:`GradientPredictor.forward_and_backward`."""
+        for place in range(len(self.heads)):
+            self._head(place).update(activations)
+        closed = self._in_closed_form(activations, context, learns=True)
+        if closed is not None:
+            return closed[1], closed[0]
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        with torch.enable_grad():
+            inputs = tuple(activation.detach().requires_grad_() for activation in activations)
+            value = self._sample_losses(inputs, context).mean()
+            found = torch.autograd.grad(value, [*inputs, *parameters], allow_unused=True)
+        for parameter, gradient in zip(parameters, found[len(inputs) :]):
+            parameter.grad = gradient
+        samples = activations[0].shape[0]
+        prediction = tuple(
+            torch.zeros_like(activation) if gradient is None else gradient * samples
+            for activation, gradient in zip(activations, found)
+        )
+        return prediction, value.detach()
 
     def loss(self, activations: Gradients, context: Any, targets: Gradients) -> Tensor:
         """The head's mean loss, the error of its gradient, or their weighted sum."""
@@ -223,6 +257,18 @@ class LossModelPredictor(GradientPredictor):
         }
         return f"{'; '.join(named)}; trained on {trained[self.objective]}"
 
+    def _in_closed_form(self, activations: Gradients, context: Any, *, learns: bool) -> tuple[Tensor, Gradients] | None:
+        """The mean loss and the per-sample prediction, if a single head has a closed form."""
+        head = self._head(0)
+        if self._whole or len(self.heads) > 1 or self.tasks.weights or not isinstance(head, Head):
+            return None
+        labels = tasks_of(context, self.task_names)[self.task_names[0]]
+        found = head.gradients(activations, labels, learns=learns)
+        if found is None:
+            return None
+        samples = activations[0].shape[0]
+        return found[0], tuple(gradient * samples for gradient in found[1])
+
     def _value_and_gradient(self, activations: Gradients, context: Any, create_graph: bool) -> tuple[Tensor, Gradients]:
         with torch.enable_grad():
             inputs = tuple(activation.detach().requires_grad_() for activation in activations)
@@ -242,7 +288,9 @@ class LossModelPredictor(GradientPredictor):
         )
 
     def _weighted(self, losses: Iterable[Tensor]) -> Tensor:
-        weights = (self.tasks.weights.get(name, 1.0) for name in self.task_names)
+        weights = [self.tasks.weights.get(name, 1.0) for name in self.task_names]
+        if weights == [1.0]:
+            return next(iter(losses))
         return torch.stack([weight * loss for weight, loss in zip(weights, losses)]).sum(0)
 
     @property

@@ -96,6 +96,11 @@ class View(nn.Module):
         with torch.no_grad():
             return int(self(activations).shape[-1])
 
+    def passes(self, activations: Gradients) -> bool:
+        """Whether the rows are the activations as they are."""
+        plain = self.scale.kind == "none" and self.convolutions is None and self.place == "sample"
+        return plain and len(activations) == 1 and activations[0].ndim == 2
+
     def forward(self, activations: Gradients) -> Tensor:
         """One row for each place: ``(N, D)``, ``(N, T, D)`` or ``(N, H, W, D)``."""
         if self.convolutions is not None and self.place == "sample":

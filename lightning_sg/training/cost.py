@@ -54,13 +54,17 @@ class OperationCount:
 
     @property
     def flops(self) -> int | None:
-        """Floating-point operations for a batch on average; ``None`` until both were counted."""
-        if len(self._counted) < 2:
+        """Floating-point operations for a batch on average; ``None`` until that is known."""
+        passing, prediction = self._counted.get("passing"), self._counted.get("prediction")
+        if passing is not None:
+            others = passing if prediction is None else prediction
+            return (passing + others * (self._every - 1)) // self._every
+        if prediction is None or "learning" not in self._counted:
             return None
-        return self._counted["prediction"] + self._counted["learning"] // self._every
+        return prediction + self._counted["learning"] // self._every
 
     @contextmanager
-    def counting(self, what: Literal["prediction", "learning"]) -> Iterator[None]:
+    def counting(self, what: Literal["prediction", "learning", "passing"]) -> Iterator[None]:
         """Counts what is done meanwhile, the first time."""
         if what in self._counted:
             yield
@@ -119,7 +123,8 @@ def cost_of_predictor(
         return PredictorCost(type(template).__name__, 0.0, 0.0, 0.0)
     context = move_data_to_device(context, "cpu")
     learner = Learner(template, None)
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+    plain = torch.autocast("cpu", enabled=False)  # as in training
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), plain:
         activations = tuple(torch.randn(shape, dtype=torch.float32) for shape in shapes)
         try:
             learner.build(activations, context, loss)
@@ -136,7 +141,12 @@ def cost_of_predictor(
 
         use = predictor.target_use
         with_target = without = learning(activations if use.asks else ()) if learner.learns else 0.0
-        if learner.learns and use.learns_without_targets:
+        if learner.learns_in_passing:  # one pass, in place of the prediction
+            with OperationCounter() as passing:
+                learner.predict_in_passing(activations, context)
+            without = float(passing.flops - predicting.flops)
+            with_target = with_target if use.learns_from_targets else without
+        elif learner.learns and use.learns_without_targets:
             without = learning(())
     words = str(getattr(predictor, "choice", type(predictor).__name__))
     return PredictorCost(words, float(predicting.flops), with_target, without)

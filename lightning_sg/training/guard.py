@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from lightning_sg.arguments import MOST_BATCHES, checked, either, instance, number, one_of, optional, whole
 from lightning_sg.predictors.base import GradientPredictor
+from lightning_sg.replicas import Replicas
+from lightning_sg.training.metrics import TINY
 
 
 class AlignmentGuard:
@@ -67,22 +70,29 @@ class Watch:
     def __init__(self, guard: AlignmentGuard) -> None:
         self.guard = guard
         self.guarded = False
-        self._mean: Tensor | None = None
+        self._mean = 0.0
         self._weight = 0.0
         self._seen = 0
+        self._waiting: list[Tensor] = []  # on their device: asking it for each batch would stop it
 
-    def see(self, cosine: Tensor, norm_ratio: Tensor) -> str | None:
-        """Takes one batch's metrics; returns what to tell the user if the guard changes its mind."""
-        if self._mean is None:
-            self._mean = torch.zeros_like(cosine)
-        # An untrained predictor predicts zero, which is no misalignment.
-        judged = (norm_ratio > 0) & (norm_ratio < 1e20) & cosine.isfinite()
-        self._mean = torch.where(judged, _MEMORY * self._mean + (1 - _MEMORY) * cosine, self._mean)
-        self._weight = _MEMORY * self._weight + 1 - _MEMORY
+    def see(self, found: Tensor, replicas: Replicas) -> str | None:
+        """Takes one batch's prediction and target; returns what to tell the user if the guard changes its mind.
+
+        It looks at them after every tenth batch, together with those since the last time. That is a collective of the
+        replicas.
+
+        Args:
+            found: The :func:`~lightning_sg.training.metrics.products` of the batch.
+            replicas: The replicas that decide together.
+        """
+        self._waiting.append(found)
         self._seen += 1
-        if self._seen < self.guard.patience or self._seen % _INTERVAL:
+        if self._seen % _INTERVAL:
             return None
-        mean = float(self._mean) / self._weight
+        self._take_in(replicas)
+        if self._seen < self.guard.patience:
+            return None
+        mean = self._mean / self._weight
         if not self.guarded and mean < self.guard.threshold:
             self.guarded = True
             return (
@@ -94,10 +104,22 @@ class Watch:
             return f"predictions are used again (mean cosine {mean:.2f})"
         return None
 
+    def _take_in(self, replicas: Replicas) -> None:
+        """Takes the batches since the last time into the mean."""
+        waiting, self._waiting = torch.stack(self._waiting), []
+        dot, size, goal = waiting[:, 0], waiting[:, 1].sqrt(), waiting[:, 2].sqrt()
+        both = torch.stack([dot / (size * goal).clamp_min(TINY), size / goal.clamp_min(TINY)], dim=1)
+        (both,) = replicas.average([both])
+        for cosine, norm_ratio in both.tolist():
+            # An untrained predictor predicts zero, which is no misalignment.
+            if 0 < norm_ratio < 1e20 and math.isfinite(cosine):
+                self._mean = _MEMORY * self._mean + (1 - _MEMORY) * cosine
+            self._weight = _MEMORY * self._weight + 1 - _MEMORY
+
     def restart(self) -> str:
         """Falls back because the predictor was not finite; returns what to tell the user."""
         self.guarded = True
-        self._mean, self._weight, self._seen = None, 0.0, 0
+        self._mean, self._weight, self._seen, self._waiting = 0.0, 0.0, 0, []
         return (
             "the prediction was not finite: the predictor starts afresh, and until it is good the boundary falls back "
             f"to {self._fallback()}"
@@ -110,12 +132,16 @@ class Watch:
 
     def state_dict(self) -> dict[str, Any]:
         """The state to save."""
-        return {"guarded": self.guarded, "mean": self._mean, "weight": self._weight, "seen": self._seen}
+        mean = torch.tensor(self._mean, dtype=torch.float64)
+        state = {"guarded": self.guarded, "mean": mean, "weight": self._weight, "seen": self._seen}
+        return {**state, "waiting": list(self._waiting)}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Restores :meth:`state_dict`."""
         self.guarded, self._weight, self._seen = state["guarded"], state["weight"], state["seen"]
-        self._mean = None if state["mean"] is None else state["mean"].to(device)
+        self._mean = 0.0 if state["mean"] is None else float(state["mean"])
+        # Earlier versions took each batch into the mean at once.
+        self._waiting = [found.to(device) for found in state.get("waiting", [])]
 
 
 _MEMORY = 0.95  # of the running mean of cosines: about twenty batches

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_sg._compat import tree_leaves
-from lightning_sg.predictors.base import Gradients, Predictor
+from lightning_sg.predictors.base import GradientPredictor, Gradients, Predictor
 from lightning_sg.replicas import Replicas
 from lightning_sg.rng import seeded
 
@@ -66,6 +66,13 @@ class Learner(Generic[Kind]):
         """Whether there is anything to learn."""
         return self._optimizer is not None
 
+    @property
+    def learns_in_passing(self) -> bool:
+        """Whether the predictor can learn in the pass in which it predicts; a moving average predicts in its own."""
+        predictor = self.predictor
+        passing = isinstance(predictor, GradientPredictor) and predictor.learns_in_passing
+        return passing and self.learns and self._average is None
+
     def take_template(self, template: Kind) -> None:
         """Takes another unbuilt predictor, from which the next :meth:`build` makes its copy."""
         self.predictor = self._template = template
@@ -105,18 +112,44 @@ class Learner(Generic[Kind]):
             prediction: Gradients | None = (self._average or self.predictor)(*inputs)
         return None if prediction is None else tuple(part.detach() for part in prediction)
 
+    def predict_in_passing(self, activations: Gradients, context: Any) -> tuple[Gradients, Tensor]:
+        """The per-sample prediction and the predictor's own loss; its gradients stay in the parameters."""
+        assert isinstance(self.predictor, GradientPredictor)
+        return self.predictor.forward_and_backward(activations, context)
+
     def learn(self, *example: Any) -> Tensor:
         """Trains on one batch, if there are parameters; returns the last loss."""
-        for _ in range(self._updates):
+        loss = self._update(example, self._updates)
+        self._end_batch()
+        return loss
+
+    def learn_in_passing(self, *example: Any) -> None:
+        """Trains on one batch, by the gradients that are in the parameters since the prediction for it."""
+        self._step()
+        if self._updates > 1:
+            self._update(example, self._updates - 1)
+        self._end_batch()
+
+    def _update(self, example: tuple[Any, ...], times: int) -> Tensor:
+        loss = torch.zeros(())
+        for _ in range(times):
             with torch.enable_grad():
                 loss = self.predictor.loss(*example)
                 if self._optimizer is not None:
                     self._optimizer.zero_grad()
                     loss.backward()
+            self._step()
+        return loss.detach()
+
+    def _step(self) -> None:
+        """Takes one step of the optimizer, alike in all replicas."""
+        if self._replicas.count > 1:
             gradients = [p.grad for p in self.predictor.parameters() if p.grad is not None]
             self._replicas.average_([*gradients, *_floating(self.predictor.buffers())])
-            if self._optimizer is not None:
-                self._optimizer.step()
+        if self._optimizer is not None:
+            self._optimizer.step()
+
+    def _end_batch(self) -> None:
         if self._scheduler is not None:
             self._scheduler.step()
         if self._average is not None:
@@ -127,7 +160,6 @@ class Learner(Generic[Kind]):
                         average.lerp_(value, 1 - self._ema)
                     else:
                         average.copy_(value)
-        return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:
         """The state to save."""

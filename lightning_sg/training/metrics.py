@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from lightning_sg.predictors.base import Gradients
 
-_TINY = 1e-30
+#: A divisor that could be zero is at least this.
+TINY = 1e-30
 
 
 def compare(prediction: Gradients, targets: Gradients) -> dict[str, Tensor]:
@@ -29,13 +33,13 @@ def compare(prediction: Gradients, targets: Gradients) -> dict[str, Tensor]:
     dot = torch.stack([torch.dot(p.reshape(-1), t.reshape(-1)) for p, t in zip(prediction, targets)]).sum()
     size = torch.stack([torch.linalg.vector_norm(p) for p in prediction]).norm()
     goal = torch.stack([torch.linalg.vector_norm(t) for t in targets]).norm()
-    square = goal.square().clamp_min(_TINY)
+    square = goal.square().clamp_min(TINY)
     error = (size.square() + goal.square() - 2 * dot).clamp_min(0) / square
     means = [(p - t).sum(0).square().sum() / max(1, p.shape[0]) for p, t in zip(prediction, targets)]
     bias = torch.stack(means).sum() / square
     return {
-        "cosine": dot / (size * goal).clamp_min(_TINY),
-        "norm_ratio": size / goal.clamp_min(_TINY),
+        "cosine": dot / (size * goal).clamp_min(TINY),
+        "norm_ratio": size / goal.clamp_min(TINY),
         "bias": bias,
         "variance": (error - bias).clamp_min(0),
     }
@@ -46,10 +50,27 @@ def cosine(left: Gradients, right: Gradients) -> Tensor:
     return compare(left, right)["cosine"]
 
 
-def mean_square(tensor: Tensor) -> Tensor:
-    """The mean of the squares, in one pass and without a copy."""
-    flat = tensor.reshape(-1)
-    return torch.dot(flat, flat) / flat.numel()
+def norms(tensors: Gradients) -> list[Tensor]:
+    """The Euclidean norm of each tensor, a scalar; they are not finite if a value is not, or if they overflow."""
+    return [torch.linalg.vector_norm(tensor) for tensor in tensors]
+
+
+def known_finite(sizes: Sequence[Tensor]) -> bool:
+    """Whether norms on the host show that their tensors are finite. Asking any other device would stop it."""
+    return sizes[0].device.type == "cpu" and all(math.isfinite(size.item()) for size in sizes)
+
+
+def products(prediction: Gradients, targets: Gradients, goals: Sequence[Tensor]) -> Tensor:
+    """What the cosine of prediction ĝ and target g follows from: ⟨ĝ, g⟩, ⟨ĝ, ĝ⟩ and ⟨g, g⟩, of shape ``(3,)``.
+
+    Args:
+        prediction: The prediction.
+        targets: The target.
+        goals: The :func:`norms` of the target.
+    """
+    pairs = [(p.reshape(-1), t.reshape(-1)) for p, t in zip(prediction, targets)]
+    found = [torch.stack([p.dot(t), p.dot(p), goal.square()]) for (p, t), goal in zip(pairs, goals)]
+    return found[0] if len(found) == 1 else torch.stack(found).sum(0)
 
 
 def all_finite(tensors: Gradients) -> Tensor:
@@ -57,4 +78,4 @@ def all_finite(tensors: Gradients) -> Tensor:
     return torch.stack([tensor.sum() for tensor in tensors]).isfinite().all()
 
 
-__all__ = ["all_finite", "compare", "cosine", "mean_square"]
+__all__ = ["TINY", "all_finite", "compare", "cosine", "known_finite", "norms", "products"]

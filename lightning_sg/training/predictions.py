@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from lightning_sg.replicas import Replicas
 from lightning_sg.training.bound import TargetScale
 from lightning_sg.training.guard import AlignmentGuard, Watch
 from lightning_sg.training.learner import Learner
-from lightning_sg.training.metrics import all_finite, compare
+from lightning_sg.training.metrics import all_finite, compare, known_finite, norms, products
 from lightning_sg.training.record import Record
 
 
@@ -55,6 +55,8 @@ class Predictions:
         self._inquire = inquire
         self._loss: LossInfo | None = None
         self._suspect: _Suspect | None = None
+        self._compared: tuple[Gradients, Gradients] | None = None  # of the last target, for the metrics
+        self._changed = False  # the guard has changed its mind since the last metrics
 
     @property
     def guarded(self) -> bool:
@@ -79,8 +81,11 @@ class Predictions:
     def bounded(self, prediction: Gradients, record: Record) -> Gradients:
         """A raw prediction within the bound, or zeros if it is not finite."""
         # The gradient of a loss of the predictor's own has no target to be bounded by.
+        sizes = norms(prediction)
         if self._learner.predictor.target_use.asks:
-            prediction = self.scale.limit(prediction)
+            prediction = self.scale.limit(prediction, sizes)
+        if self._replicas.count == 1 and known_finite(sizes):
+            return prediction
         return self._made_finite(prediction, record)
 
     def guarded_prediction(self, record: Record) -> Gradients | None:
@@ -142,20 +147,33 @@ class Predictions:
 
     # ------------------------------------------------------------------ targets
 
-    def take_target(self, record: Record, targets: Gradients, step: int) -> dict[str, Tensor]:
-        """Measures a batch's prediction by its target, and takes the target's size into the bound.
+    def take_target(self, record: Record, targets: Gradients, sizes: Sequence[Tensor], step: int) -> None:
+        """Judges a batch's prediction by its target, and takes the target's size into the bound.
 
         Args:
             record: The batch.
             targets: Its per-sample target.
+            sizes: The norms of the target.
             step: How many batches have crossed the boundary, for messages.
-
-        Returns:
-            The metrics.
         """
-        metrics = self._judged(record, targets, step)
-        self.scale.update(targets, self._replicas)
+        if record.judged is not None:
+            self._compared = record.judged, targets
+            if self._watch is not None and self._learner.learns:
+                change = self._watch.see(products(record.judged, targets, sizes), self._replicas)
+                self._changed = self._changed or change is not None
+                if change is not None:
+                    self._report(change, step)
+        self.scale.update(targets, self._replicas, sizes)
         self._learner.tell_scale(self.scale.rms)
+
+    def take_metrics(self) -> dict[str, Tensor]:
+        """How well the last prediction met its target, once; see :func:`~lightning_sg.training.metrics.compare`."""
+        if self._compared is None:
+            return {}
+        metrics = compare(*self._compared)
+        if self._watch is not None and (self._watch.guarded or self._changed):
+            metrics["guarded"] = torch.tensor(float(self._watch.guarded))
+        self._compared, self._changed = None, False
         return metrics
 
     def teach_fallback(self, record: Record, targets: Gradients) -> None:
@@ -163,19 +181,6 @@ class Predictions:
         if self.guarded and self._fallback is not None and self._fallback.learns:
             self._fallback.tell_scale(self.scale.rms)
             self._fallback.learn(record.activations, record.context, targets)
-
-    def _judged(self, record: Record, targets: Gradients, step: int) -> dict[str, Tensor]:
-        if record.judged is None:
-            return {}
-        metrics = compare(record.judged, targets)
-        if self._watch is None or not self._learner.learns:
-            return metrics
-        change = self._watch.see(*self._replicas.average([metrics["cosine"], metrics["norm_ratio"]]))
-        if change is not None:
-            self._report(change, step)
-        if self._watch.guarded or change is not None:
-            metrics["guarded"] = torch.tensor(float(self._watch.guarded))
-        return metrics
 
     def _report(self, change: str, step: int) -> None:
         # Not only on rank zero: the one process that has the boundary's predictor watches it.

@@ -41,6 +41,7 @@ class Record:
         learns_target: Whether the target is good enough to learn from: it is exact, or biased ones have to do.
         coupled: Whether the stage uses the true gradient, which it waits for.
         skipped: Whether the predictor does not learn from this batch, as its stage is not updated with it.
+        learned: Whether the predictor has learned from it already, when it predicted for it.
         due: The step before whose prediction this batch is learned from.
         exact_due: The step before which its exact gradient is here, or ``None`` if it is not asked for.
         prediction: The per-sample synthetic gradients as used, or ``None`` for none.
@@ -57,6 +58,7 @@ class Record:
     learns_target: bool = True
     coupled: bool = False
     skipped: bool = False
+    learned: bool = False
     due: int = 0
     exact_due: int | None = None
     prediction: Gradients | None = field(default=None)

@@ -24,7 +24,7 @@ from lightning_sg.training.bound import TargetScale
 from lightning_sg.training.cost import OperationCount
 from lightning_sg.training.guard import AlignmentGuard
 from lightning_sg.training.learner import Learner
-from lightning_sg.training.metrics import all_finite
+from lightning_sg.training.metrics import all_finite, known_finite, norms
 from lightning_sg.training.predictions import Predictions
 from lightning_sg.training.record import Record, TargetPlan
 
@@ -144,6 +144,10 @@ class PredictorTrainer(BoundaryTrainer):
         """
         self._predictions.check_finite()
 
+    def take_metrics(self) -> dict[str, Tensor]:
+        """See :meth:`BoundaryTrainer.take_metrics`."""
+        return {**self._predictions.take_metrics(), **super().take_metrics()}
+
     # ------------------------------------------------------------------ one batch
 
     def prepare(self, inputs: Gradients, context: Any, loss: LossInfo | None) -> None:
@@ -171,17 +175,40 @@ class PredictorTrainer(BoundaryTrainer):
     def _predict(self, record: Record) -> Gradients | None:
         if record.empty:
             return tuple(torch.zeros_like(activation) for activation in record.activations)
-        explaining = self._explaining(record.activations, record.context)
-        with self.profile(profiling.PREDICT), explaining, self.operations.counting("prediction"):
-            raw = self._learner.predict(record.activations, record.context)
-        if raw is None:
-            return None
-        prediction = self._predictions.bounded(raw, record)
+        if self._learns_in_passing(record):
+            prediction = self._predict_and_learn(record)
+        else:
+            explaining = self._explaining(record.activations, record.context)
+            with self.profile(profiling.PREDICT), explaining, self.operations.counting("prediction"):
+                raw = self._learner.predict(record.activations, record.context)
+            if raw is None:
+                return None
+            prediction = self._predictions.bounded(raw, record)
         if not self.guarded:
             return prediction
         record.shadow = prediction
         with self._explaining(record.activations, record.context):
             return self._predictions.guarded_prediction(record)
+
+    def _learns_in_passing(self, record: Record) -> bool:
+        """Whether the predictor learns from a batch when it predicts for it, as no target is needed."""
+        if record.skipped or not self._learner.learns_in_passing:
+            return False
+        if self.predictor.target_use.learns_from_targets and record.wants_target and record.learns_target:
+            return False
+        return record.step % self._options.training.every == 0
+
+    def _predict_and_learn(self, record: Record) -> Gradients:
+        """One pass for both; nothing is learned from a prediction that is not finite."""
+        explaining = self._explaining(record.activations, record.context)
+        with self.profile(profiling.PREDICT), explaining, self.operations.counting("passing"):
+            raw, loss = self._learner.predict_in_passing(record.activations, record.context)
+        prediction = self._predictions.bounded(raw, record)
+        with self.profile(profiling.LEARN):
+            self._learner.learn_in_passing(record.activations, record.context, ())
+        self._metrics["loss"] = loss
+        record.learned = True
+        return prediction
 
     def _learn(self, record: Record, echo: Echo | None = None) -> None:
         if record.empty:
@@ -191,7 +218,8 @@ class PredictorTrainer(BoundaryTrainer):
             if targets is None:
                 return
             if targets:
-                self._metrics |= self._predictions.take_target(record, targets, self.step)
+                targets, sizes = _without_overflow(targets)
+                self._predictions.take_target(record, targets, sizes, self.step)
             with self.profile(profiling.LEARN), self._explaining(record.activations, record.context):
                 self._take_step(record, targets if record.learns_target else (), echo)
                 if targets:
@@ -199,7 +227,7 @@ class PredictorTrainer(BoundaryTrainer):
 
     def _take_step(self, record: Record, targets: Gradients, echo: Echo | None) -> None:
         without = self.predictor.target_use.learns_without_targets
-        if not self._learner.learns or not (record.learns_target or without):
+        if record.learned or not self._learner.learns or not (record.learns_target or without):
             return
         inputs = record.activations
         if echo is not None and targets:
@@ -221,9 +249,6 @@ class PredictorTrainer(BoundaryTrainer):
             return None  # the step had no backward pass, or this batch is not one to learn from
         if self._options.only_finite and self._replicas.any(not are_finite(targets)):
             return None
-        finite = all_finite(targets)
-        if finite.device.type != "cpu" or not finite:  # an overflow under mixed precision: nothing to learn
-            targets = tuple(torch.where(finite, target, torch.zeros_like(target)) for target in targets)
         return targets
 
     @contextmanager
@@ -277,6 +302,16 @@ class PredictorTrainer(BoundaryTrainer):
         for remark in remarks:  # not only on rank zero: the one process that has the boundary's predictor restores it
             warnings.warn(f"Boundary '{self.name}': {remark}.", stacklevel=2)
         self._restore_batches(state["pending"], device)
+
+
+def _without_overflow(targets: Gradients) -> tuple[Gradients, list[Tensor]]:
+    """The targets and their norms; zeros if they overflowed under mixed precision, as there is nothing to learn."""
+    sizes = norms(targets)
+    if known_finite(sizes):
+        return targets, sizes
+    finite = all_finite(targets)
+    targets = tuple(torch.where(finite, target, torch.zeros_like(target)) for target in targets)
+    return targets, norms(targets)
 
 
 __all__ = ["PredictorTrainer", "TrainerOptions"]
