@@ -34,7 +34,7 @@ def choose_names(
         batch: A batch.
 
     Raises:
-        PartitionError: If there are too few places for a cut, or the step cannot be followed.
+        PartitionError: If there are too few places for a cut, or the step cannot be followed to any.
         SyntheticGradientsError: If predictors are given by name.
     """
     if isinstance(settings.template, Mapping):
@@ -44,9 +44,12 @@ def choose_names(
     def operations(trace: Trace, names: Sequence[str]) -> dict[str, float]:
         return factory.operations(trace, Told(settings.context, trace), batch, names)
 
-    names = choose_boundaries(module, stages, run, device, operations, batch)
-    _log.info(f"boundaries='auto' cuts after {names}. To keep the cuts, write these names in its place.")
-    return names
+    choice = choose_boundaries(module, stages, run, device, operations, batch)
+    _log.info(
+        f"boundaries='auto' cuts after {choice.names}. To keep the cuts, write these names in its place."
+        f"{choice.left_out}"
+    )
+    return choice.names
 
 
 __all__ = ["choose_names"]

@@ -66,6 +66,7 @@ class Site:
         self.blocked: Blocked | None = None
         self._crossing: Crossing | None = None
         self._without_gradient = True
+        self._passed: Callable[[], None] | None = None
 
     def open(self, crossing: Crossing, *, without_gradient: bool = True) -> None:
         """Starts a step: the tensors that reach the boundary go through ``crossing``, whenever any do.
@@ -88,9 +89,13 @@ class Site:
         """Whether a step is under way."""
         return self._crossing is not None
 
+    def whenever_passed(self, call: Callable[[], None] | None) -> None:
+        """Has ``call`` called whenever the current step has passed the boundary, whether that is open or not."""
+        self._passed = call
+
     def close(self) -> None:
         """Ends the step: makes the boundary the identity."""
-        self._crossing = None
+        self._crossing = self._passed = None
 
     def cross(self, value: Any) -> Any:
         """Applies the current step's crossing to all tensors in ``value``.
@@ -99,11 +104,13 @@ class Site:
             BoundaryError: If a backward pass reaches the boundary by recomputation, or ``value`` contains no tensor.
         """
         if self._crossing is None:
+            self._pass()
             return value
         refuse_recomputation(self.name)
         if not (self._without_gradient or torch.is_grad_enabled()):
             if not self.crossed:
                 self.blocked = blocked(())
+            self._pass()
             return value
         leaves, structure = tree_flatten(value)
         places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -116,7 +123,12 @@ class Site:
         self.crossings += 1
         for place, tensor in zip(places, self._crossing(tensors)):
             leaves[place] = tensor
+        self._pass()
         return tree_unflatten(leaves, structure)
+
+    def _pass(self) -> None:
+        if self._passed is not None:
+            self._passed()
 
     def __reduce__(self) -> tuple[type[Site], tuple[str]]:
         # A copy of the model (weight averaging, export, another process) is an ordinary model without stages.

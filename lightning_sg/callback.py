@@ -25,6 +25,7 @@ from lightning_sg.rules import BoundaryRule
 from lightning_sg.runtime import OneProcess, Runtime
 from lightning_sg.session import Session
 from lightning_sg.settings import Settings
+from lightning_sg.stage_randomness import StageRandomness
 from lightning_sg.training.base import BoundaryTrainer
 from lightning_sg.training.guard import AlignmentGuard
 from lightning_sg.training.resumed import warn_of_fresh
@@ -103,6 +104,7 @@ class SyntheticGradients(Callback):
         )
         self._session: Session | None = None
         self._runtime: Runtime = OneProcess()
+        self._randomness: StageRandomness | None = None
         self._metrics = MetricsLog()
         self._chosen: list[str] | None = None
         self._restored: dict[str, Any] | None = None
@@ -183,9 +185,9 @@ class SyntheticGradients(Callback):
             BoundaryError: If a name is unknown or given twice.
         """
         profile: Any = trainer.profiler.profile  # type: ignore[attr-defined]
-        session, batch = self._session, None
+        session, batch, ownership = self._session, None, self._runtime.ownership
         if session is not None and session.fits(pl_module, self.names):
-            session.install(self.names, self._runtime.ownership, profile)
+            session.install(self.names, ownership, profile)
         else:
             if session is not None:
                 batch = session.batch
@@ -193,7 +195,6 @@ class SyntheticGradients(Callback):
             seed = self.settings.training.seed
             if seed is None:
                 seed = trainer.strategy.broadcast(torch.initial_seed())
-            ownership = self._runtime.ownership
             session = Session(self.settings, pl_module, self.names, seed & (2**63 - 1), ownership, profile)
             self._session = session
         self._installed = True
@@ -204,6 +205,9 @@ class SyntheticGradients(Callback):
             self._say_what_waits(self._restored)
         self._say_what_is_fresh()
         self._runtime.follow(session)
+        self._forget_randomness()
+        if not ownership.split:
+            self._randomness = StageRandomness(session, trainer)
         if batch is not None:
             session.take_over(batch, trainer)
         return session
@@ -230,7 +234,13 @@ class SyntheticGradients(Callback):
         """Leaves the module as it was: without hooks, an ordinary LightningModule."""
         if self._session is not None:
             self._session.remove()
+        self._forget_randomness()
         self._installed = False
+
+    def _forget_randomness(self) -> None:
+        if self._randomness is not None:
+            self._randomness.close()
+            self._randomness = None
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leaves the module as it was: Lightning calls no ``teardown`` after an error."""

@@ -1,5 +1,9 @@
 """Every error this package raises on purpose, so that users can catch one family."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class SyntheticGradientsError(RuntimeError):
     """Base class of the errors that lightning_sg raises on purpose."""
@@ -14,7 +18,22 @@ class RepeatedBoundaryError(BoundaryError, ValueError):
 
 
 class PartitionError(SyntheticGradientsError):
-    """The stages between the boundaries cannot be placed on the processes."""
+    """The stages between the boundaries cannot be placed on the processes.
+
+    Attributes:
+        reached: The boundaries up to which the step could be followed, if that is what failed.
+        why: What it failed at.
+
+    Args:
+        message: The whole message.
+        reached: See above.
+        why: See above.
+    """
+
+    def __init__(self, message: str, reached: Sequence[str] = (), why: str = "") -> None:
+        super().__init__(message)
+        self.reached = list(reached)
+        self.why = why
 
 
 class BatchMismatchError(SyntheticGradientsError):

@@ -1,4 +1,4 @@
-"""Random numbers of stages on several processes: equal outside the stages, different inside them."""
+"""Random numbers of stages: each stage has its own, and processes share those outside."""
 
 from __future__ import annotations
 
@@ -15,58 +15,57 @@ _HOST = torch.device("cpu")
 
 
 class StepRandomness(AbstractContextManager["StepRandomness"]):
-    """Gives each step its own random numbers and restores the generators on exit.
+    """Gives each step, and each stage in it, random numbers of its own; restores the generators on exit.
 
-    A step starts with the same numbers in every process, so that all stages agree on what the user's code draws before
-    the network: noise, a mixup permutation, a mask. Each process draws different numbers from its own stages on, see
-    :meth:`diverge`. Outside steps the processes share one state, so they shuffle and augment the data alike, whatever
-    dropout draws in each stage. Covers torch, the CUDA device, numpy and ``random``.
+    Every stage has the same numbers wherever it runs: in one process with all others, or in a process of its own. A
+    step begins with those of the first stage, in every process, so that all stages agree on what the user's code draws
+    before the network: noise, a mixup permutation, a mask. Outside steps the processes share one state, so they shuffle
+    and augment the data alike, whatever is drawn in each stage. Covers torch, the CUDA device, numpy and ``random``.
 
-    Attributes:
-        number: Counts the steps.
+    The numbers depend on the seed outside and on the step: how many training batches there were, and how many steps of
+    evaluation since. So a resumed run draws what the whole run would.
 
     Args:
-        position: This process's position among the stage ranks, which selects its numbers.
         device: The stages' device.
     """
 
-    def __init__(self, position: int, device: torch.device) -> None:
-        self._position = position
+    def __init__(self, device: torch.device) -> None:
         self._device = device
-        self.number = 0
+        self._step = (0, 0)
+        self._stage = 0
         self._outside: dict[str, Any] = {}
+
+    def count(self, batches: int, *, training: bool) -> None:
+        """Another step comes.
+
+        Args:
+            batches: How many training batches there were.
+            training: Whether it is a training step.
+        """
+        before, evaluations = self._step
+        self._step = (batches, 0 if training else 1 if before != batches else evaluations + 1)
 
     def __enter__(self) -> StepRandomness:
         self._outside = random_state(self._device)
-        self.number += 1
-        self._seed(0)
+        self._stage = 0
+        self._seed()
         return self
 
-    @contextmanager
-    def repeated(self) -> Iterator[None]:
-        """Gives the numbers of the newest step once more inside the context."""
-        self.number -= 1
-        with self:
-            yield
-
-    def diverge(self, crossing: int = 0) -> None:
-        """Switches to numbers that differ from those of the other processes, and from those of other crossings."""
-        self._seed(self._position + 1, crossing)
-
-    def converge(self, crossing: int = 0) -> None:
-        """Switches to numbers that are the same in every process: the step has left this process's stages."""
-        self._seed(0, crossing + 1)
+    def next_stage(self) -> None:
+        """The step has come to the next stage."""
+        self._stage += 1
+        self._seed()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         set_random_state(self._outside, self._device)
 
-    def _seed(self, stream: int, crossing: int = 0) -> None:
+    def _seed(self) -> None:
         # All processes have this seed: the strategy shares the state at the start.
-        shared = self._outside["seed"]
-        entropy = [shared % 2**64, self.number, stream, *([crossing] if crossing else [])]
-        seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+        shared = self._outside["seed"] % 2**64
+        words = np.random.SeedSequence([shared, *self._step, self._stage]).generate_state(1, np.uint64)
+        seed = int(words[0])
         torch.default_generator.manual_seed(seed)
         on_device = _generator_of(self._device)
         if on_device is not None:

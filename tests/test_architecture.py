@@ -36,6 +36,7 @@ LAYERS = (
         *("settings", "ownership", "automatic", "session", "each_crossing", "context_log", "runtime", "metrics_log"),
         *("watched", "clipping"),
     ),
+    ("stage_randomness",),
     ("transport", "checkpoint"),
     ("distributed",),
     ("callback",),

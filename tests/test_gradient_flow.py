@@ -427,7 +427,7 @@ class PartlyBlocked(pl.LightningModule):
 def test_no_place_without_a_gradient_is_chosen() -> None:
     module, batch = PartlyBlocked(), next(iter(loader()))
     step, device = partial(module.training_step, batch, 0), torch.device("cpu")
-    names = choose_boundaries(module, 2, step, device, lambda _trace, names: dict.fromkeys(names, 0.0))
+    names = choose_boundaries(module, 2, step, device, lambda _trace, names: dict.fromkeys(names, 0.0)).names
     assert names == ["second"]
 
 

@@ -23,16 +23,18 @@ def seed(number: int) -> None:
     random.seed(number)
 
 
-def steps(position: int, count: int = 1, diverge: bool = False, seeded: int = 1) -> list[float]:
-    """What a process draws in its first steps."""
+def steps(stages: int = 1, count: int = 1, seeded: int = 1, training: bool = True, after: int = 0) -> list[float]:
+    """What is drawn in so many steps, in each of their stages."""
     seed(seeded)
-    randomness = StepRandomness(position, CPU)
+    randomness = StepRandomness(CPU)
     drawn: list[float] = []
-    for _ in range(count):
+    for number in range(count):
+        randomness.count(after + (number if training else 0), training=training)
         with randomness:
-            if diverge:
-                randomness.diverge()
             drawn += draw()
+            for _ in range(stages - 1):
+                randomness.next_stage()
+                drawn += draw()
         draw()
     return drawn
 
@@ -41,38 +43,40 @@ def test_outside_a_step_it_is_as_if_nothing_had_been_drawn() -> None:
     seed(1)
     expected = draw(), draw()
     seed(1)
-    randomness = StepRandomness(0, CPU)
+    randomness = StepRandomness(CPU)
     with randomness:
         draw()
     first = draw()
     with randomness:
-        randomness.diverge()
+        randomness.next_stage()
         draw()
     assert (first, draw()) == expected
     assert torch.initial_seed() == 1
 
 
-def test_a_step_begins_with_the_same_numbers_in_every_process() -> None:
-    assert steps(0, count=3) == steps(2, count=3)
+def test_a_stage_has_the_same_numbers_whatever_was_drawn_before_it() -> None:
+    seed(1)
+    randomness, drawn = StepRandomness(CPU), []
+    for before in range(3):
+        randomness.count(0, training=True)
+        with randomness:
+            for _ in range(before):
+                draw()
+            randomness.next_stage()
+            drawn.append(draw())
+    assert drawn[0] == drawn[1] == drawn[2]
 
 
-def test_at_its_own_stages_each_process_draws_numbers_of_its_own() -> None:
-    drawn = [steps(0), *(steps(position, diverge=True) for position in range(3))]
-    for kind in zip(*drawn):
-        assert len(set(kind)) == 4
+def test_every_stage_of_every_step_draws_other_numbers_and_none_draws_those_outside() -> None:
+    seed(1)
+    drawn = [*draw(), *steps(3, 4), *steps(3, 4, training=False)]
+    assert len(set(drawn)) == 3 + 2 * 36
 
 
-def test_every_step_draws_other_numbers_and_none_draws_those_outside() -> None:
-    for diverge in (False, True):
-        seed(1)
-        drawn = [*draw(), *steps(0, count=3, diverge=diverge)]
-        assert len(set(drawn)) == 12
-
-
-def test_the_seed_decides_what_a_step_draws() -> None:
-    assert steps(1, diverge=True) == steps(1, diverge=True)
-    assert steps(1, diverge=True) != steps(1, diverge=True, seeded=2)
-    assert steps(1) != steps(1, seeded=2)
+def test_the_seed_and_the_place_in_training_decide_what_a_step_draws() -> None:
+    assert steps(2, 3) == steps(2, 3)
+    assert steps(2, 3)[6:] == steps(2, 2, after=1)
+    assert steps(2) != steps(2, seeded=2)
 
 
 def test_an_exception_in_a_step_leaves_the_numbers_outside_alone() -> None:
@@ -81,7 +85,7 @@ def test_an_exception_in_a_step_leaves_the_numbers_outside_alone() -> None:
     seed(1)
 
     def step() -> None:
-        with StepRandomness(0, CPU):
+        with StepRandomness(CPU):
             draw()
             raise ValueError
 

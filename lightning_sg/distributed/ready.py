@@ -139,6 +139,7 @@ class ReadyStage:
                     site.open(session.crossing(site.name).forward)
                 else:
                     site.open(_unchanged)
+                site.whenever_passed(stage.randomness.next_stage)
                 stack.callback(site.close)
             if goes_on and not by_hand:
                 stack.enter_context(WithoutValues(lambda: batch.beyond))

@@ -110,7 +110,7 @@ class StageRuntime:
             self.status,
             self.stopping,
             self._metrics,
-            StepRandomness(self.grid.position, self.grid.device) if self._stage is None else self._stage.randomness,
+            StepRandomness(self.grid.device) if self._stage is None else self._stage.randomness,
             self.options.wire,
             settings.delay,
             settings.inputs is not None,
@@ -170,6 +170,7 @@ class StageRuntime:
         ready = self._made_ready(call, args, training)
         loader = kwargs.get("dataloader_idx", args[2] if len(args) > 2 else 0)
         self.status.begin_step(Place.of(self.status.doing, self.stage.session.module.trainer, name, loader))
+        self.stage.randomness.count(self.stage.session.batches, training=training)
         if self.presence.skips(self.status.number):
             return self._skip(training=training)
         if ready is None:
@@ -184,8 +185,7 @@ class StageRuntime:
             return ready.run(lambda: step(*args, **kwargs), self._fingerprint, most, training=training)
 
     def _skip(self, *, training: bool) -> None:
-        """Counts a step that this process does not work on, as it was started anew and has to catch up."""
-        self.stage.randomness.number += 1
+        """Passes by a step that this process does not work on, as it was started anew and has to catch up."""
         if training:
             self.stage.session.pass_by()
 

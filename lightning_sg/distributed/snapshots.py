@@ -151,7 +151,6 @@ def stage_state(runtime: StageRuntime, trainer: pl.Trainer) -> dict[str, Any]:
         "callbacks": callbacks(trainer),
         "precision": trainer.precision_plugin.state_dict(),
         "predictors": predictors,
-        "steps": runtime.stage.randomness.number,
         "number": runtime.status.number,
         "meetings": runtime.chain.meetings,
         "ends": runtime.stopping.ends,
@@ -168,7 +167,6 @@ def load_stage(runtime: StageRuntime, trainer: pl.Trainer, state: dict[str, Any]
     load_callbacks(trainer, state["callbacks"])
     trainer.precision_plugin.load_state_dict(state["precision"])
     runtime.restore_predictors(state["predictors"])
-    runtime.stage.randomness.number = state["steps"]
     runtime.chain.meetings = state["meetings"]
     runtime.stopping.ends, runtime.stopping.wanted = state["ends"], state["wanted"]
 

@@ -59,20 +59,14 @@ class Stage:
         """Whether there are boundaries between the stages of this process, besides the one at its end."""
         return sum(self.session.ownership.owns(name) for name in self.session.trainers) > 1
 
-    def own_stages_begin(self, crossing: int = 0, *, several: bool = False) -> None:
+    def own_stages_begin(self, crossing: int = 0) -> None:
         """The step has come to this process's stages, from tensors without data.
 
         Args:
             crossing: How often it has come to them before.
-            several: Whether it may come to them again. Then nobody can tell where the last stage ends, and what is
-                drawn after it must be the same everywhere.
         """
         if not crossing:
             self.profiler.stop(profiling.FAKE_TENSORS)
-        if several and self.grid.is_last:
-            self.randomness.converge(crossing)
-        else:
-            self.randomness.diverge(crossing)
 
     def decide_end(self, batch: int) -> None:
         """In the first stage: if somebody wants to stop, says after which training batch.

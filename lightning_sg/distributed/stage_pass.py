@@ -123,7 +123,6 @@ class EvaluationPass:
         if not (self._may_go_on(inlet, self._received) or self._may_go_on(outlet, self._handed_over)):
             raise StageEnds
         self.beyond = True
-        self._stage.randomness.converge(self._handed_over - 1)
         return [fake_like(tensor) for tensor in tensors]
 
     def end_forward(self, why: str = "") -> None:
@@ -185,7 +184,8 @@ class EvaluationPass:
         self._check_foreseen(crossing)
         self._received, self.beyond = crossing + 1, False
         self._program.first_uses.begin()
-        self._stage.own_stages_begin(crossing, several=self.several)
+        self._program.fakes.begin_stages()
+        self._stage.own_stages_begin(crossing)
         return crossing
 
     def _check_foreseen(self, crossing: int) -> None:

@@ -203,7 +203,7 @@ class StartUp:
         if placement is None:
             return error
         try:
-            with stage.randomness.repeated():
+            with stage.randomness:
                 trace = trace_step(session.module, session.boundaries.sites, call, self._grid.device)
         except Exception:  # there is an error to report already
             return error

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,6 +29,19 @@ Run = Callable[[], STEP_OUTPUT]
 CostOfPredictors = Callable[[Trace, list[str]], dict[str, float]]
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Where to cut, and what was left out.
+
+    Attributes:
+        names: The submodules to cut after, in the order of the data.
+        left_out: Why places behind a certain one were not looked at, for messages; empty if all were.
+    """
+
+    names: list[str]
+    left_out: str = ""
+
+
 def choose_boundaries(
     module: nn.Module,
     stages: int,
@@ -35,12 +49,13 @@ def choose_boundaries(
     device: torch.device,
     cost_of_predictors: CostOfPredictors,
     batch: Any = None,
-) -> list[str]:
+) -> Choice:
     """Names the submodules to cut after, so that the slowest stage, its predictor included, is as fast as possible.
 
     Candidates are the model's own children and the members of every ``nn.Sequential``, ``nn.ModuleList`` and
     ``nn.ModuleDict``. A cut is possible after a candidate that runs once in a step, if its output is all that later
-    code uses of what was computed before, and a gradient flows back through it.
+    code uses of what was computed before, and a gradient flows back through it. The step cannot be followed beyond a
+    value that it reads, or a shape that depends on one: places behind that are left out.
 
     Args:
         module: The LightningModule, without boundaries installed.
@@ -51,19 +66,21 @@ def choose_boundaries(
         batch: The batch that the step is run on.
 
     Returns:
-        ``stages - 1`` names, in the order of the data.
+        ``stages - 1`` names.
 
     Raises:
-        PartitionError: If there are too few places to cut, or the step cannot be traced.
+        PartitionError: If there are too few places to cut, or the step cannot be followed to any.
     """
-    trace = _trace(module, _candidates(module, run, device), run, device, batch)
+    names, ended = _candidates(module, run, device)
+    trace, left_out = _follow(module, names, run, device, batch)
+    left_out = left_out or ended
     while True:
         around = {name for leak in trace.leaks for name in trace.order[leak.made_in : leak.used_in]}
         around |= _without_gradient(trace)
         around |= {name for used in trace.times.values() for name in trace.order[min(used) : max(used)]}
         if not around:
             break
-        trace = _trace(module, [name for name in trace.order if name not in around], run, device, batch)
+        trace, _none = _follow(module, [name for name in trace.order if name not in around], run, device, batch)
     costs = stage_costs(module, trace)
     trained = _trained_stages(module, trace)
     # Skip a place if nothing is trained between it and the next one. So activation functions stay with the layer before
@@ -74,7 +91,7 @@ def choose_boundaries(
     if len(kept) + 1 < stages:
         raise PartitionError(
             f"boundaries='auto' finds {len(kept)} places to cut {type(module).__name__}, too few for {stages} stages"
-            f"{f' (after {[trace.order[place] for place in kept]})' if kept else ''}. "
+            f"{f' (after {[trace.order[place] for place in kept]})' if kept else ''}.{left_out} "
             f"Use Trainer(devices={len(kept) + 1}) or fewer, or put `lightning_sg.Boundary()` where several tensors "
             "can cross together."
         )
@@ -82,11 +99,15 @@ def choose_boundaries(
     ends = [predictors.get(trace.order[place], math.inf) for place in kept]
     bounds = [0, *(place + 1 for place in kept), trace.stages]
     pieces = [sum(costs[start:end]) for start, end in itertools.pairwise(bounds)]
-    return [trace.order[kept[start - 1]] for start in balance(pieces, stages, [*ends, 0.0])[1:]]
+    return Choice([trace.order[kept[start - 1]] for start in balance(pieces, stages, [*ends, 0.0])[1:]], left_out)
 
 
-def _candidates(module: nn.Module, run: Run, device: torch.device) -> list[str]:
-    """The submodules that return tensors and that one step runs exactly once."""
+def _candidates(module: nn.Module, run: Run, device: torch.device) -> tuple[list[str], str]:
+    """The submodules that return tensors and that one step runs exactly once.
+
+    Returns:
+        Their names, and why there are no more, if the step ends early.
+    """
     names = {name: child for name, child in module.named_modules() if name and not isinstance(child, Metric)}
     held = {
         name
@@ -107,16 +128,30 @@ def _candidates(module: nn.Module, run: Run, device: torch.device) -> list[str]:
         for name in held:
             handle = names[name].register_forward_hook(seen(name))
             stack.callback(handle.remove)
-        trace_step(module, [], run, device)
-    return [name for name in names if calls[name] == 1]
+        reason = trace_step(module, [], run, device).cut_short
+    found = [name for name in names if calls[name] == 1]
+    if reason is None or not calls:
+        return found, ""
+    return found, f" Places behind '{list(calls)[-1]}' are left out: without data the step ends there ({reason})."
 
 
-def _trace(module: nn.Module, names: list[str], run: Run, device: torch.device, batch: Any) -> Trace:
-    boundaries = Boundaries(module, names)
-    try:
-        return trace_step(module, boundaries.sites, run, device, batch=batch)
-    finally:
-        boundaries.remove()
+def _follow(module: nn.Module, names: list[str], run: Run, device: torch.device, batch: Any) -> tuple[Trace, str]:
+    """Traces a step with these boundaries, without those behind the point where the step cannot be followed.
+
+    Returns:
+        The trace, and why there are boundaries left out, if there are.
+    """
+    left_out = ""
+    while True:
+        boundaries = Boundaries(module, names)
+        try:
+            return trace_step(module, boundaries.sites, run, device, batch=batch), left_out
+        except PartitionError as error:
+            if not error.reached:
+                raise
+            names, left_out = error.reached, f" Places behind '{error.reached[-1]}' are left out: {error.why}."
+        finally:
+            boundaries.remove()
 
 
 def _without_gradient(trace: Trace) -> set[str]:
@@ -131,4 +166,4 @@ def _trained_stages(module: nn.Module, trace: Trace) -> set[int]:
     return trained | {trace.stages - 1} if trace.cut_short is not None else trained
 
 
-__all__ = ["choose_boundaries"]
+__all__ = ["Choice", "choose_boundaries"]

@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_sg.errors import BoundaryError, PartitionError
 from lightning_sg.gradient_flow import Blocked, never_trains
-from lightning_sg.partition.trace import Leak, Trace
+from lightning_sg.partition.trace import NUMBERS, Leak, Trace
 
 
 def between(order: list[str], stage: int) -> str:
@@ -58,13 +58,23 @@ def check_cuts(trace: Trace, *, split: bool) -> None:
 def _remedy(trace: Trace, leak: Leak, *, split: bool) -> str:
     """What to do about an activation that goes around a boundary."""
     through = "ass the activation through the boundary too (`a, b = boundary(a, b)`)"
+    if NUMBERS in leak.makers:
+        return (
+            "It is drawn at random after other numbers that only its stage draws, such as those of dropout, so other "
+            f"processes would draw others. Draw it before these, or p{through}."
+        )
     if leak.apart:  # it has nothing to do with what crosses, such as a teacher's
         makers = " and ".join(f"'{maker}'" for maker in leak.apart)
         return (
             f"Nothing that crosses it comes from {makers}: call {makers} after boundary "
             f"'{trace.order[leak.used_in - 1]}', where the result is used, as every stage has the batch. Or p{through}."
         )
-    return f"P{through}{'' if split else ', detach it'} or move the boundary."
+    parameters = [maker for maker in leak.makers if not maker.startswith("boundary ")]
+    why = ""
+    if parameters and len(parameters) == len(leak.makers):
+        owners = " and ".join(f"'{maker}'" for maker in parameters)
+        why = f"It depends on parameters of {owners}, not on the batch alone, which every stage has. "
+    return f"{why}P{through}{'' if split else ', detach it'} or move the boundary."
 
 
 def check_trainable(module: nn.Module, trace: Trace, later: Callable[[], Collection[int]] = tuple) -> None:

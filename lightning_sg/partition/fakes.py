@@ -14,7 +14,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from lightning_sg._compat import FakeTensor, FakeTensorMode, enable_python_dispatcher, tree_leaves
+from lightning_sg._compat import FakeTensor, enable_python_dispatcher, tree_leaves
+from lightning_sg.partition.fake_mode import WithoutData
+from lightning_sg.partition.reads import Reads
 from lightning_sg.partition.replaced import Held, ReplacedTensors, replace
 from lightning_sg.partition.shadow import shadowed
 
@@ -26,8 +28,7 @@ def is_fake(value: object) -> bool:
 
 def fake_like(tensor: Tensor) -> Tensor:
     """Makes a fake tensor with the shape, dtype and device of ``tensor``."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        return torch.empty_like(tensor)
+    return WithoutData().without_data(tensor)
 
 
 class FakeTensors(ReplacedTensors):
@@ -44,8 +45,8 @@ class FakeTensors(ReplacedTensors):
     def __init__(
         self, module: nn.Module, names: Collection[str] | None, device: torch.device, *, trainable: bool
     ) -> None:
-        mode = FakeTensorMode(allow_non_fake_inputs=True)
-        super().__init__(module, lambda tensor: _fake_of(tensor, mode, device, trainable), _real(names))
+        self._mode = WithoutData()
+        super().__init__(module, lambda tensor: _fake_of(tensor, self._mode, device, trainable), _real(names))
         self._recurrent = [
             child for child in module.modules() if isinstance(child, nn.RNNBase) and device.type != "cpu"
         ]
@@ -59,8 +60,18 @@ class FakeTensors(ReplacedTensors):
         if self._entered:
             replace(places)
 
+    def begin_stages(self) -> None:
+        """This process's stages begin: what is drawn in the shape of a fake tensor has data from here on."""
+        self._mode.draws = True
+
+    @property
+    def drawn(self) -> int:
+        """How many operations would have drawn random numbers for fake tensors."""
+        return self._mode.drawn
+
     def __enter__(self) -> Self:
         self._entered = True
+        self._mode.draws = False
         super().__enter__()
         shadows = [(child, "forward", _decomposed(child.forward)) for child in self._recurrent]
         self._shadows.enter_context(shadowed(shadows))
@@ -94,9 +105,8 @@ def _decomposed(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _fake_of(tensor: Tensor, mode: FakeTensorMode, device: torch.device, trainable: bool) -> Tensor:
-    with mode, torch.no_grad():
-        fake = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device)
+def _fake_of(tensor: Tensor, mode: WithoutData, device: torch.device, trainable: bool) -> Tensor:
+    fake = mode.without_data(tensor, device)
     if not isinstance(tensor, nn.Parameter):
         return fake
     return nn.Parameter(fake, requires_grad=trainable and tensor.requires_grad)
@@ -105,7 +115,8 @@ def _fake_of(tensor: Tensor, mode: FakeTensorMode, device: torch.device, trainab
 class FakeOutputs:
     """Caches the outputs of whole submodules for fake tensors, so that a remote block costs a dictionary look-up.
 
-    Running a layer on fake tensors takes about half a millisecond, and the result depends only on the input shapes.
+    Running a layer on fake tensors takes about half a millisecond, and the result depends only on the input shapes. If
+    a layer reads values of an argument that has data, such as lengths or a mask, it runs each time.
 
     Args:
         modules: Submodules that hold only fake tensors and no boundary.
@@ -132,6 +143,7 @@ class _Cached:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._results: dict[Any, tuple[Any, list[torch.Size]]] = {}
+        self._reading: set[Any] = set()  # signatures of calls that read values
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         arguments = [*args, *kwargs.values()]
@@ -143,8 +155,13 @@ class _Cached:
         known = self._results.get(key)
         if known is not None and [leaf.shape for leaf in tree_leaves(known[0]) if is_fake(leaf)] == known[1]:
             return known[0]
-        result = self.forward(*args, **kwargs)
-        if all(is_fake(leaf) or not isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
+        if key in self._reading:
+            return self.forward(*args, **kwargs)
+        with Reads() as reads:
+            result = self.forward(*args, **kwargs)
+        if reads.any:
+            self._reading.add(key)
+        elif all(is_fake(leaf) or not isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
             self._results[key] = (result, [leaf.shape for leaf in tree_leaves(result) if is_fake(leaf)])
         return result
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torchmetrics import Metric
 
-from lightning_sg._compat import DATA_DEPENDENT_ERRORS, tree_leaves
+from lightning_sg._compat import tree_leaves
 from lightning_sg.batch.path import tensors_in
 from lightning_sg.batch.program import (
     Constant,
@@ -28,7 +28,7 @@ from lightning_sg.partition.expected import expected
 from lightning_sg.partition.fakes import is_fake
 from lightning_sg.partition.naming import loss_around
 from lightning_sg.partition.numbers import Number, number
-from lightning_sg.partition.stand_in import with_zeros
+from lightning_sg.partition.uses import RANDOM
 
 _SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]
 _SIZES = (_SHAPE, Tensor.size)
@@ -36,32 +36,6 @@ _READS = (Tensor.item,)
 # They change nothing that a tensor's value depends on, despite the underscore.
 _HARMLESS = ("requires_grad_", "detach_", "retain_grad", "share_memory_", "register_hook", "rename_")
 _IN_PLACE = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__ipow__", "__iand__")
-_RANDOM = frozenset(
-    [
-        "rand",
-        "randn",
-        "randint",
-        "randperm",
-        "rand_like",
-        "randn_like",
-        "randint_like",
-        "normal",
-        "normal_",
-        "bernoulli",
-        "bernoulli_",
-        "multinomial",
-        "uniform_",
-        "random_",
-        "poisson",
-        "exponential_",
-        "cauchy_",
-        "log_normal_",
-        "geometric_",
-        "binomial",
-        "_standard_gamma",
-        "_sample_dirichlet",
-    ]
-)
 _FILLS = {"zeros_like": 0, "ones_like": 1, "empty_like": 0, "new_zeros": 0, "new_ones": 1, "new_empty": 0}
 # A tensor that nobody knows is taken for a constant if it has no more elements than this.
 _SMALL = 64
@@ -74,7 +48,6 @@ class Recorder(TorchFunctionMode):
         module: The LightningModule, with tensors without data for its parameters and buffers.
         batch: The batch that the step is run on.
         origin: For the id of each of those tensors, the parameter or buffer that it stands for.
-        stands_in: Whether an operation that needs the values of a tensor without data may go on with zeros.
 
     Attributes:
         loss: The loss that the step returned or went backward from, once there is one.
@@ -82,14 +55,11 @@ class Recorder(TorchFunctionMode):
         changed: The names of the buffers that the step changed.
     """
 
-    def __init__(
-        self, module: nn.Module, batch: Any, origin: Mapping[int, Tensor], stands_in: Callable[[], bool] = lambda: False
-    ) -> None:
+    def __init__(self, module: nn.Module, batch: Any, origin: Mapping[int, Tensor]) -> None:
         super().__init__()
         self.loss: Value | None = None
         self.calls: list[Operation] = []
         self.changed: set[str] = set()
-        self._stands_in = stands_in
         self._metric = ""
         self._buffers = dict(module.named_buffers())
         self._known: dict[int, tuple[Tensor, Value]] = {}  # holds the tensors, so that no id is used again
@@ -125,7 +95,7 @@ class Recorder(TorchFunctionMode):
         in_place = _changes(func, kwargs)
         inputs = self._noted((tuple(args), kwargs))
         changed = args[0] if in_place and args and isinstance(args[0], Tensor) else None
-        result = self._computed(func, args, kwargs)
+        result = func(*args, **kwargs)
         if func in _SIZES:
             return self._sized(args, kwargs, result)
         if func is Tensor.numel:
@@ -143,17 +113,6 @@ class Recorder(TorchFunctionMode):
         else:
             self._take_results(func, inputs, result, tensors)
         return result
-
-    def _computed(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Calls the operation; where its result's shape depends on values of the batch only, zeros stand for others."""
-        try:
-            return func(*args, **kwargs)
-        except DATA_DEPENDENT_ERRORS:
-            tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            fakes = [tensor for tensor in tensors if is_fake(tensor)]
-            if not self._stands_in() or not fakes or len(fakes) == len(tensors):
-                raise
-            return with_zeros(func, args, kwargs, fakes)
 
     def _take_results(self, func: Callable[..., Any], inputs: Any, result: Any, tensors: list[Tensor]) -> None:
         new = [tensor for tensor in tensors if not self._is_known(tensor)]
@@ -179,7 +138,7 @@ class Recorder(TorchFunctionMode):
         network, batch = any(v.node.network for v in tensors), any(v.node.batch for v in values)
         obstacle = next((v.node.obstacle for v in values if v.node.obstacle and not v.node.network), "")
         name = getattr(func, "__name__", "")
-        if name in _RANDOM and not network:
+        if name in RANDOM and not network:
             obstacle = f"it is drawn at random ({name.strip('_')})"
         kwargs = {key: each for key, each in kwargs.items() if key != "generator"}
         shapes = tuple(tuple(map(int, tensor.shape)) for tensor in results)

@@ -131,7 +131,7 @@ def _follow(following: Following, run: Callable[[], STEP_OUTPUT]) -> tuple[Trace
     without_gradient, has_loss = following.without_gradient, False
     fakes = FakeTensors(module, None, device, trainable=True)
     counter = FlopCounterMode(display=False)
-    tracer = Tracer(module, sites, fakes.origin, counter)
+    tracer = Tracer(module, sites, fakes, counter)
     stopped: Exception | None = None
     with ExitStack() as stack:
         stack.enter_context(
@@ -139,7 +139,7 @@ def _follow(following: Following, run: Callable[[], STEP_OUTPUT]) -> tuple[Trace
         )
         stack.enter_context(ending_at_backward(module, lambda loss: recorder.take_loss(loss)))
         stack.enter_context(fakes)
-        recorder = Recorder(module, following.batch, fakes.origin, lambda: tracer.in_last_stage or not without_gradient)
+        recorder = Recorder(module, following.batch, fakes.origin)
         tracer.expects = recorder.expected
         stack.enter_context(tracer.following_modules())
         stack.enter_context(tracer.following_time(module))
@@ -287,7 +287,7 @@ def _look_ahead(
     """Traces a few more steps, each as far as it goes."""
     fakes = FakeTensors(module, None, device, trainable=True)
     counter = FlopCounterMode(display=False)
-    tracers = [Tracer(module, sites, fakes.origin, counter) for _ in range(STEPS_AHEAD)]
+    tracers = [Tracer(module, sites, fakes, counter) for _ in range(STEPS_AHEAD)]
     with ExitStack() as stack:
         stack.enter_context(undone(module, device))
         stack.enter_context(ending_at_backward(module))

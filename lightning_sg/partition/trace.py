@@ -9,6 +9,9 @@ from lightning_sg.partition.loss_inputs import LossInputs
 from lightning_sg.predictors.base import LossInfo
 from lightning_sg.predictors.stage_size import StageSize
 
+#: Stands, among what a tensor owes something to, for random numbers that only its stage draws.
+NUMBERS = "random numbers"
+
 
 @dataclass(frozen=True)
 class Leak:
@@ -23,6 +26,7 @@ class Leak:
         shape: Its shape.
         differentiable: Whether a gradient flows back through this use.
         apart: The submodules that computed it, if what crosses the boundary owes nothing to them: a teacher.
+        makers: The submodules and boundaries that it owes something to, and :data:`NUMBERS`.
     """
 
     made_in: int
@@ -33,6 +37,7 @@ class Leak:
     shape: tuple[int, ...]
     differentiable: bool
     apart: tuple[str, ...] = ()
+    makers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,4 +104,4 @@ class Trace:
         return StageSize(sum(self.sizes.get(name, 0) for name in used), 3.0 * self.flops[stage])
 
 
-__all__ = ["Leak", "Trace", "TurnedBack"]
+__all__ = ["NUMBERS", "Leak", "Trace", "TurnedBack"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -15,11 +15,20 @@ from lightning_sg._compat import DATA_DEPENDENT_ERRORS, tree_leaves
 from lightning_sg.boundary import Crossing, Site
 from lightning_sg.errors import BoundaryError, PartitionError
 from lightning_sg.gradient_flow import Blocked, checkpointed, never_trains
-from lightning_sg.partition.fakes import is_fake
+from lightning_sg.partition.fakes import FakeTensors, is_fake
 from lightning_sg.partition.losses import loss_of_call
+from lightning_sg.partition.notes import Note, Notes, Use
 from lightning_sg.partition.shadow import shadowed
-from lightning_sg.partition.trace import Trace
-from lightning_sg.partition.uses import Note, Notes, Use
+from lightning_sg.partition.trace import NUMBERS, Trace
+from lightning_sg.partition.uses import (
+    RANDOM,
+    computed_among,
+    name_of,
+    reads_numbers,
+    uses_values,
+    values_among,
+    written,
+)
 from lightning_sg.time_boundary import boundaries_in_time
 
 # The last stage may read values of its tensors. In a traced step each read returns this constant, whatever the value
@@ -30,8 +39,6 @@ _READS: dict[Callable[..., Any], Any] = {
     Tensor.__int__: 1,
     Tensor.__bool__: True,
 }
-# Asking for a shape uses no value, so it is no leak.
-_SHAPE_QUERIES = ("__get__", "size", "dim", "numel")
 
 
 class Tracer(TorchFunctionMode):
@@ -44,7 +51,7 @@ class Tracer(TorchFunctionMode):
     Args:
         module: The LightningModule.
         sites: Its boundaries.
-        origin: For the id of each fake tensor, the parameter or buffer that it stands for.
+        fakes: Stand for the module's parameters and buffers.
         counter: Counts the floating-point operations of the step.
 
     Attributes:
@@ -52,13 +59,13 @@ class Tracer(TorchFunctionMode):
         expects: What a value is that the step reads, if it checks whether numbers are finite; ``None`` if not.
     """
 
-    def __init__(
-        self, module: nn.Module, sites: Sequence[Site], origin: Mapping[int, Tensor], counter: FlopCounterMode
-    ) -> None:
+    def __init__(self, module: nn.Module, sites: Sequence[Site], fakes: FakeTensors, counter: FlopCounterMode) -> None:
         super().__init__()
         self.trace = Trace()
         self._sites = {site.name: site for site in sites}
-        self._origin = origin
+        self._origin = fakes.origin
+        self._fakes = fakes
+        self._drawn_before = fakes.drawn  # when the stage began
         self._counter = counter
         self._module_names = {id(child): name or type(module).__name__ for name, child in module.named_modules()}
         self._tensor_names = {
@@ -68,6 +75,7 @@ class Tracer(TorchFunctionMode):
         self._inside: list[str] = [type(module).__name__]
         self._crossing_now = False
         self._crossed: dict[int, frozenset[str]] = {}  # at each boundary that was reached, the makers of what crossed
+        self._marked: list[Tensor] = []
         self._notes = Notes()
         self._stage = 0
         self._counted = 0  # of the operations
@@ -85,28 +93,122 @@ class Tracer(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._crossing_now:
             return func(*args, **kwargs)
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        names = [name for tensor in tensors for name in self._parameter_of(tensor)]
-        uses = [use for tensor in tensors for use in self._uses_of(tensor, func)]
-        touched = bool(names) or any(not use.note.free for use in uses)
-        buffers = set[str]().union(*map(self._buffers_of, tensors))
-        makers = frozenset[str]().union(*map(self._makers_of, tensors))
+        if func is Tensor.__iter__ and args[0].ndim:  # the rows that it goes through are to be marked, too
+            return iter(self.__torch_function__(Tensor.unbind, types, args))
+        arguments = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        values = list(values_among(func, args, kwargs))
         if self.in_last_stage and self.trace.loss is None:
             self.trace.loss = loss_of_call(func, args, kwargs)
-        if func in _READS and self.in_last_stage and is_fake(args[0]):
+        if func in _READS and self.in_last_stage and (is_fake(args[0]) or self._is_untrue(args[0])):
+            self._add(name_of(func), arguments, values, [])
             known = self.expects(args[0])
             return _READS[func] if known is None else type(_READS[func])(known)
-        result = func(*args, **kwargs)
-        if touched or buffers:
-            note = self._notes.add(Note(self._stage, self._inside[-1], [*names, *buffers], uses, free=not touched))
-            for tensor in tree_leaves(result):
-                if isinstance(tensor, Tensor):
-                    tensor._sg_note = note  # type: ignore[attr-defined]
-                    if touched:
-                        tensor._sg_makers = makers  # type: ignore[attr-defined]
-                    else:
-                        tensor._sg_buffers = buffers  # type: ignore[attr-defined]
+        self._check_reads(func, values)
+        try:
+            result = func(*args, **kwargs)
+        except Exception:
+            self._add(name_of(func), arguments, values)
+            raise
+        if not uses_values(func, result):
+            return result
+        target = written(func, args, kwargs)
+        results = [leaf for leaf in (*tree_leaves(result), target) if isinstance(leaf, Tensor)]
+        note = self._add(name_of(func), arguments, values, results)
+        computed = {id(tensor) for tensor in computed_among(func, result) if not is_fake(tensor)}
+        self._mark(note, [each for each in results if id(each) not in computed], arguments, values)
+        if name_of(func) in RANDOM and self._fakes.drawn > self._drawn_before:
+            self._mark_as_drawn(results)
         return result
+
+    def _check_reads(self, func: Callable[..., Any], values: Sequence[Tensor]) -> None:
+        """Refuses to read a tensor that has data, but was written to from tensors without.
+
+        Raises:
+            DataDependentOutputException: As if the tensor had no data, before the last stage.
+        """
+        if self.in_last_stage or not reads_numbers(func):
+            return
+        if any(map(self._is_untrue, values)):
+            raise DATA_DEPENDENT_ERRORS[0](name_of(func))
+
+    def _add(
+        self,
+        operation: str,
+        arguments: Sequence[Tensor],
+        values: Sequence[Tensor],
+        results: Sequence[Tensor] | None = None,
+    ) -> Note | None:
+        """Notes an operation.
+
+        Args:
+            operation: Its name.
+            arguments: The tensors that it was given.
+            values: Those that it uses the values of.
+            results: What it returned or changed; ``None`` if that is not known.
+
+        Returns:
+            ``None`` if the operation has to do with the batch only.
+        """
+        names = [name for tensor in values for name in (*self._parameter_of(tensor), *self._buffers_of(tensor))]
+        flows = results is None or any(each.requires_grad for each in results)
+        counted = {id(tensor) for tensor in values}
+        uses = [use for each in arguments for use in self._uses_of(each, operation, id(each) in counted, flows)]
+        touched = any(map(self._is_touched, arguments))
+        if not (names or uses or touched or any(map(self._buffers_of, arguments))):
+            return None
+        return self._notes.add(Note(self._stage, self._inside[-1], names, uses, free=not touched))
+
+    def _mark(
+        self, note: Note | None, results: Sequence[Tensor], arguments: Sequence[Tensor], values: Sequence[Tensor]
+    ) -> None:
+        """Notes in the results of an operation what they were computed from.
+
+        What has data although tensors without gave it a shape depends on the batch alone, and is the same in every
+        process. But tensors without data may be written into one with: then its data are untrue.
+        """
+        if note is None:
+            return
+        buffers = set[str]().union(*map(self._buffers_of, arguments))
+        makers = frozenset[str]().union(*map(self._makers_of, arguments))
+        by_values = any(map(self._is_touched, values))
+        for tensor in results:
+            if not (is_fake(tensor) or by_values):
+                continue
+            if not note.free:
+                self._put_mark(tensor, note, makers)
+            elif buffers:
+                tensor._sg_note, tensor._sg_buffers = note, buffers  # type: ignore[attr-defined]
+
+    def _mark_as_drawn(self, results: Sequence[Tensor]) -> None:
+        """Random numbers that follow others which only their stage draws are this stage's, too."""
+        for tensor in results:
+            note: Note | None = getattr(tensor, "_sg_note", None)
+            if note is None or note.free:
+                note = self._notes.add(Note(self._stage, self._inside[-1]))
+            self._put_mark(tensor, note, self._makers_of(tensor) | {NUMBERS})
+
+    def _put_mark(self, tensor: Tensor, note: Note, makers: frozenset[str]) -> None:
+        tensor._sg_note, tensor._sg_makers = note, makers  # type: ignore[attr-defined]
+        if not is_fake(tensor):
+            self._marked.append(tensor)
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        super().__exit__(kind, error, traceback)
+        for tensor in self._marked:  # the user's own
+            tensor.__dict__.pop("_sg_note", None)
+            tensor.__dict__.pop("_sg_makers", None)
+        self._marked.clear()
+
+    def _is_touched(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a parameter or depends on one."""
+        if isinstance(self._origin.get(id(tensor)), nn.Parameter):
+            return True
+        note: Note | None = getattr(tensor, "_sg_note", None)
+        return note is not None and not note.free
+
+    def _is_untrue(self, tensor: Tensor) -> bool:
+        """Whether a tensor has data, which are not what they would be, as tensors without were written into it."""
+        return not is_fake(tensor) and self._is_touched(tensor) and bool(self._makers_of(tensor) - {NUMBERS})
 
     def _buffers_of(self, tensor: Tensor) -> set[str]:
         """The buffers that one argument was computed from, together with nothing but inputs.
@@ -138,14 +240,12 @@ class Tracer(TorchFunctionMode):
         self.trace.sizes[name] = original.numel()
         return [name]
 
-    def _uses_of(self, tensor: Tensor, func: Callable[..., Any]) -> list[Use]:
+    def _uses_of(self, tensor: Tensor, operation: str, counts: bool, flows: bool) -> list[Use]:
         """The use of one argument, if another operation has computed it."""
         note: Note | None = getattr(tensor, "_sg_note", None)
         if note is None or isinstance(self._origin.get(id(tensor)), nn.Parameter):
             return []
-        operation = getattr(func, "__name__", str(func))
-        flows = tensor.requires_grad and operation != "detach"
-        counts = operation not in _SHAPE_QUERIES
+        flows = flows and tensor.requires_grad
         return [Use(note, operation, tuple(tensor.shape), flows, self._makers_of(tensor), counts)]
 
     def crossing(self, site: Site) -> Crossing:
@@ -154,7 +254,7 @@ class Tracer(TorchFunctionMode):
         def cross(tensors: list[Tensor]) -> list[Tensor]:
             trace, again = self.trace, site.name in self.trace.order
             number = trace.order.index(site.name) if again else len(trace.order)
-            uses = [use for tensor in tensors for use in self._uses_of(tensor, cross)]
+            uses = [use for tensor in tensors for use in self._uses_of(tensor, "cross", True, True)]
             if again:
                 self._notes.claim([use.note for use in uses], number, trace.order)
                 self._count_flops()
@@ -171,7 +271,7 @@ class Tracer(TorchFunctionMode):
             trace.blocked.pop(site.name, None)
             if why is not None:
                 trace.blocked[site.name] = why
-            self._stage = number + 1
+            self._stage, self._drawn_before = number + 1, self._fakes.drawn
             made_by = f"boundary '{site.name}'"
             note = self._notes.add(Note(self._stage, made_by, crossed=True))
             self._crossing_now = True
@@ -181,7 +281,9 @@ class Tracer(TorchFunctionMode):
                 crossed = [tensor.view_as(tensor) for tensor in tensors]
             finally:
                 self._crossing_now = False
-            for tensor in crossed:
+            for tensor, before in zip(crossed, tensors):
+                if not (is_fake(tensor) or self._is_touched(before)):
+                    continue  # it depends on the batch alone
                 tensor._sg_note = note  # type: ignore[attr-defined]
                 tensor._sg_makers = frozenset({made_by})  # type: ignore[attr-defined]
             return crossed
@@ -240,12 +342,14 @@ class Tracer(TorchFunctionMode):
             fails_anyway: Finds out whether the code raises it on real tensors, too.
 
         Raises:
-            PartitionError: If it came before the last stage.
+            PartitionError: If it came before the last stage; unless it comes on real tensors too, the error says which
+                boundaries were reached.
         """
         if self.in_last_stage:
             self.trace.cut_short = f"{type(error).__name__}: {error}"
             return
-        missing = self._missing() or self.trace.order[self._stage :]
+        unreached = self._missing()
+        missing = unreached or self.trace.order[self._stage :]
         where = f"in '{self._inside[-1]}' of stage {self._stage}, {type(error).__name__}: {error}."
         if not isinstance(error, DATA_DEPENDENT_ERRORS) and fails_anyway():
             raise PartitionError(
@@ -258,7 +362,9 @@ class Tracer(TorchFunctionMode):
         raise PartitionError(
             f"The step cannot be followed to boundary '{missing[0]}': {where}{reads or ' It'} does not run on tensors "
             "without data, which stand for activations of other stages. Move the code behind the last boundary, or "
-            "move the boundary."
+            "move the boundary.",
+            self.trace.order if unreached else (),
+            f"'{self._inside[-1]}' does not run on tensors without data ({type(error).__name__}: {error})",
         ) from error
 
     @property

@@ -1,149 +1,95 @@
-"""Which stage each operation of a traced step is in, also where a step runs the network several times."""
+"""Which arguments an operation of torch uses the values of, and which give it a shape, dtype or device only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-from lightning_sg.partition.trace import Leak, TurnedBack
+from torch import Tensor
 
+from lightning_sg._compat import tree_leaves
 
-@dataclass(eq=False)
-class Note:
-    """One operation of a traced step that depends on parameters, buffers or activations; or what crossed a boundary.
-
-    Attributes:
-        stage: The stage that it is in, as far as the step has shown.
-        made_by: The submodule that it is in.
-        names: The parameters and buffers that it uses.
-        inputs: What else it uses.
-        crossed: Whether it is what crossed a boundary.
-        free: Whether it depends on buffers and the batch only, so that it is in no stage.
-        reach: The latest stage that it depends on, going by what crossed boundaries.
-        unsure: Whether it depends on a stage after the one that it seems to be in.
-    """
-
-    stage: int
-    made_by: str
-    names: Sequence[str] = ()
-    inputs: Sequence[Use] = ()
-    crossed: bool = False
-    free: bool = False
-    reach: int = 0
-    unsure: bool = False
-
-    def __post_init__(self) -> None:
-        if self.crossed:
-            self.reach = self.stage
-        for use in self.inputs:
-            self.reach = max(self.reach, use.note.reach)
-            self.stage = max(self.stage, 0 if use.note.free else use.note.stage)
-
-
-@dataclass(frozen=True)
-class Use:
-    """An operation's use of what another has computed.
-
-    Attributes:
-        note: The other.
-        operation: The torch operation that uses it.
-        shape: The shape of what is used.
-        differentiable: Whether a gradient flows back through this use.
-        makers: The submodules that took part in computing it.
-        counts: Whether its values are used, and not its shape only.
-    """
-
-    note: Note
-    operation: str
-    shape: tuple[int, ...]
-    differentiable: bool
-    makers: frozenset[str] = frozenset()
-    counts: bool = True
+#: By the name of an operation, the place and the name of the argument that gives it a shape, dtype or device only.
+_OF_FIRST = (0, "input")
+_OF_OTHER = (1, "other")
+_SHAPE_ONLY = {
+    **dict.fromkeys(
+        [
+            *("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like"),
+            *("new", "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "new_tensor"),
+        ],
+        _OF_FIRST,
+    ),
+    **dict.fromkeys(["view_as", "reshape_as", "expand_as", "type_as", "to"], _OF_OTHER),
+    **dict.fromkeys(["resize_as_", "resize_as"], (1, "the_template")),
+    "__set__": _OF_FIRST,  # of an attribute of the first argument
+}
+#: Operations that give numbers from a tensor.
+_NUMBERS = frozenset(
+    [
+        *("item", "tolist", "numpy", "equal", "allclose", "is_nonzero"),
+        *("__array__", "__bool__", "__complex__", "__contains__", "__float__", "__index__", "__int__"),
+    ]
+)
+#: Operations that read or write values although they return no tensor.
+_READ_OR_WRITE = _NUMBERS | {"backward", "__iter__", "__setitem__", "__set__", "__dlpack__", "__format__", "__repr__"}
+#: They change nothing that a value depends on, despite their results.
+_HARMLESS = frozenset(["requires_grad_", "retain_grad", "register_hook", "rename_", "share_memory_"])
+_IN_PLACE = frozenset(
+    [
+        *("__setitem__", "__set__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__"),
+        *("__imod__", "__ipow__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__"),
+    ]
+)
+#: Operations that draw random numbers.
+RANDOM = frozenset(
+    [
+        *("rand", "randn", "randint", "randperm", "rand_like", "randn_like"),
+        *("randint_like", "normal", "normal_", "bernoulli", "bernoulli_", "multinomial"),
+        *("uniform_", "random_", "poisson", "exponential_", "cauchy_", "log_normal_"),
+        *("geometric_", "binomial", "_standard_gamma", "_sample_dirichlet"),
+    ]
+)
 
 
-@dataclass
-class Notes:
-    """The operations of a step in order.
-
-    A step goes from boundary to boundary, so what comes after one is in the stage after it. Where it runs the network
-    again, this shows when it comes to a boundary that it has crossed: what the tensors there were computed from, since
-    anything has crossed a boundary, is in the stage before that boundary.
-
-    Attributes:
-        notes: The operations.
-        turned_back: What comes to a boundary from a stage after it.
-        since: Where the operations begin that came after the last crossing.
-    """
-
-    notes: list[Note] = field(default_factory=list)
-    since: int = 0
-    turned_back: list[TurnedBack] = field(default_factory=list)
-
-    def add(self, note: Note) -> Note:
-        """Takes in the next operation."""
-        self.notes.append(note)
-        if note.crossed:
-            self.since = len(self.notes)
-        return note
-
-    def claim(self, sources: Iterable[Note], stage: int, order: Sequence[str]) -> None:
-        """A boundary has been reached again: finds what was computed for it.
-
-        Args:
-            sources: What the tensors that cross it come from.
-            stage: The stage before the boundary.
-            order: The boundaries in the order of the data.
-        """
-        pending, seen, claimed = list(sources), set[int](), set[int]()
-        latest = max((note for note in pending), key=lambda note: note.reach, default=None)
-        if latest is not None and latest.reach > stage:
-            self.turned_back.append(TurnedBack(order[stage], order[latest.reach - 1], latest.made_by))
-        while pending:
-            note = pending.pop()
-            if id(note) in seen or note.crossed or note.stage <= stage:
-                continue
-            seen.add(id(note))
-            pending.extend(use.note for use in note.inputs)
-            if note.reach <= stage:
-                note.stage = stage
-                claimed.add(id(note))
-            else:
-                note.unsure = True
-        for note in self.notes[self.since :]:  # what else was made of it meanwhile
-            if note.reach <= stage < note.stage and any(id(use.note) in claimed for use in note.inputs):
-                note.stage = stage
-                claimed.add(id(note))
-
-    def uses(self) -> dict[str, set[int]]:
-        """For each parameter and buffer that was used, the stages that used it."""
-        found: dict[str, set[int]] = {}
-        for note in self.notes:
-            if not note.unsure:
-                for name in note.names:
-                    found.setdefault(name, set()).add(note.stage)
-        for note in self.notes:
-            for name in note.names if note.unsure else ():
-                found.setdefault(name, {note.stage})  # elsewhere it is known where the layer is
-        return found
-
-    def leaks(self, crossed: Mapping[int, frozenset[str]]) -> list[Leak]:
-        """The activations that go around a boundary.
-
-        Args:
-            crossed: For the number of each boundary, the makers of what crossed it.
-        """
-        found = []
-        for note in self.notes:
-            for use in note.inputs:
-                made = use.note
-                if made.free or not use.counts or made.stage >= note.stage or note.unsure:
-                    continue
-                apart = () if use.makers & crossed[made.stage] else tuple(sorted(use.makers))
-                flows = use.differentiable
-                found.append(
-                    Leak(made.stage, made.made_by, note.stage, note.made_by, use.operation, use.shape, flows, apart)
-                )
-        return found
+def name_of(func: Callable[..., Any]) -> str:
+    """The name of an operation."""
+    return getattr(func, "__name__", str(func))
 
 
-__all__ = ["Note", "Notes", "Use"]
+def values_among(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    """The tensors among the arguments of which an operation may use more than the shape, dtype and device."""
+    place, name = _SHAPE_ONLY.get(name_of(func), (-1, ""))
+    arguments = [each for number, each in enumerate(args) if number != place]
+    arguments += [each for key, each in kwargs.items() if key != name]
+    yield from (leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor))
+
+
+def uses_values(func: Callable[..., Any], result: Any) -> bool:
+    """Whether an operation that returned ``result`` used values: if no tensor, it asked for a shape and such."""
+    name = name_of(func)
+    if name in _HARMLESS:
+        return False
+    return name in _READ_OR_WRITE or any(isinstance(leaf, Tensor) for leaf in tree_leaves(result))
+
+
+def computed_among(func: Callable[..., Any], result: Any) -> list[Tensor]:
+    """The results that depend on lengths only, whatever the other arguments are: batch sizes of packed sequences."""
+    return [result[1]] if name_of(func) in ("_pack_padded_sequence", "_pad_packed_sequence") else []
+
+
+def reads_numbers(func: Callable[..., Any]) -> bool:
+    """Whether an operation gives the program numbers from a tensor, on which it may go on one way or another."""
+    return name_of(func) in _NUMBERS
+
+
+def written(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The tensor that an operation changes in place, if it does."""
+    name = name_of(func)
+    in_place = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__") and name not in _HARMLESS)
+    if not (in_place or kwargs.get("inplace") is True) or not args:
+        return None
+    return args[0] if isinstance(args[0], Tensor) else None
+
+
+__all__ = ["RANDOM", "computed_among", "name_of", "reads_numbers", "uses_values", "values_among", "written"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,13 +14,20 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from lightning_sg import (
-    SyntheticGradients,
-    TrueGradient,
-)
+from lightning_sg import Boundary, PredictorTraining, SyntheticGradients, TrueGradient
 from tests.everywhere import everywhere, trainer_for
-from tests.models import CLASSES, FEATURES, Classifier, assert_same_state, loader, make_trainer, state_of
+from tests.models import (
+    CLASSES,
+    FEATURES,
+    Classifier,
+    assert_same_state,
+    fit_and_save,
+    loader,
+    make_trainer,
+    state_of,
+)
 from tests.ranks import run_ranks
+from tests.refused import fit_split
 from tests.two_stages import Two, fit
 
 
@@ -52,6 +60,129 @@ def test_numbers_drawn_before_the_network_are_the_same_in_all_stages() -> None:
         return module.error
 
     assert run_ranks(2, work)[0] < 0.1  # with noise of its own, each stage would stay at 1
+
+
+class Sampling(Two):
+    """Draws in the middle of every stage, in every way, in training and in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.spread = nn.Dropout(0.3), nn.Linear(16, 16)
+        self.middle, self.other_cut = nn.Linear(16, 16), Boundary()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.noisy(self.drop(torch.relu(self.first(x + 0.1 * torch.randn_like(x)))))
+        h = self.noisy(F.dropout(torch.relu(self.middle(self.cut(h))), 0.2))
+        h = self.other_cut(h)
+        sampled = torch.distributions.Normal(h, F.softplus(self.spread(h))).rsample()
+        return self.second(self.drop(self.noisy(sampled + torch.randn(16))))
+
+    def noisy(self, h: Tensor) -> Tensor:
+        h = h + torch.randn_like(h) * torch.rand(h.shape[-1]) + torch.normal(0.0, 0.1, h.shape)
+        h = h * torch.bernoulli(torch.full_like(h, 0.9)) + torch.empty_like(h).uniform_(-0.1, 0.1)
+        return h + 0.1 * random.random() + 0.1 * float(np.random.rand()) + 0.01 * torch.randperm(h.shape[-1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]) * (1 + torch.rand(())))
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("test_loss", F.cross_entropy(self(batch[0]), batch[1]) * (1 + torch.rand(())))
+
+
+def sampled(devices: int, folder: Path, epochs: int = 3, checkpoint: str | None = None) -> Any:
+    pl.seed_everything(2, verbose=False)
+    module, sums = Sampling(), Sums()
+    trainer = trainer_for(
+        devices,
+        [SyntheticGradients(training=PredictorTraining(seed=5)), sums],
+        max_epochs=epochs,
+        num_sanity_val_steps=1,
+        default_root_dir=folder,
+    )
+    trainer.fit(module, loader(), loader(shuffle=False), ckpt_path=checkpoint)
+    losses = [float(trainer.callback_metrics["val_loss"])]
+    trainer.save_checkpoint(folder / f"{devices}.ckpt")
+    losses += [trainer.test(module, loader(shuffle=False), verbose=False)[0].get("test_loss") for _ in range(2)]
+    return state_of(module), losses, sums.seen, torch.rand(3).tolist()
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_stages_draw_the_same_numbers_in_several_processes_as_in_one(devices: int, tmp_path: Path) -> None:
+    state, losses, seen, after = sampled(1, tmp_path)
+    assert losses[1] == losses[2]  # the same model is tested with the same numbers
+    ranks = run_ranks(devices, lambda: sampled(devices, tmp_path))
+    assert ranks[0][1][1:] == pytest.approx(losses[1:], rel=1e-4)  # the last stage alone knows what tests give
+    for split, split_losses, split_seen, split_after in ranks:
+        assert_same_state(split, state)
+        assert split_losses[0] == pytest.approx(losses[0], rel=1e-4)
+        assert split_seen == seen
+        assert split_after == after
+
+
+def resumable(devices: int, folder: Path, epochs: int, checkpoint: str | None = None) -> dict[str, Tensor]:
+    """Trains on batches in a fixed order, as Lightning does not save the state of the generators."""
+    pl.seed_everything(2, verbose=False)
+    module, callback = Sampling(), SyntheticGradients(training=PredictorTraining(seed=5))
+    fit_and_save(module, callback, devices, folder, checkpoint, epochs)
+    return state_of(module)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_resumed_run_draws_what_the_whole_run_does(devices: int, tmp_path: Path) -> None:
+    whole = resumable(1, tmp_path, epochs=3)
+    everywhere(devices, lambda devices: resumable(devices, tmp_path, epochs=1))
+    checkpoint = str(tmp_path / "last.ckpt")
+    for state in everywhere(devices, lambda devices: resumable(devices, tmp_path / "resumed", 3, checkpoint)):
+        assert_same_state(state, whole)
+
+
+def test_in_one_process_steps_leave_the_generators_alone() -> None:
+    def after(kind: type[pl.LightningModule], *callbacks: Callback) -> list[float]:
+        module = kind()
+        pl.seed_everything(2, verbose=False)
+        make_trainer(callbacks=list(callbacks)).fit(module, loader(), loader())
+        return [torch.rand(()).item(), float(np.random.rand()), random.random()]
+
+    assert after(Sampling, SyntheticGradients()) == after(Still)
+
+
+class Still(Two):
+    """Draws nothing."""
+
+
+def test_with_the_true_gradient_one_process_draws_as_plain_training_does() -> None:
+    def plain() -> dict[str, Tensor]:
+        pl.seed_everything(2, verbose=False)
+        module = Sampling()
+        make_trainer().fit(module, loader(shuffle=False), loader(shuffle=False))
+        return state_of(module)
+
+    assert_same_state(plain(), fit(Sampling, callback={"predictor": TrueGradient()}), exact=True)
+
+
+class NoiseLate(Two):
+    """The noise that the loss compares with is drawn in the first stage, after its dropout."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        h = F.dropout(torch.relu(self.first(batch[0])), 0.5)
+        noise = torch.randn(len(batch[0]), CLASSES)
+        return F.mse_loss(self.second(self.cut(h)), noise)
+
+
+class NoiseEarly(Two):
+    """The same, before the dropout."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        h = torch.relu(self.first(batch[0]))
+        noise = torch.randn(len(batch[0]), CLASSES)
+        return F.mse_loss(self.second(self.cut(F.dropout(h, 0.5))), noise)
+
+
+def test_noise_that_only_an_earlier_stage_can_draw_is_refused() -> None:
+    raised = fit_split(NoiseLate)
+    assert "It is drawn at random after other numbers that only its stage draws" in str(raised)
+    for state in fit(NoiseEarly, devices=2):
+        assert_same_state(state, fit(NoiseEarly))
 
 
 class Augmented(torch.utils.data.Dataset[Any]):

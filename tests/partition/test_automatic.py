@@ -82,7 +82,7 @@ def chosen(module: pl.LightningModule, stages: int, **predictors: float) -> list
         return dict.fromkeys(names, 0.0) | {name.replace("_", "."): cost for name, cost in predictors.items()}
 
     run = partial(call_training_step, module, batch(), 0)
-    return choose_boundaries(module, stages, run, torch.device("cpu"), costs)
+    return choose_boundaries(module, stages, run, torch.device("cpu"), costs).names
 
 
 def test_choosing_leaves_no_hook_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,6 +158,81 @@ def test_frozen_layers_are_no_stage_of_their_own() -> None:
     net[0].requires_grad_(False)
     net[2].requires_grad_(False)
     assert chosen(Net(net), 3) == ["net.5", "net.7"]
+
+
+class Scaled(nn.Module):
+    """Reads a number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (1 + x.detach().abs().max().item())
+
+
+class Chosen(nn.Module):
+    """Meets a shape that depends on values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[x.isfinite().all(1)]
+
+
+class Listed(nn.Module):
+    """Takes a way out of torch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * len(x.tolist())
+
+
+def with_obstacle(kind: type[nn.Module]) -> Net:
+    torch.manual_seed(0)
+    blocks = [block(FEATURES, WIDTH), *(block(WIDTH, WIDTH) for _ in range(4))]
+    return Net(nn.Sequential(*blocks[:3], kind(), *blocks[3:], nn.Linear(WIDTH, CLASSES)))
+
+
+@pytest.mark.parametrize("kind", [Scaled, Chosen, Listed])
+def test_places_behind_the_first_value_that_is_read_are_left_out(
+    kind: type[nn.Module], caplog: pytest.LogCaptureFixture
+) -> None:
+    module = with_obstacle(kind)
+    with caplog.at_level("INFO"):
+        planned = plan(module, batch(), SyntheticGradients(boundaries="auto"), 3)
+    assert len(planned.boundaries) == 2
+    assert all(boundary.name[:5] in ("net.0", "net.1", "net.2") for boundary in planned.boundaries)
+    assert "Places behind 'net.2' are left out: " in caplog.text
+    with pytest.raises(PartitionError, match=r"finds \d+ places .*Places behind 'net\.2' are left out"):
+        chosen(module, 20)
+
+
+def test_what_stops_the_step_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        plan(with_obstacle(Scaled), batch(), SyntheticGradients(boundaries="auto"), 2)
+    assert "'net.3' does not run on tensors without data (DataDependentOutputException" in caplog.text
+
+
+def test_a_value_that_is_read_before_all_places_is_an_error() -> None:
+    module = Net(nn.Sequential(Outer(), nn.Linear(FEATURES, CLASSES)))
+    with pytest.raises(PartitionError, match="It reads a value"):
+        chosen(module, 2)
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale.item()
+
+
+@pytest.mark.parametrize("kind", [Scaled, Chosen, Listed])
+def test_such_a_model_trains_in_two_processes_as_in_one(kind: type[nn.Module], tmp_path: Path) -> None:
+    def work(boundaries: Any, devices: int) -> Any:
+        pl.seed_everything(3, verbose=False)
+        module = with_obstacle(kind)
+        callback = SyntheticGradients(boundaries=boundaries, training=PredictorTraining(seed=5))
+        fit_and_save(module, callback, devices, tmp_path, None, 2)
+        return callback.names, state_of(module)
+
+    (names, state), _other = run_ranks(2, lambda: work("auto", 2))
+    assert_same_state(state, work(names, 1)[1])
 
 
 def classifier() -> Net:
