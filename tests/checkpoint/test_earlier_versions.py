@@ -1,8 +1,8 @@
 """Checkpoints that earlier code wrote load, and training from them ends with the weights that it ended with.
 
 ``earlier/<kind>.ckpt`` (a folder for shards) was written in the middle of a run at commit 74b676c, and
-``earlier/<kind>.end.pt`` holds the weights with which that run, resumed there, ended. Heads that learn their own loss learn
-in passing since, so where there are such, it holds those with which it ended when that came.
+``earlier/<kind>.end.pt`` holds the weights with which that run, resumed there, ended. Heads that learn their own loss
+learn in passing since, so where there are such, it holds those with which it ended when that came.
 """
 
 from __future__ import annotations
