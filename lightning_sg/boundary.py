@@ -95,7 +95,7 @@ class Site:
 
     def close(self) -> None:
         """Ends the step: makes the boundary the identity."""
-        self._crossing = self._passed = None
+        self._crossing = None
 
     def cross(self, value: Any) -> Any:
         """Applies the current step's crossing to all tensors in ``value``.

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_sg.lightning_api import pl
 from lightning_sg.partition.shadow import shadowed
+from lightning_sg.passes import hearing_passes
 from lightning_sg.rng import StepRandomness
 from lightning_sg.session import Session
 from lightning_sg.training.ruled import RuledBoundary
@@ -46,14 +47,8 @@ class StageRandomness:
                 return step(*args, **kwargs)
             sites = self._session.boundaries.sites
             self._randomness.count(self._session.batches, training=name == "training_step")
-            with self._randomness:
-                for site in sites:
-                    site.whenever_passed(self._randomness.next_stage)
-                try:
-                    return step(*args, **kwargs)
-                finally:
-                    for site in sites:
-                        site.whenever_passed(None)
+            with self._randomness, hearing_passes(self._session.module, sites, self._randomness.next_stage):
+                return step(*args, **kwargs)
 
         return run
 

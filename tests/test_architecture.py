@@ -25,6 +25,7 @@ LAYERS = (
     ),
     ("gradient_flow",),
     ("batch", "boundary", "time_boundary"),
+    ("passes",),
     ("replicas",),
     ("predictors", "rules", "options"),
     ("partition",),

@@ -23,6 +23,7 @@ from lightning_sg.errors import PartitionError, SyntheticGradientsError
 from lightning_sg.partition.fakes import is_fake
 from lightning_sg.partition.quiet import quiet
 from lightning_sg.partition.without_values import WithoutValues
+from lightning_sg.passes import hearing_passes
 from lightning_sg.words import first_line
 
 
@@ -126,6 +127,7 @@ class ReadyStage:
             stack.enter_context(quiet(session.module) if goes_on else self.logs.without_fakes())
             stack.enter_context(program.fakes)
             stack.enter_context(stage.randomness)
+            stack.enter_context(hearing_passes(session.module, session.boundaries.sites, stage.randomness.next_stage))
             if training and stage.keeps_graph:
                 stack.enter_context(keeping_weights(session.module))
             program.outputs.install()
@@ -139,7 +141,6 @@ class ReadyStage:
                     site.open(session.crossing(site.name).forward)
                 else:
                     site.open(_unchanged)
-                site.whenever_passed(stage.randomness.next_stage)
                 stack.callback(site.close)
             if goes_on and not by_hand:
                 stack.enter_context(WithoutValues(lambda: batch.beyond))

@@ -35,6 +35,7 @@ from lightning_sg.lightning_api import pl
 from lightning_sg.partition.fakes import is_fake
 from lightning_sg.partition.paging import PagedParameters
 from lightning_sg.partition.step import later
+from lightning_sg.passes import hearing_passes
 from lightning_sg.rng import StepRandomness
 from lightning_sg.runtime import Metrics
 from lightning_sg.session import Session
@@ -174,7 +175,8 @@ class StageRuntime:
         if self.presence.skips(self.status.number):
             return self._skip(training=training)
         if ready is None:
-            with self.stage.randomness:
+            numbers, session = self.stage.randomness, self.stage.session
+            with numbers, hearing_passes(session.module, session.boundaries.sites, numbers.next_stage):
                 result = step(*args, **kwargs)
             return result if training or self.grid.is_last else None
         ready.call = call

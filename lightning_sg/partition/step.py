@@ -142,6 +142,7 @@ def _follow(following: Following, run: Callable[[], STEP_OUTPUT]) -> tuple[Trace
         recorder = Recorder(module, following.batch, fakes.origin)
         tracer.expects = recorder.expected
         stack.enter_context(tracer.following_modules())
+        stack.enter_context(tracer.following_numbers(module))
         stack.enter_context(tracer.following_time(module))
         stack.enter_context(counter)
         stack.enter_context(recorder)  # before the tracer, which shall not see what the recorder does

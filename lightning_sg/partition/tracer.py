@@ -29,6 +29,7 @@ from lightning_sg.partition.uses import (
     values_among,
     written,
 )
+from lightning_sg.passes import hearing_passes
 from lightning_sg.time_boundary import boundaries_in_time
 
 # The last stage may read values of its tensors. In a traced step each read returns this constant, whatever the value
@@ -65,7 +66,7 @@ class Tracer(TorchFunctionMode):
         self._sites = {site.name: site for site in sites}
         self._origin = fakes.origin
         self._fakes = fakes
-        self._drawn_before = fakes.drawn  # when the stage began
+        self._drawn_before = fakes.drawn  # when the numbers began
         self._counter = counter
         self._module_names = {id(child): name or type(module).__name__ for name, child in module.named_modules()}
         self._tensor_names = {
@@ -271,7 +272,7 @@ class Tracer(TorchFunctionMode):
             trace.blocked.pop(site.name, None)
             if why is not None:
                 trace.blocked[site.name] = why
-            self._stage, self._drawn_before = number + 1, self._fakes.drawn
+            self._stage = number + 1
             made_by = f"boundary '{site.name}'"
             note = self._notes.add(Note(self._stage, made_by, crossed=True))
             self._crossing_now = True
@@ -311,6 +312,14 @@ class Tracer(TorchFunctionMode):
         finally:
             for handle in handles:
                 handle.remove()
+
+    def following_numbers(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Notes where a step gets other random numbers, which follow none that only some stage draws."""
+
+        def pass_on() -> None:
+            self._drawn_before = self._fakes.drawn
+
+        return hearing_passes(module, list(self._sites.values()), pass_on)
 
     def following_time(self, module: nn.Module) -> AbstractContextManager[None]:
         """Notes which stages use the boundaries in time."""

@@ -185,6 +185,46 @@ def test_noise_that_only_an_earlier_stage_can_draw_is_refused() -> None:
         assert_same_state(state, fit(NoiseEarly))
 
 
+class Views(Sampling):
+    """Runs the network several times, each time with dropout; what is drawn in between is an input and in the loss."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.cut(self.noisy(self.drop(torch.relu(self.first(x)))))
+        h = self.other_cut(self.noisy(F.dropout(torch.relu(self.middle(h)), 0.2)))
+        return self.second(self.drop(self.noisy(h)))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        with torch.no_grad():
+            target = self(x).softmax(-1)
+        losses = [F.cross_entropy(self(x), target)]
+        for _view in range(2):
+            noise = torch.randn(x.shape)
+            losses.append(F.cross_entropy(self(x + 0.3 * noise), y) * (1 + noise.square().mean()))
+        return torch.stack(losses).mean() * (1 + torch.rand(()))
+
+
+class ViewsByHand(Views):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        optimizer: Any = self.optimizers()
+        for _time in range(2):
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            optimizer.step()
+
+
+@pytest.mark.parametrize("kind", [Views, ViewsByHand])
+def test_several_runs_of_the_network_draw_alike_and_so_does_what_is_between(kind: type[pl.LightningModule]) -> None:
+    expected = fit(kind)
+    for devices in (2, 3):
+        for state in fit(kind, devices=devices):
+            assert_same_state(state, expected)
+
+
 class Augmented(torch.utils.data.Dataset[Any]):
     """Draws from numpy, from ``random`` and from torch."""
 
