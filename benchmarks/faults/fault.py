@@ -174,7 +174,7 @@ class Fault:
 
 
 class Trap:
-    """Waits in a process for the fault's moment, and strikes once.
+    """Waits in a process for the fault's moment, and strikes: once, unless it raises.
 
     Args:
         fault: The fault.
@@ -188,7 +188,9 @@ class Trap:
 
     def reach(self, hook: str, step: int = 0) -> None:
         """The process has come to a hook."""
-        if hook == self._fault.hook and step >= self._fault.step and not self._sprung:
+        # A step may be run ahead of its time without data, where nobody hears what it raises: code raises again.
+        ready = not self._sprung or isinstance(self._fault.action, Raising)
+        if hook == self._fault.hook and step >= self._fault.step and ready:
             self._sprung = True
             self._fault.strike(self._note)
 
