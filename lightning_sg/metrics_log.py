@@ -66,14 +66,13 @@ class MetricsLog:
 
     def announce(self, session: Session) -> None:
         """Says, once, what was chosen for each boundary and what it costs."""
-        if len(self._announced) == len(session.all_trainers):
+        trainers = [(name, each) for name, each in session.all_trainers.items() if isinstance(each, PredictorTrainer)]
+        if len(self._announced) == len(trainers):
             return
         size = sum(parameter.numel() for parameter in session.module.parameters())
-        for name, trainer in session.all_trainers.items():
-            if name in self._announced or not isinstance(trainer, PredictorTrainer):
-                continue
+        for name, trainer in trainers:
             predictor = trainer.predictor
-            if trainer.operations.flops is None:
+            if name in self._announced or trainer.operations.flops is None:
                 continue
             self._announced.add(name)
             _warn_of_size(name, trainer)
