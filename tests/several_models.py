@@ -157,3 +157,19 @@ class Evaluated(Stages):
         x = batch[0]
         views = [self(x + view) for view in range(self.times(batch_idx))]
         return torch.stack(views).mean(0) if views else x.mean()
+
+
+class Sharpness(torch.optim.SGD):
+    """Evaluates its closure twice, as sharpness-aware minimization does."""
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        with torch.enable_grad():
+            closure()
+        super().step()
+        with torch.enable_grad():
+            return closure()
+
+
+class Sharp(Stages):
+    def configure_optimizers(self) -> Any:
+        return Sharpness(self.parameters(), lr=0.1)

@@ -21,14 +21,9 @@ def gather_weights(module: pl.LightningModule, placement: Placement, chain: Chai
         placement: Which process holds what.
         chain: The processes of this replica.
     """
-    tensors = named_tensors(module)
-    copy = chain.copies("gathering weights", list(tensors))
-    for name, tensor in tensors.items():
-        owner = placement.owner.get(name, placement.processes - 1)
-        # The original may change in the next step, before it has been sent.
-        found = copy(name, owner, lambda tensor=tensor: tensor.detach().cpu().clone())  # type: ignore[misc]
-        if owner != chain.position and name not in placement.shared:
-            tensor.data.copy_(found)
+    last = placement.processes - 1
+    tensors = {name: (tensor, placement.owner.get(name, last)) for name, tensor in named_tensors(module).items()}
+    chain.spread("gathering weights", tensors, keeps=placement.shared)
 
 
 def own_optimizer_state(

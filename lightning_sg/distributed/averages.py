@@ -58,12 +58,7 @@ def gather_averages(module: pl.LightningModule, runtime: StageRuntime) -> None:
     if not names:
         return
     with runtime.status.meeting("gathering averages"):
-        copy = runtime.chain.copies("gathering averages", names)
-        for name in names:
-            tensor, owner = averages[name]
-            found = copy(name, owner, lambda tensor=tensor: tensor.detach().cpu().clone())  # type: ignore[misc]
-            if owner != runtime.chain.position:
-                tensor.data.copy_(found)
+        runtime.chain.spread("gathering averages", {name: averages[name] for name in names})
 
 
 def _attributes(module: pl.LightningModule) -> Iterator[tuple[str, Any]]:

@@ -13,14 +13,13 @@ from torch import Tensor
 from lightning_sg._compat import saves_at_step
 from lightning_sg.distributed.guard import GUARDED, HookGuard
 from lightning_sg.distributed.hook_watch import BETWEEN_STEPS, HookWatch
-from lightning_sg.distributed.hooks import is_users, users_callbacks, users_hooks
+from lightning_sg.distributed.hooks import EVALUATIONS, is_users, users_callbacks, users_hooks
 from lightning_sg.distributed.metric_sync import metrics_over
 from lightning_sg.distributed.runtime import StageRuntime
 from lightning_sg.distributed.whole_model import WholeModel
 from lightning_sg.lightning_api import Callback, ModelCheckpoint, pl
 from lightning_sg.partition.shadow import shadowed
 
-_EVALUATIONS = ("validation", "test", "predict")
 # Where the processes meet anyway: the hooks of the user's, there and up to the next place, that see the whole model.
 _PLACES = {
     **{hook: (hook,) for hook in ("on_train_epoch_start", "on_train_epoch_end", "on_train_end")},
@@ -28,9 +27,9 @@ _PLACES = {
         f"on_{stage}_start": tuple(
             f"on_{stage}_{part}" for part in ("start", "epoch_start", "batch_start", "batch_end")
         )
-        for stage in _EVALUATIONS
+        for stage in EVALUATIONS
     },
-    **{f"on_{stage}_{part}": (f"on_{stage}_{part}",) for stage in _EVALUATIONS for part in ("epoch_end", "end")},
+    **{f"on_{stage}_{part}": (f"on_{stage}_{part}",) for stage in EVALUATIONS for part in ("epoch_end", "end")},
 }
 _SEEING = tuple(dict.fromkeys(hook for hooks in _PLACES.values() for hook in hooks))
 # Of these, those before which all processes get the metrics.

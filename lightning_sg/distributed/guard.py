@@ -7,14 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning_sg.distributed.elsewhere import ElsewhereError, in_place_of
+from lightning_sg.distributed.hooks import EVALUATIONS
 from lightning_sg.distributed.status import ProcessStatus
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.lightning_api import Callback
 from lightning_sg.transport import ProcessGrid
 
-_EVALUATIONS = ("validation", "test", "predict")
 # Hooks in which results of steps are commonly used.
-_ENDS = ("on_train_epoch_end", *(f"on_{stage}_{part}_end" for stage in _EVALUATIONS for part in ("batch", "epoch")))
+_ENDS = ("on_train_epoch_end", *(f"on_{stage}_{part}_end" for stage in EVALUATIONS for part in ("batch", "epoch")))
 #: The hooks to guard, each with what it may raise where it has no results.
 GUARDED: dict[str, type[Exception]] = {
     "on_before_backward": ElsewhereError,

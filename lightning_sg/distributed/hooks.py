@@ -7,6 +7,8 @@ from typing import Any
 
 from lightning_sg.lightning_api import pl
 
+#: What there is besides training, as the names of hooks have it.
+EVALUATIONS = ("validation", "test", "predict")
 _NOT_THE_USERS = ("lightning", "pytorch_lightning", "lightning_fabric", "lightning_sg")
 
 
@@ -40,4 +42,4 @@ def users_hooks(trainer: pl.Trainer, module: pl.LightningModule, hooks: Iterable
     return [hook for hook in hooks if is_users(module, hook) or users_callbacks(trainer, hook)]
 
 
-__all__ = ["is_users", "users_callbacks", "users_hooks"]
+__all__ = ["EVALUATIONS", "is_users", "users_callbacks", "users_hooks"]

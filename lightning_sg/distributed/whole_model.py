@@ -108,14 +108,9 @@ class WholeModel:
         self._leave_device()
 
     def _spread(self, module: pl.LightningModule, writers: dict[str, int], hook: str) -> None:
-        tensors, chain = named_tensors(module), self._runtime.chain
-        with self._runtime.status.meeting(f"sharing what {hook} has written"):
-            copy = chain.copies(f"sharing what {hook} has written", list(writers))
-            for name, writer in writers.items():
-                tensor = tensors[name]
-                found = copy(name, writer, lambda tensor=tensor: tensor.detach().cpu().clone())  # type: ignore[misc]
-                if chain.position != writer:
-                    tensor.data.copy_(found)
+        tensors, what = named_tensors(module), f"sharing what {hook} has written"
+        with self._runtime.status.meeting(what):
+            self._runtime.chain.spread(what, {name: (tensors[name], writer) for name, writer in writers.items()})
         self._digests |= _digests(module, writers)
 
 

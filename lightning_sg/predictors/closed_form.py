@@ -29,10 +29,10 @@ class ClosedForm:
         self._layers = list(layers)
 
     @staticmethod
-    def fits(layers: Iterable[nn.Module], rows: Tensor) -> bool:
-        """Whether these layers can be run like this on ``rows`` of shape ``(rows, D)``."""
-        as_they_are = rows.dtype == torch.float32 and not torch.is_autocast_enabled(rows.device.type)
-        return rows.ndim == 2 and len(rows) > 1 and as_they_are and all(map(_is_plain, layers))
+    def fits(layers: Iterable[nn.Module], like: Tensor) -> bool:
+        """Whether these layers can be run like this on rows made of ``like``, which has at least as many as samples."""
+        as_they_are = like.dtype == torch.float32 and not torch.is_autocast_enabled(like.device.type)
+        return len(like) > 1 and as_they_are and all(map(_is_plain, layers))
 
     def run(self, rows: Tensor, loss: LossOfOutputs, *, learns: bool) -> tuple[Tensor, Tensor]:
         """Finds the gradient of the loss with respect to ``rows``.

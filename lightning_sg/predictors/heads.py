@@ -86,6 +86,8 @@ class Head(nn.Module):
         criterion = self.criterion
         if self.sampled is not None or not isinstance(criterion, (LabelLoss, NumberLoss)) or criterion.place == "cell":
             return None
+        if not ClosedForm.fits(self.net, activations[0]):  # before the view, whose norms take in what passes through
+            return None
         inputs, passes = activations, self.view.passes(activations)
         with torch.enable_grad():
             if not passes:
@@ -93,8 +95,6 @@ class Head(nn.Module):
             rows: Tensor = self.view(inputs)
         places = rows.shape[:-1]
         flat = rows if passes else rows.detach().reshape(-1, rows.shape[-1])
-        if not ClosedForm.fits(self.net, flat):
-            return None
         compared: Callable[[Tensor], Tensor]
         if isinstance(criterion, LabelLoss) and not criterion.soft:
             labels = criterion.labels(places, context)

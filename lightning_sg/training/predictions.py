@@ -80,8 +80,8 @@ class Predictions:
 
     def bounded(self, prediction: Gradients, record: Record) -> Gradients:
         """A raw prediction within the bound, or zeros if it is not finite."""
-        # The gradient of a loss of the predictor's own has no target to be bounded by.
         sizes = norms(prediction)
+        # The gradient of a loss of the predictor's own has no target to be bounded by.
         if self._learner.predictor.target_use.asks:
             prediction = self.scale.limit(prediction, sizes)
         if self._replicas.count == 1 and known_finite(sizes):

@@ -311,7 +311,7 @@ def _without_overflow(targets: Gradients) -> tuple[Gradients, list[Tensor]]:
         return targets, sizes
     finite = all_finite(targets)
     targets = tuple(torch.where(finite, target, torch.zeros_like(target)) for target in targets)
-    return targets, norms(targets)
+    return targets, [torch.where(finite, size, torch.zeros_like(size)) for size in sizes]
 
 
 __all__ = ["PredictorTrainer", "TrainerOptions"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -100,6 +100,21 @@ class Chain:
             self.downstream.outbox.flush(self.watch.timeout)
             return [own]
         return self._unpacked(brought, own)
+
+    def spread(self, what: str, tensors: Mapping[str, tuple[Tensor, int]], keeps: Container[str] = ()) -> None:
+        """Copies each tensor from the stage that has it into those of all other stages. A meeting.
+
+        Args:
+            what: What the stages meet for.
+            tensors: Each with the position of the stage that has it, by name; the names are the same in every stage.
+            keeps: The names of those of which every stage keeps its own.
+        """
+        copy = self.copies(what, list(tensors))
+        for name, (tensor, owner) in tensors.items():
+            # The original may change in the next step, before it has been sent.
+            found = copy(name, owner, lambda tensor=tensor: tensor.detach().cpu().clone())  # type: ignore[misc]
+            if owner != self.position and name not in keeps:
+                tensor.data.copy_(found)
 
     def copies(self, what: str, names: list[str]) -> Callable[[str, int, Callable[[], Tensor]], Tensor]:
         """Begins a meeting in which tensors are copied from the stage that has each to all others.

@@ -19,6 +19,7 @@ from tests.several_models import (
     EarlyReturn,
     Mixed,
     MixedOfThree,
+    Sharp,
     Siamese,
     SiameseOfThree,
     Skipping,
@@ -82,22 +83,6 @@ def test_targets_are_those_of_two_separate_backward_passes() -> None:
 class ClosesTwice(Stages):
     def configure_optimizers(self) -> Any:
         return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
-
-
-class Sharpness(torch.optim.SGD):
-    """Evaluates its closure twice, as sharpness-aware minimization does."""
-
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
-        with torch.enable_grad():
-            closure()
-        super().step()
-        with torch.enable_grad():
-            return closure()
-
-
-class Sharp(Stages):
-    def configure_optimizers(self) -> Any:
-        return Sharpness(self.parameters(), lr=0.1)
 
 
 @pytest.mark.parametrize(("kind", "name"), [(ClosesTwice, "LBFGS"), (Sharp, "Sharpness")])

@@ -32,6 +32,7 @@ from tests.several_models import (
     Evaluated,
     Mixed,
     MixedOfThree,
+    Sharp,
     Siamese,
     SiameseOfThree,
     Skipping,
@@ -311,20 +312,6 @@ class UntilItIsGood(Stages):
 def test_a_number_of_crossings_that_goes_by_the_loss_is_refused() -> None:
     found = fit(UntilItIsGood, 2, {}, max_epochs=20)
     assert any("another number of times" in str(getattr(each, "message", "")) for each in found), found
-
-
-class Sharpness(torch.optim.SGD):
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
-        with torch.enable_grad():
-            closure()
-        super().step()
-        with torch.enable_grad():
-            return closure()
-
-
-class Sharp(Stages):
-    def configure_optimizers(self) -> Any:
-        return Sharpness(self.parameters(), lr=0.1)
 
 
 def test_a_step_that_is_evaluated_again_for_one_batch_is_refused() -> None:
