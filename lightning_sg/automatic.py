@@ -21,7 +21,14 @@ _log = logging.getLogger(LOGGER)
 
 
 def choose_names(
-    settings: Settings, module: pl.LightningModule, stages: int, run: Run, device: torch.device, batch: Any
+    settings: Settings,
+    module: pl.LightningModule,
+    stages: int,
+    run: Run,
+    device: torch.device,
+    batch: Any,
+    *,
+    tied: bool = False,
 ) -> list[str]:
     """Says, for ``boundaries="auto"``, where to cut, so that stages with their predictors cost about the same.
 
@@ -32,6 +39,7 @@ def choose_names(
         run: Calls the step on ``batch``.
         device: The device that the step runs on.
         batch: A batch.
+        tied: Whether stages on several processes may use one parameter.
 
     Raises:
         PartitionError: If there are too few places for a cut, or the step cannot be followed to any.
@@ -44,7 +52,7 @@ def choose_names(
     def operations(trace: Trace, names: Sequence[str]) -> dict[str, float]:
         return factory.operations(trace, Told(settings.context, trace), batch, names)
 
-    choice = choose_boundaries(module, stages, run, device, operations, batch)
+    choice = choose_boundaries(module, stages, run, device, operations, batch, tied=tied)
     _log.info(
         f"boundaries='auto' cuts after {choice.names}. To keep the cuts, write these names in its place."
         f"{choice.left_out}"

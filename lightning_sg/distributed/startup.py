@@ -148,7 +148,8 @@ class StartUp:
         first: PartitionError | None = None
         for ahead in range(STEPS_AHEAD if training else 1):
             try:
-                return choose_names(settings, module, stages, partial(call, ahead), device, batch)
+                run, tied = partial(call, ahead), self._options.tied
+                return choose_names(settings, module, stages, run, device, batch, tied=tied)
             except PartitionError as error:
                 first = first or error
         if training and first is not None:

@@ -49,13 +49,16 @@ def choose_boundaries(
     device: torch.device,
     cost_of_predictors: CostOfPredictors,
     batch: Any = None,
+    *,
+    tied: bool = False,
 ) -> Choice:
     """Names the submodules to cut after, so that the slowest stage, its predictor included, is as fast as possible.
 
     Candidates are the model's own children and the members of every ``nn.Sequential``, ``nn.ModuleList`` and
     ``nn.ModuleDict``. A cut is possible after a candidate that runs once in a step, if its output is all that later
-    code uses of what was computed before, and a gradient flows back through it. The step cannot be followed beyond a
-    value that it reads, or a shape that depends on one: places behind that are left out.
+    code uses of what was computed before, a gradient flows back through it, and no parameter is used on both sides. The
+    step cannot be followed beyond a value that it reads, or a shape that depends on one: places behind that are left
+    out.
 
     Args:
         module: The LightningModule, without boundaries installed.
@@ -64,6 +67,7 @@ def choose_boundaries(
         device: The device that the step runs on.
         cost_of_predictors: Estimates what predictors would cost.
         batch: The batch that the step is run on.
+        tied: Whether stages on several processes may use one parameter.
 
     Returns:
         ``stages - 1`` names.
@@ -74,11 +78,15 @@ def choose_boundaries(
     names, ended = _candidates(module, run, device)
     trace, left_out = _follow(module, names, run, device, batch)
     left_out = left_out or ended
+    divided: dict[str, list[str]] = {}
     while True:
         around = {name for leak in trace.leaks for name in trace.order[leak.made_in : leak.used_in]}
         around |= _without_gradient(trace)
         around |= {name for used in trace.times.values() for name in trace.order[min(used) : max(used)]}
-        if not around:
+        if not tied:
+            divided.update(_divided(module, trace))
+            around.update(*divided.values())
+        if not around & {*trace.order}:
             break
         trace, _none = _follow(module, [name for name in trace.order if name not in around], run, device, batch)
     costs = stage_costs(module, trace)
@@ -91,7 +99,7 @@ def choose_boundaries(
     if len(kept) + 1 < stages:
         raise PartitionError(
             f"boundaries='auto' finds {len(kept)} places to cut {type(module).__name__}, too few for {stages} stages"
-            f"{f' (after {[trace.order[place] for place in kept]})' if kept else ''}.{left_out} "
+            f"{f' (after {[trace.order[place] for place in kept]})' if kept else ''}.{left_out}{_because(divided)} "
             f"Use Trainer(devices={len(kept) + 1}) or fewer, or put `lightning_sg.Boundary()` where several tensors "
             "can cross together."
         )
@@ -158,6 +166,24 @@ def _without_gradient(trace: Trace) -> set[str]:
     """The places through which no gradient flows back. In evaluation none does anywhere, which says nothing of one."""
     evaluates = set(trace.blocked) == set(trace.order)
     return {name for name, why in trace.blocked.items() if not (evaluates and why.of_whole_pass)}
+
+
+def _divided(module: nn.Module, trace: Trace) -> dict[str, list[str]]:
+    """The parameters that are used before and after some place, each with these places."""
+    uses = {name: trace.uses.get(name, ()) for name, _parameter in module.named_parameters()}
+    return {name: trace.order[min(used) : max(used)] for name, used in uses.items() if len(used) > 1}
+
+
+def _because(divided: dict[str, list[str]]) -> str:
+    """Says of one parameter that it kept places from being cut at; empty if none did."""
+    if not divided:
+        return ""
+    name, places = next(iter(divided.items()))
+    return (
+        f" Parameter '{name}' is used before and after {places}, so there is no cut there: untie it, or use "
+        "SyntheticGradientStrategy(tied_weights='synchronize'), which keeps its copies equal, but then stages wait for "
+        "each other in every step."
+    )
 
 
 def _trained_stages(module: nn.Module, trace: Trace) -> set[int]:

@@ -77,12 +77,12 @@ def batch() -> tuple[Tensor, ...]:
     return dataset(16)[:]
 
 
-def chosen(module: pl.LightningModule, stages: int, **predictors: float) -> list[str]:
+def chosen(module: pl.LightningModule, stages: int, *, tied: bool = False, **predictors: float) -> list[str]:
     def costs(trace: Trace, names: list[str]) -> dict[str, float]:
         return dict.fromkeys(names, 0.0) | {name.replace("_", "."): cost for name, cost in predictors.items()}
 
     run = partial(call_training_step, module, batch(), 0)
-    return choose_boundaries(module, stages, run, torch.device("cpu"), costs).names
+    return choose_boundaries(module, stages, run, torch.device("cpu"), costs, tied=tied).names
 
 
 def test_choosing_leaves_no_hook_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,6 +151,59 @@ def test_a_module_that_runs_twice_is_no_place_for_a_cut() -> None:
 
     with pytest.raises(PartitionError, match="finds 0 places"):
         chosen(Net(Twice()), 2)
+
+
+class Tied(nn.Module):
+    """The layer ``first`` works again after the third block, and ``behind`` blocks follow."""
+
+    def __init__(self, behind: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(FEATURES, FEATURES)
+        self.blocks = nn.ModuleList(nn.Linear(FEATURES, FEATURES) for _ in range(3 + behind))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.linear(x, self.first.weight)
+        for place, layer in enumerate(self.blocks):
+            x = layer(x)
+            if place == 2:
+                x = F.linear(x, self.first.weight)
+        return x
+
+
+def test_no_cut_is_between_two_uses_of_a_parameter() -> None:
+    module = Net(Tied(behind=2))
+    assert chosen(module, 2) == ["net.blocks.3"]
+    # Stages that keep copies of it equal may be cut anywhere.
+    assert chosen(module, 3, tied=True) == ["net.blocks.1", "net.blocks.3"]
+    with pytest.raises(PartitionError, match=r"finds 1 places.*'net\.first\.weight' is used before and after"):
+        chosen(module, 3)
+
+
+class TwiceInValidation(Net):
+    """Its validation runs the network a second time, past its last module; so only that module runs once."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        blocks = [block(FEATURES, WIDTH), block(WIDTH, WIDTH), block(WIDTH, WIDTH)]
+        super().__init__(nn.Sequential(*blocks, nn.Linear(WIDTH, CLASSES)))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        self.log("val_loss", F.cross_entropy(self.net(x), y))
+        hidden = self.net[:3](x)
+        self.log("val_error", (F.linear(hidden, self.net[3].weight).argmax(1) != y).float().mean())
+
+
+def test_a_validation_step_that_runs_the_network_twice_leaves_the_choice_to_training(tmp_path: Path) -> None:
+    def work(boundaries: Any, devices: int) -> Any:
+        pl.seed_everything(3, verbose=False)
+        module = TwiceInValidation()
+        callback = SyntheticGradients(boundaries=boundaries, training=PredictorTraining(seed=5))
+        fit_and_save(module, callback, devices, tmp_path, None, 2)
+        return callback.names, state_of(module)
+
+    (names, state), _other = run_ranks(2, lambda: work("auto", 2))
+    assert_same_state(state, work(names, 1)[1])
 
 
 def test_frozen_layers_are_no_stage_of_their_own() -> None:
