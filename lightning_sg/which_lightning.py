@@ -47,7 +47,8 @@ def choose(environment: Mapping[str, str], namespaces: Iterable[Mapping[str, Any
     """Chooses the package: by environment variable, by what is imported, or else by what is installed.
 
     Libraries may have imported one package while the user's own code imports the other. If both are there, the
-    innermost of the importing modules that uses exactly one of them decides.
+    innermost of the importing modules that uses exactly one of them decides. If none does, it is the package whose
+    LightningModule the imported libraries build on, if they build on one only.
 
     Args:
         environment: The environment variables.
@@ -64,8 +65,14 @@ def choose(environment: Mapping[str, str], namespaces: Iterable[Mapping[str, Any
     if len(loaded) == 1:
         return Choice(loaded[0], "it was imported before lightning_sg")
     if loaded:
-        return _used_in(namespaces) or Choice(
-            UNIFIED, "both packages were imported before lightning_sg, and the modules that import it do not tell"
+        return (
+            _used_in(namespaces)
+            or _built_on()
+            or Choice(
+                UNIFIED,
+                "both packages were imported before lightning_sg, and neither the modules that import it nor the "
+                "models of other libraries tell which is meant",
+            )
         )
     for package in TRAINING:
         if _is_installed(package):
@@ -94,6 +101,32 @@ def _used_in(namespaces: Iterable[Mapping[str, Any]]) -> Choice | None:
             name = namespace.get("__name__", "the importing module")
             return Choice(used.pop(), f"both packages were imported before lightning_sg, and {name} uses this one")
     return None
+
+
+def _built_on() -> Choice | None:
+    """The one package that somebody's models are made with; a library may import the other for a callback only."""
+    models = {package: _models_of(package) for package in TRAINING}
+    used = [package for package, found in models.items() if found]
+    if len(used) != 1:
+        return None
+    model = models[used[0]][0]
+    return Choice(
+        used[0],
+        f"both packages were imported before lightning_sg, and {model.__module__}.{model.__qualname__} is made with "
+        "this one",
+    )
+
+
+def _models_of(package: str) -> list[type]:
+    """The LightningModules of this package that are defined elsewhere."""
+    base = getattr(sys.modules[TRAINING[package]], "LightningModule", object)
+    waiting, found = [] if base is object else [base], []
+    while waiting:
+        kind = waiting.pop()
+        waiting += kind.__subclasses__()
+        if package_of(str(kind.__module__)) is None:
+            found.append(kind)
+    return found
 
 
 def _packages_of_variable(value: object) -> set[str]:

@@ -120,6 +120,29 @@ def test_the_importing_module_may_have_a_module_a_class_or_a_function(imported: 
         assert choose({}, [{"value": value}]).package == "pytorch_lightning"
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_of_two_that_the_importing_modules_do_not_tell_it_is_the_one_that_models_are_made_with(
+    package: str, imported: Any
+) -> None:
+    imported(*PACKAGES)
+    bases = {}
+    for name in PACKAGES:
+        bases[name] = type("LightningModule", (), {"__module__": f"{TRAINING[name]}.core"})
+        # Lightning's own models do not count.
+        _demo = type("Demo", (bases[name],), {"__module__": f"{TRAINING[name]}.demos"})
+        sys.modules[TRAINING[name]].LightningModule = bases[name]  # type: ignore[attr-defined]
+        bases[f"{name} demo"] = _demo
+    assert choose({}, [{}]).package == "lightning"
+    model = type("Forecaster", (bases[f"{package} demo"],), {"__module__": "forecasts.models"})
+    choice = choose({}, [{}])
+    assert choice.package == package
+    assert "forecasts.models.Forecaster is made with this one" in choice.reason
+    (other,) = {*PACKAGES} - {package}
+    others = type("Classifier", (bases[other],), {"__module__": "classes.models"})
+    assert choose({}, [{}]).package == "lightning"
+    del model, others
+
+
 def test_of_two_that_nobody_uses_it_is_lightning(imported: Any) -> None:
     imported(*PACKAGES)
     assert choose({}, [{}, *described(*PACKAGES)]).package == "lightning"
