@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+# Calls an operation on a tensor of a user's class as on a plain one. torch documents it, but only under this name.
+from torch._C import DisableTorchFunctionSubclass
+
 # torch exports its stores under no public name, and has no public way to get the one of the process group.
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
@@ -146,6 +149,7 @@ DATA_DEPENDENT_ERRORS: tuple[type[BaseException], ...] = (
 
 __all__ = [
     "DATA_DEPENDENT_ERRORS",
+    "DisableTorchFunctionSubclass",
     "FakeTensor",
     "FakeTensorMode",
     "Loop",

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_sg._compat import tree_flatten, tree_unflatten
 from lightning_sg.errors import BoundaryError
 from lightning_sg.gradient_flow import Blocked, blocked, refuse_recomputation
+from lightning_sg.subclasses import plain_tensor
 
 # Takes the tensors that reach a boundary and returns the tensors that the next stage uses.
 Crossing = Callable[[list[Tensor]], list[Tensor]]
@@ -116,7 +117,7 @@ class Site:
         places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         if not places:
             raise BoundaryError(f"Boundary '{self.name}' was given no tensor, but {type(value).__name__}.")
-        tensors = [leaves[place] for place in places]
+        tensors = [plain_tensor(leaves[place]) for place in places]
         why = blocked(tensors)
         if why is None or not self.crossed:
             self.blocked = why

@@ -68,13 +68,14 @@ def free_port() -> int:
     raise RuntimeError(f"No free port from {_PORTS.start} to {_PORTS.stop - 1}: end what occupies them.")
 
 
-def run_ranks(count: int, work: Callable[[], Any], *, may_fail: bool = False) -> list[Any]:
+def run_ranks(count: int, work: Callable[[], Any], *, may_fail: bool = False, patience: float = TIMEOUT) -> list[Any]:
     """Calls ``work`` in ``count`` forked processes with torchrun's environment variables.
 
     Args:
         count: The number of processes.
         work: Called without arguments in each; what it returns must be picklable, and on GPUs it too.
         may_fail: Return :class:`Failure` for ranks that raise, instead of failing here.
+        patience: Seconds until ranks that have said nothing are ended.
 
     Returns:
         Each rank's result, in rank order. ``None`` for a rank that died without a word.
@@ -94,7 +95,7 @@ def run_ranks(count: int, work: Callable[[], Any], *, may_fail: bool = False) ->
         processes.append(process)
         ends.append(mine)
     results = []
-    deadline = time.monotonic() + TIMEOUT
+    deadline = time.monotonic() + patience
     for end in ends:
         try:
             here = end.poll(max(0.0, deadline - time.monotonic()))

@@ -48,6 +48,7 @@ SYMBOLS = [
     (None, "torch._subclasses.fake_tensor", "DataDependentOutputException"),
     (None, "torch._subclasses.fake_tensor", "DynamicOutputShapeException"),
     *((name, "torch._C._distributed_c10d", name) for name in ("PrefixStore", "Store", "TCPStore")),
+    ("DisableTorchFunctionSubclass", "torch._C", "DisableTorchFunctionSubclass"),
     ("default_store", "torch.distributed.distributed_c10d", "_get_default_store"),
     ("enable_python_dispatcher", "torch._dispatch.python", "enable_python_dispatcher"),
     ("FakeTensor", "torch._subclasses.fake_tensor", "FakeTensor"),

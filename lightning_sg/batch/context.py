@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_sg._compat import tree_map_only
 from lightning_sg.batch.chunks import content_of
 from lightning_sg.batch.entries import entry_of
+from lightning_sg.subclasses import plain_tensor
 
 ContextSource = str | int | Callable[[Any], Any] | None
 
@@ -42,8 +43,8 @@ def context_of(batch: Any, source: ContextSource) -> Any:
 
 
 def detached(context: Any) -> Any:
-    """The context without the graphs of its tensors."""
-    return tree_map_only(Tensor, lambda tensor: tensor.detach(), context)
+    """The context without the graphs of its tensors, and without classes of their own."""
+    return tree_map_only(Tensor, lambda tensor: plain_tensor(tensor).detach(), context)
 
 
 def _labels(batch: Any) -> Any:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_sg.batch.attributes import attributes_of
+from lightning_sg.subclasses import plain_tensor
 
 _SAMPLED = 1024  # about how many values of each tensor enter the checksum
 _MOST_OBJECTS = 10_000  # that are looked into; a batch that refers to much else is not read whole in every step
@@ -67,7 +68,7 @@ def _sample(tensor: Tensor) -> bytes:
     form = str((tuple(tensor.shape), tensor.dtype)).encode()
     if tensor.device.type != "cpu" or tensor.layout != torch.strided or not tensor.numel():
         return form
-    flat = tensor.detach().reshape(-1)
+    flat = plain_tensor(tensor).detach().reshape(-1)
     sample = flat[:: max(1, flat.numel() // _SAMPLED)].contiguous()
     return form + sample.view(torch.uint8).numpy().tobytes()
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_sg._compat import tree_leaves
+from lightning_sg._compat import tree_leaves, tree_map_only
 from lightning_sg.batch.path import Path
+from lightning_sg.subclasses import plain_tensor
 
 
 @dataclass(eq=False)
@@ -31,6 +32,9 @@ class Node:
     batch: bool = False
     obstacle: str = ""
     sized: bool = False
+
+    def __deepcopy__(self, _memo: Any) -> Node:
+        return self  # what was seen; it may lead to the model, and through as many nodes as the step has operations
 
 
 @dataclass(eq=False)
@@ -262,7 +266,7 @@ class Program:
             if isinstance(node, Operation):
                 result = node.function(*mapped(args, filled), **mapped(kwargs, filled))
             elif isinstance(node, FromBatch):
-                result = node.path.of(batch)
+                result = tree_map_only(Tensor, plain_tensor, node.path.of(batch))
             else:
                 tensor = node.now if isinstance(node, FromModule) else node.tensor  # type: ignore[attr-defined]
                 result = tensor if device is None else tensor.to(device)

@@ -39,6 +39,7 @@ from lightning_sg.passes import hearing_passes
 from lightning_sg.rng import StepRandomness
 from lightning_sg.runtime import Metrics
 from lightning_sg.session import Session
+from lightning_sg.subclasses import plain_beside_fakes
 from lightning_sg.time_boundary import CutInTime
 from lightning_sg.transport import Chain, ProcessGrid
 
@@ -183,7 +184,7 @@ class StageRuntime:
         around = self.around_training if training else nullcontext
         by_hand = training and not self.stage.session.module.automatic_optimization  # it runs to its end everywhere
         most = None if by_hand else self._foreseen.most(self.stage, name, (args, kwargs), call)
-        with blaming(self.status), self._explaining(ready), around():
+        with blaming(self.status), self._explaining(ready), around(), plain_beside_fakes((args, kwargs)):
             return ready.run(lambda: step(*args, **kwargs), self._fingerprint, most, training=training)
 
     def _skip(self, *, training: bool) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lightning_sg.partition.trace import Leak, TurnedBack
+from lightning_sg.partition.uses import SELECTING
 
 
 @dataclass(eq=False)
@@ -78,11 +79,13 @@ class Notes:
         notes: The operations.
         turned_back: What comes to a boundary from a stage after it.
         since: Where the operations begin that came after the last crossing.
+        returned: The operations whose results the step has returned; ``None`` if it has not come to its end.
     """
 
     notes: list[Note] = field(default_factory=list)
     since: int = 0
     turned_back: list[TurnedBack] = field(default_factory=list)
+    returned: list[Note] | None = None
 
     def add(self, note: Note) -> Note:
         """Takes in the next operation."""
@@ -137,9 +140,9 @@ class Notes:
         Args:
             crossed: For the number of each boundary, the makers of what crossed it.
         """
-        found = []
+        found, idle = [], self._idle()
         for note in self.notes:
-            for use in note.inputs:
+            for use in () if id(note) in idle else note.inputs:
                 made = use.note
                 if made.free or not use.counts or made.stage >= note.stage or note.unsure:
                     continue
@@ -155,6 +158,19 @@ class Notes:
                     )
                 )
         return found
+
+    def _idle(self) -> set[int]:
+        """The operations that only select parts of a tensor, of which nothing comes."""
+        if self.returned is None:
+            return set()
+        needed, idle = {id(note) for note in self.returned}, set[int]()
+        for note in reversed(self.notes):
+            selects = bool(note.inputs) and all(use.operation in SELECTING for use in note.inputs)
+            if selects and not note.crossed and id(note) not in needed:
+                idle.add(id(note))
+            else:
+                needed.update(id(need) for need in note.needs())
+        return idle
 
 
 __all__ = ["Note", "Notes", "Use"]

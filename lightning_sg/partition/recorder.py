@@ -217,6 +217,10 @@ class Recorder(TorchFunctionMode):
         found.sort(key=lambda each: (each[1] != place, (each[1] == 0) != (place == 0)))
         return size_of(*found[0]) if found else None
 
+    def take_same(self, tensor: Tensor, other: Tensor) -> None:
+        """Notes that a tensor is another one in a class of its own, or without its class."""
+        self._remember(tensor, self._value(other))
+
     # ------------------------------------------------------------------ the loss
 
     def take_loss(self, result: Any) -> None:

@@ -25,6 +25,7 @@ from lightning_sg.partition.shadow import shadowed
 from lightning_sg.partition.trace import Trace
 from lightning_sg.partition.tracer import Tracer
 from lightning_sg.partition.undo import undone
+from lightning_sg.subclasses import fakes_stay_plain
 
 #: How many steps are run to see whether later ones show what the first does not.
 STEPS_AHEAD = 8
@@ -139,6 +140,7 @@ def _follow(following: Following, run: Callable[[], STEP_OUTPUT]) -> tuple[Trace
         )
         stack.enter_context(ending_at_backward(module, lambda loss: recorder.take_loss(loss)))
         stack.enter_context(fakes)
+        stack.enter_context(fakes_stay_plain(lambda *both: recorder.take_same(*both)))
         recorder = Recorder(module, following.batch, fakes.origin)
         tracer.expects = recorder.expected
         stack.enter_context(tracer.following_modules())
@@ -153,6 +155,7 @@ def _follow(following: Following, run: Callable[[], STEP_OUTPUT]) -> tuple[Trace
             result = run()
             has_loss = result is not None
             recorder.take_loss(result)
+            tracer.take_result(result)
         except StepEnds:
             has_loss = True
         except BoundaryError:
@@ -195,6 +198,7 @@ def inputs_on_values(
         stack.enter_context(undone(module, device, lambda *call: recorder.run_metric(*call)))
         stack.enter_context(ending_at_backward(module, lambda loss: recorder.take_loss(loss)))
         stack.enter_context(copies)
+        stack.enter_context(fakes_stay_plain(lambda *both: recorder.take_same(*both)))
         recorder = Recorder(module, batch, copies.origin)
         stack.enter_context(recorder)
         try:
@@ -227,7 +231,7 @@ def _fails_anyway(
     tensors = [*module.parameters(), *module.buffers()]
     if any(tensor.is_meta or tensor.device.type != device.type for tensor in tensors):
         return False  # it cannot be tried here
-    with undone(module, device), ending_at_backward(module):
+    with undone(module, device), ending_at_backward(module), fakes_stay_plain():
         try:
             run()
         except StepEnds:
@@ -293,6 +297,7 @@ def _look_ahead(
         stack.enter_context(undone(module, device))
         stack.enter_context(ending_at_backward(module))
         stack.enter_context(fakes)
+        stack.enter_context(fakes_stay_plain())
         for ahead, tracer in enumerate(tracers):
             try:
                 for site in sites:

@@ -30,6 +30,7 @@ from lightning_sg.partition.uses import (
     written,
 )
 from lightning_sg.passes import hearing_passes
+from lightning_sg.subclasses import call_beside_fakes
 from lightning_sg.time_boundary import boundaries_in_time
 
 # The last stage may read values of its tensors. In a traced step each read returns this constant, whatever the value
@@ -106,7 +107,7 @@ class Tracer(TorchFunctionMode):
             return _READS[func] if known is None else type(_READS[func])(known)
         self._check_reads(func, values)
         try:
-            result = func(*args, **kwargs)
+            result = call_beside_fakes(func, args, kwargs)
         except Exception:
             self._add(name_of(func), arguments, values)
             raise
@@ -340,6 +341,11 @@ class Tracer(TorchFunctionMode):
         )
 
     # ------------------------------------------------------------------ after the step
+
+    def take_result(self, result: Any) -> None:
+        """Takes what the step has returned."""
+        notes = [getattr(leaf, "_sg_note", None) for leaf in tree_leaves(result)]
+        self._notes.returned = [note for note in notes if note is not None]
 
     def stopped_by(self, error: Exception, fails_anyway: Callable[[], bool] = lambda: False) -> None:
         """Handles an error that the user's code raised.

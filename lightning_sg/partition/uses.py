@@ -41,6 +41,16 @@ _IN_PLACE = frozenset(
         *("__imod__", "__ipow__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__"),
     ]
 )
+#: Operations that take a part of a tensor, or see it in another shape. Where nothing is done with what they return, no
+#: value was used: a model may return slices of what it has computed, for plots, beside what its loss is made of.
+SELECTING = frozenset(
+    [
+        *("__getitem__", "select", "narrow", "split", "chunk", "unbind", "tensor_split", "index_select", "diagonal"),
+        *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute", "movedim", "t"),
+        *("swapaxes", "swapdims", "ravel", "expand", "detach", "clone", "contiguous", "cpu", "to", "float"),
+        "__get__",  # of an attribute: .T, .data
+    ]
+)
 #: Operations that draw random numbers.
 RANDOM = frozenset(
     [
@@ -92,4 +102,13 @@ def written(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, 
     return args[0] if isinstance(args[0], Tensor) else None
 
 
-__all__ = ["RANDOM", "computed_among", "name_of", "reads_numbers", "uses_values", "values_among", "written"]
+__all__ = [
+    "RANDOM",
+    "SELECTING",
+    "computed_among",
+    "name_of",
+    "reads_numbers",
+    "uses_values",
+    "values_among",
+    "written",
+]

@@ -19,7 +19,8 @@ class Client(ABC):
 
     Attributes:
         boundaries: Submodules to cut after, for two stages.
-        context: What the predictor is to say that it predicts from; empty if nothing of the batch will do.
+        context: A part of the batch that the predictor is to say that it predicts from, by itself or beside others;
+            empty if nothing of the batch will do.
         epochs: How long a test trains.
         long: How many epochs plain training needs, at least, until its loss is half of its first.
         network: What was trained, after :meth:`fit`.

@@ -16,7 +16,7 @@ class NHits(Client):
     """N-HiTS, cut after the first of its three blocks."""
 
     boundaries = ("model.blocks.0",)
-    context = "batch[1][0]"
+    context = 'batch[0]["decoder_target"]'
     lightning = pl
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ class FusionTransformer(Client):
     """The temporal fusion transformer, cut where everything has come together, before its last layer."""
 
     boundaries = ("pre_output_gate_norm",)
-    context = "batch[1][0]"
+    context = 'batch[0]["decoder_target"]'
     epochs = 3
     lightning = pl
 

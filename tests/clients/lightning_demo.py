@@ -30,9 +30,9 @@ class _Offline(LightningTransformer):
 
 
 class DemoTransformer(Client):
-    """``LightningTransformer``; the decoder's input and its mask come from the batch, behind the encoder."""
+    """``LightningTransformer``, cut before its last layer: what goes around the encoder is embedded before it."""
 
-    boundaries = ("model.transformer.encoder",)
+    boundaries = ("model.transformer",)
     context = "batch[1]"
     epochs = 6
     lightning = pl

@@ -30,7 +30,7 @@ class Supervised(Client):
     labels: ClassVar[bool] = False
 
     boundaries = ("_pina_models.0.model.3",)
-    context = "target"
+    context = 'batch[0][1]["target"]'
     epochs = 6
     lightning = pl
 

@@ -46,6 +46,8 @@ CLIENTS = {
     "darts-rnn": Entry("darts", "darts_rnn", "Recurrent"),
 }
 SEED = 7
+#: Seconds for one run; the packages are slow to begin.
+PATIENCE = 300.0
 
 
 @dataclass
@@ -215,13 +217,13 @@ def alone(work: Callable[[], Any]) -> Any:
             os.environ.pop(variable, None)
         return work()
 
-    (result,) = run_ranks(1, unlaunched, may_fail=True)
+    (result,) = run_ranks(1, unlaunched, may_fail=True, patience=PATIENCE)
     return result
 
 
 def together(name: str, boundaries: Sequence[str] | str) -> Any:
     """Both ranks' runs, or the first failure."""
-    results = run_ranks(2, lambda: train(name, boundaries, devices=2), may_fail=True)
+    results = run_ranks(2, lambda: train(name, boundaries, devices=2), may_fail=True, patience=PATIENCE)
     return next((result for result in results if not isinstance(result, Run)), results)
 
 

@@ -104,6 +104,38 @@ def test_a_use_of_values_is_refused_by_name(name: str) -> None:
         check_cuts(traced, split=True)
 
 
+class Showing(Cut):
+    """Keeps parts of an early activation beside its output, for plots."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.parts[0](x)
+        output = self.parts[1](self.cuts[0](hidden))
+        self.shown = {"attention": hidden[..., :2].detach(), "last": hidden.unbind()[-1][:, None].T}
+        return output
+
+    def training_step(self, batch: Any, batch_idx: int = 0) -> Any:
+        loss = super().training_step(batch)
+        return {"loss": loss} if not self.returns else {"loss": loss, "attention": self.shown["attention"]}
+
+    returns = False
+
+
+def test_parts_of_an_activation_of_which_nothing_comes_are_no_use() -> None:
+    module = Showing(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, CLASSES))
+    assert trace(module).leaks == []
+    module.returns = True
+    assert [leak.operation for leak in trace(module).leaks] == ["__getitem__"]
+
+
+def test_parts_of_an_activation_that_are_used_later_are_a_use() -> None:
+    class Later(Showing):
+        def training_step(self, batch: Any, batch_idx: int = 0) -> Any:
+            loss = super().training_step(batch)["loss"]
+            return loss + self.shown["attention"].sum()
+
+    assert trace(Later(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, CLASSES))).leaks
+
+
 def test_what_was_filled_with_an_activation_before_the_boundary_is_refused_behind_it() -> None:
     class Filling(Handing):
         def forward(self, x: Tensor) -> Tensor:
