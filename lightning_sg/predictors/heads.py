@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sg.predictors.base import Gradients, LossInfo
-from lightning_sg.predictors.closed_form import ClosedForm
+from lightning_sg.predictors.closed_form import ClosedForm, LossOfOutputs
 from lightning_sg.predictors.criteria import Criterion, Kind, LabelLoss, NumberLoss, kind_of
 from lightning_sg.predictors.features import count_classes
 from lightning_sg.predictors.head_options import HeadOptions
@@ -95,23 +95,20 @@ class Head(nn.Module):
             rows: Tensor = self.view(inputs)
         places = rows.shape[:-1]
         flat = rows if passes else rows.detach().reshape(-1, rows.shape[-1])
-        compared: Callable[[Tensor], Tensor]
+        loss: LossOfOutputs
         if isinstance(criterion, LabelLoss) and not criterion.soft:
             labels = criterion.labels(places, context)
             if labels.counted is not None:
                 return None
-            compared = partial(criterion.mean, labels=labels)
+            loss = partial(criterion.mean_and_gradient, labels=labels)
         else:
 
-            def compared(outputs: Tensor) -> Tensor:
-                return criterion(outputs.unflatten(0, places), context).mean()
-
-        def loss(outputs: Tensor) -> tuple[Tensor, Tensor]:
-            with torch.enable_grad():
-                leaf = outputs.requires_grad_()
-                value = compared(leaf)
-                (gradient,) = torch.autograd.grad(value, leaf)
-            return value.detach(), gradient
+            def loss(outputs: Tensor) -> tuple[Tensor, Tensor]:
+                with torch.enable_grad():
+                    leaf = outputs.requires_grad_()
+                    value = criterion(leaf.unflatten(0, places), context).mean()
+                    (gradient,) = torch.autograd.grad(value, leaf)
+                return value.detach(), gradient
 
         value, gradient = ClosedForm(self.net).run(flat, loss, learns=learns)
         if passes:
