@@ -19,7 +19,7 @@ from lightning_sg.distributed.status import ProcessStatus, Stopping
 from lightning_sg.predictors.base import Gradients
 from lightning_sg.session import Session
 from lightning_sg.training.base import BoundaryTrainer, Profile
-from lightning_sg.training.record import Record
+from lightning_sg.training.record import Applied, Record
 from lightning_sg.transport import Activations, Downstream, Message, Residual, Target, never, split
 
 
@@ -229,7 +229,7 @@ class AnswerChannel:
         return split(message.tensors, message.counts)
 
     def take_residuals(self, number: int) -> list[tuple[Tensor, ...]] | None:
-        """Waits for exact minus target gradient of a batch, for each crossing; nothing of one if the two are equal.
+        """Waits for a batch's :class:`Residual`, for each crossing its own; nothing of one that has none.
 
         Args:
             number: The number of the batch.
@@ -335,12 +335,14 @@ class RemoteTargets:
                 each.exact_targets = each.targets
         elif residuals:
             for each, gradients in zip(sent.records, sent.of_each(residuals)):
-                if gradients:
+                if gradients and sent.kept.applies is Applied.WHOLE:
+                    each.add_exact(gradients)
+                elif gradients:
                     each.add_residual(gradients)
         with self._channel.profile(profiling.EXACT), torch.autocast(self._device_type, enabled=False):
-            found, corrections = sent.kept.backward(sent.records, self._session.corrected())
+            found, applied = sent.kept.backward(sent.records, self._session.applied_late(sent.kept.applies))
         self._inlet.send_residual(sent.number, sent.residuals(found))
-        self._session.hold_corrections(sent.batch, corrections)
+        self._session.hold_late(sent.batch, applied)
 
 
 __all__ = ["AnswerChannel", "DownstreamOutlet", "NoOutlet", "Outlet", "RemoteTargets", "Sent"]

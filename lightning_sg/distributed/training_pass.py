@@ -20,7 +20,7 @@ from lightning_sg.distributed.stage_pass import EvaluationPass, WithoutDataError
 from lightning_sg.errors import BoundaryError
 from lightning_sg.partition.fakes import fake_like, is_fake
 from lightning_sg.predictors.base import Gradients
-from lightning_sg.training.record import Record
+from lightning_sg.training.record import Applied, Record
 
 
 @dataclass
@@ -261,7 +261,7 @@ class TrainingPass(EvaluationPass):
             records = self._batch.visits[self._program.outlet.trainer.name].records
             self._sent = Sent(self._number, self._batch.number, records)
             if self._batch.plan.exact:
-                self._sent.kept = KeptGraph([], [], [], self._batch.scale)
+                self._sent.kept = KeptGraph([], [], [], self._batch.scale, self._batch.plan.applies)
         self._sent.places.append(self._handed_over)
         kept = self._sent.kept
         if kept is not None:
@@ -332,11 +332,13 @@ class TrainingPass(EvaluationPass):
         return loss + self._surrogate().to(loss.dtype) if waits and not self._automatic else loss
 
     def _residuals(self) -> list[Residuals]:
-        """In the last stage: exact gradient minus the target that was sent, for each crossing."""
+        """In the last process: exact gradient minus the target that was sent, or the exact one, for each crossing."""
         exact, residuals = self._batch.exact, []
+        whole = self._batch.plan.applies is Applied.WHOLE
         for received in self._arrived:
             parts: list[Tensor | None] = []
-            sent: Sequence[Tensor | float] = received.sent or [0.0] * len(received.leaves)
+            nothing = [0.0] * len(received.leaves)
+            sent: Sequence[Tensor | float] = nothing if whole or received.sent is None else received.sent
             if all(id(leaf) in exact for leaf in received.leaves):  # it has gone backward
                 found = [exact[id(leaf)] for leaf in received.leaves]
                 parts = [None if each is None else each.float() - target for each, target in zip(found, sent)]

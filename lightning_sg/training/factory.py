@@ -29,6 +29,7 @@ class TrainerFactory:
         training: How predictors are trained.
         exact: When exact gradients travel up.
         in_time: The module's boundaries in time.
+        rule: What is at every boundary between stages in the place of a predictor, if anything is.
     """
 
     def __init__(
@@ -37,11 +38,13 @@ class TrainerFactory:
         training: PredictorTraining,
         exact: ExactGradients,
         in_time: Sequence[str] = (),
+        rule: BoundaryRule | None = None,
     ) -> None:
         self._predictor = predictor
         self._training = training
         self._exact = exact
         self._in_time = in_time
+        self._rule = rule
 
     def templates(self, between_stages: Sequence[str]) -> dict[str, Template]:
         """The unbuilt predictor, or the rule, at each boundary: of those between stages, then of those in time.
@@ -51,7 +54,8 @@ class TrainerFactory:
         """
         names = [*between_stages, *self._in_time]
         if not isinstance(self._predictor, Mapping):
-            return dict.fromkeys(names, self._predictor)
+            between = self._predictor if self._rule is None else self._rule
+            return {**dict.fromkeys(between_stages, between), **dict.fromkeys(self._in_time, self._predictor)}
         if set(self._predictor) != set(names):
             raise SyntheticGradientsError(
                 f"SyntheticGradients(predictor=...) names the boundaries {sorted(self._predictor)}, but the model has "
