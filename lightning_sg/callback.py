@@ -18,6 +18,7 @@ from lightning_sg.inputs import SyntheticInputs
 from lightning_sg.lightning_api import Callback, TrainerFn, is_overridden, pl, rank_zero_warn
 from lightning_sg.metrics_log import MetricsLog, is_measured
 from lightning_sg.mixture import refuse_mixture
+from lightning_sg.optimizer_advice import warn_of_adam
 from lightning_sg.options import ExactGradients, LateGradients, PredictorTraining
 from lightning_sg.predictors import GradientPredictor
 from lightning_sg.recurrent.settings import ThroughTime
@@ -214,6 +215,11 @@ class SyntheticGradients(Callback):
         if batch is not None:
             session.take_over(batch, trainer)
         return session
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Warns of optimizers that do not suit late gradients."""
+        if self.session.exact.applies_late and (self._runtime.ownership.split or self.session.trainers):
+            warn_of_adam(trainer.optimizers)
 
     # ------------------------------------------------------------------ automatic boundaries
 

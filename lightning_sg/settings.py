@@ -25,7 +25,7 @@ from lightning_sg.inputs.settings import SyntheticInputs
 from lightning_sg.options import ExactGradients, LateGradients, PredictorTraining
 from lightning_sg.predictors import AutoPredictor, GradientPredictor
 from lightning_sg.recurrent.settings import ThroughTime
-from lightning_sg.rules import BoundaryRule, DelayedGradient
+from lightning_sg.rules import BoundaryRule
 from lightning_sg.training.factory import Template, TrainerFactory
 from lightning_sg.training.guard import AlignmentGuard
 
@@ -121,11 +121,6 @@ class Settings:
         return [] if isinstance(self.boundaries, str) else list(self.boundaries)
 
     @property
-    def rule(self) -> BoundaryRule | None:
-        """The rule at every boundary between stages, if late gradients are all that is to be applied."""
-        return DelayedGradient() if self.late is not None and self.late.share == 1 else None
-
-    @property
     def template(self) -> Template | Mapping[str, Template]:
         """The predictor or rule at each boundary, or one by boundary name."""
         return AutoPredictor() if isinstance(self.predictor, str) else self.predictor
@@ -136,7 +131,7 @@ class Settings:
         Args:
             in_time: The module's boundaries in time.
         """
-        return TrainerFactory(self.template, self.training, self.exact, in_time, self.rule)
+        return TrainerFactory(self.template, self.training, self.exact, in_time, self.late)
 
 
 __all__ = ["MOST_DELAY", "Settings"]
