@@ -70,6 +70,9 @@ class LateGradients:
             updated with late gradients alone, as with :class:`~lightning_sg.DelayedGradient`.
         every: The true gradient of every how many-th batch is sent; at the steps between, the synthetic one has its
             full weight.
+        recompute: Run the earlier batch again, with the newest weights, in place of keeping its graph: less memory, one
+            more forward pass, and a late gradient whose weights at least are not old. What the step does to Python
+            objects, it then does twice. For steps that run the network once, with automatic optimization.
 
     Raises:
         TypeError: If an argument is of another type.
@@ -78,9 +81,16 @@ class LateGradients:
 
     share: float = 0.5
     every: int = 1
+    recompute: bool = False
 
     def __post_init__(self) -> None:
-        check_fields("LateGradients", self, share=number(above=0, most=1), every=whole(1, MOST_BATCHES))
+        check_fields(
+            "LateGradients",
+            self,
+            share=number(above=0, most=1),
+            every=whole(1, MOST_BATCHES),
+            recompute=flag(),
+        )
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,11 @@ class Settings:
                 "LateGradients does not go with ExactGradients(correction=...): both apply late what the true gradient "
                 "says, one in a mixture and one on top. Use correction=0."
             )
+        if self.late is not None and self.late.recompute and (self.inputs or self.on_non_finite == "skip"):
+            raise ValueError(
+                "LateGradients(recompute=True) runs batches again as they were given: it does not go with "
+                "SyntheticInputs and with on_non_finite='skip'. Use recompute=False."
+            )
         if self.late is not None and self.late.share == 1 and self.predictor != "auto":
             raise ValueError(
                 "LateGradients(share=1) updates stages with late gradients alone, so that a predictor has nothing to "

@@ -78,7 +78,9 @@ class MixturePolicy:
 
     def applies(self, number: int) -> Applied:
         """See :meth:`LatePolicy.applies`."""
-        return Applied.WHOLE if number % self._options.every == 0 else Applied.NOTHING
+        if number % self._options.every:
+            return Applied.NOTHING
+        return Applied.RECOMPUTED if self._options.recompute else Applied.WHOLE
 
     def weight(self, trainer: BoundaryTrainer) -> float:
         """See :meth:`LatePolicy.weight`."""

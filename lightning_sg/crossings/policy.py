@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,29 @@ class ExactPolicy:
             return {}
         return {name: part.parameter for name, part in self._parts(holds).items()}
 
+    def of_stage(self, boundary: str, holds: Holds) -> Parameters:
+        """The parameters of this process's stage before a boundary that late gradients are applied to, by name."""
+        return {name: part.parameter for name, part in self._parts(holds).items() if part.boundary == boundary}
+
+    def trainer(self, boundary: str) -> BoundaryTrainer:
+        """What supplies the gradient at a boundary."""
+        return self._trainers[boundary]
+
+    def delay(self, boundary: str) -> int:
+        """How many batches later than its own an exact gradient is applied in the stage before a boundary."""
+        trainer = self._trainers[boundary]
+        return trainer.distance * (1 + trainer.delay)
+
+    def neighbour(self, boundary: str, steps: int) -> str | None:
+        """The boundary so many further towards the loss, or before if that is negative, if there is one."""
+        order = [] if self._trace is None else self._trace.order
+        place = order.index(boundary) + steps if boundary in order else -1
+        return order[place] if 0 <= place < len(order) else None
+
+    def from_the_end(self, boundaries: Iterable[str]) -> list[str]:
+        """Boundaries in order, the last first."""
+        return sorted(boundaries, key=lambda name: self._trainers[name].distance)
+
     def hold(self, number: int, gradients: Mapping[str, Tensor], holds: Holds) -> None:
         """Keeps what is to be applied of batch ``number`` until it is due: the later, the further from the loss."""
         averaged = dict(zip(gradients, self._replicas.average(list(gradients.values()))))
@@ -129,8 +152,8 @@ class ExactPolicy:
             trainer = self._trainers[trace.order[min(users)]]
             weight = late.weight(trainer)
             if weight:
-                delay = trainer.distance * (1 + trainer.delay)
-                found[name] = _LatePart(parameter, delay, weight, late.newest(trainer))
+                boundary = trace.order[min(users)]
+                found[name] = _LatePart(parameter, boundary, self.delay(boundary), weight, late.newest(trainer))
         return found
 
     # ------------------------------------------------------------------ checkpoints
@@ -150,12 +173,14 @@ class _LatePart:
 
     Attributes:
         parameter: The parameter.
+        boundary: That at the end of its stage.
         delay: How many batches later than its own it is due.
         weight: What it is multiplied by.
         newest: What the gradient of the batch at which it is due is multiplied by.
     """
 
     parameter: nn.Parameter
+    boundary: str
     delay: int
     weight: float
     newest: float

@@ -49,7 +49,7 @@ class Stage:
     def keeps_graph(self) -> bool:
         """Whether this process needs the graph of the current batch until its exact gradient arrives."""
         batch = self.session.batch
-        if batch is None or not batch.plan.exact or self.grid.is_last:
+        if batch is None or not batch.plan.keeps_graph or self.grid.is_last:
             return False
         # The first process hands nothing on: only what it applies late, and boundaries within it, need the graph.
         applied = self.session.applied_late(batch.plan.applies)

@@ -19,6 +19,7 @@ class Applied(Enum):
     NOTHING = "nothing: predictors alone learn from it"
     DIFFERENCE = "exact minus used gradient, on top of what was applied at once"
     WHOLE = "the exact gradient, whatever was applied at once"
+    RECOMPUTED = "the exact gradient, by another forward pass with the newest weights"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,16 @@ class TargetPlan:
     coupled: bool = False
     corrects: bool = False
     applies: Applied = Applied.NOTHING
+
+    @property
+    def whole(self) -> bool:
+        """Whether what travels up is the exact gradient itself, not its residual."""
+        return self.applies in (Applied.WHOLE, Applied.RECOMPUTED)
+
+    @property
+    def keeps_graph(self) -> bool:
+        """Whether stages need the batch's graph for its exact gradient."""
+        return self.exact and self.applies is not Applied.RECOMPUTED
 
 
 @dataclass

@@ -57,6 +57,13 @@ class ByHand(Nadam):
         optimizer.step()
 
 
+class Dropout(Nadam):
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        for place in (0, 2, 4, 6):
+            self.net[place].append(torch.nn.Dropout(0.3))
+
+
 def train(
     devices: int,
     *,
@@ -107,6 +114,19 @@ CASES: dict[str, dict[str, Any]] = {
         "trainer": {"gradient_clip_val": 0.02, "gradient_clip_algorithm": "value"},
     },
     "manual optimization": {"late": LateGradients(), "module": ByHand},
+    "recomputed": {"late": LateGradients(recompute=True)},
+    "recomputed, every other batch": {"late": LateGradients(every=2, recompute=True), "delay": 0},
+    "recomputed, late gradients alone": {"late": LateGradients(share=1, recompute=True), "delay": 0},
+    "recomputed, predictors learn on others": {
+        "late": LateGradients(every=2, recompute=True),
+        "exact": ExactGradients(every=3),
+        "predictor": LossModelPredictor(objective="both"),
+    },
+    "recomputed, accumulated": {
+        "late": LateGradients(recompute=True),
+        "trainer": {"accumulate_grad_batches": 2},
+    },
+    "recomputed, with dropout": {"late": LateGradients(recompute=True), "module": Dropout},
 }
 
 
