@@ -18,7 +18,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 
 from benchmarks.runs import Record, Run, add_folders, add_records, execute, folder_arguments, read
-from benchmarks.tasks import ALL_METHODS, BACKPROPAGATION, METHODS, TASKS, WHOLE, Metric
+from benchmarks.tasks import ALL_METHODS, BACKPROPAGATION, METHODS, TASKS, UNCUT, WHOLE, Metric
 
 
 def plan(options: argparse.Namespace) -> list[Run]:
@@ -30,7 +30,7 @@ def plan(options: argparse.Namespace) -> list[Run]:
             for rate in options.learning_rates or [task.learning_rate]:
                 for method in options.methods:
                     # Plain backpropagation does not see the boundaries: one run serves all splits.
-                    splits = [WHOLE] if method == BACKPROPAGATION else options.splits or task.judged
+                    splits = [WHOLE] if method in UNCUT else options.splits or task.judged
                     runs += [
                         Run(name, split, method, seed, rate, options.budget) for split in splits if split in task.splits
                     ]
@@ -56,10 +56,12 @@ def table(records: Iterable[Record]) -> str:
             for split in cut or [WHOLE]:
                 rows = []
                 for method in ALL_METHODS:
-                    tried = [record for record in group if record["method"] == method and record["split"] == split]
+                    own = WHOLE if method in UNCUT and method != BACKPROPAGATION else split
+                    tried = [record for record in group if record["method"] == method and record["split"] == own]
                     if tried:
                         chosen = best_rate(tried, task.metric)
-                        rows.append(_row(method, chosen, base, task.metric, task.splits[split].bar))
+                        bar = None if method in UNCUT else task.splits[split].bar
+                        rows.append(_row(method, chosen, base, task.metric, bar))
                 if base and split != WHOLE:
                     rows.insert(0, _row(BACKPROPAGATION, base, base, task.metric, None))
                 share = "" if budget == 1 else f", {budget:g} × the steps"
@@ -112,7 +114,9 @@ def differences(records: Sequence[Record], base: Sequence[Record], metric: Metri
         partner = partners.get(record["seed"])
         if partner is None or record["diverged"]:
             continue
-        if partner["fingerprint"] != record["fingerprint"] or partner["steps"] != record["steps"]:
+        method = ALL_METHODS.get(record["method"])
+        alike = partner["fingerprint"] == record["fingerprint"] or (method is not None and method.batch > 1)
+        if not alike or partner["steps"] != record["steps"]:
             raise ValueError(
                 f"{record['task']}, seed {record['seed']}: '{record['method']}' and plain backpropagation differ in "
                 "initial weights, batches or steps, and cannot be compared. Were they run with different versions of "

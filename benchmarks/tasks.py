@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +14,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 import lightning_sg
+from examples.colour_digits import ColourDigits
 from examples.hard_mnist import HardMnist
 from examples.mnist import Mnist, MnistMLP
 from examples.mnist_cnn import MnistCNN
 from examples.regression import Housing, RegressionMLP
+from examples.residual_cnn import ResidualCNN
 from examples.shakespeare import CharTransformer, Shakespeare
-from lightning_sg import ExactGradients, PredictorTraining
+from lightning_sg import ExactGradients, LateGradients, PredictorTraining
 
 # Of 1e-3 and 3e-3 the one at which plain backpropagation has the better validation metric, on most of these tasks.
 RATE = 3e-3
@@ -107,16 +110,49 @@ class Method:
         predictor: The name of the predictor's class in ``lightning_sg``, or ``None`` for the package's default.
         arguments: The predictor's.
         callback_arguments: Those of ``SyntheticGradients``.
+        whole: Whether it is plain backpropagation, through a network without boundaries.
+        look_ahead: Whether the model's optimizer is NAdam, see :func:`look_ahead`, and not the task's own.
+        batch: How many times as large its batches are as those of the other methods.
     """
 
     predictor: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     callback_arguments: dict[str, Any] = field(default_factory=dict)
+    whole: bool = False
+    look_ahead: bool = False
+    batch: int = 1
+
+    def prepare(self, module: pl.LightningModule, data: pl.LightningDataModule) -> None:
+        """Changes what differs from the task's own: the model's optimizer, the size of batches."""
+        if self.look_ahead:
+            look_ahead(module)
+        data.batch_size *= self.batch  # type: ignore[attr-defined]
 
     def callback(self) -> lightning_sg.SyntheticGradients:
         """Makes the callback."""
         predictor = "auto" if self.predictor is None else getattr(lightning_sg, self.predictor)(**self.arguments)
         return lightning_sg.SyntheticGradients(predictor=predictor, **self.callback_arguments)
+
+
+def look_ahead(module: pl.LightningModule) -> None:
+    """Has a model train with NAdam, which suits gradients that come late, and the rate that its own optimizer has.
+
+    The rate falls to zero along a cosine, as in all tasks.
+    """
+
+    def configure() -> Any:
+        optimizer = torch.optim.NAdam(
+            module.parameters(),
+            module.learning_rate,  # type: ignore[arg-type]
+            betas=(0.95, 0.999),
+            weight_decay=getattr(module, "weight_decay", 0.0),  # type: ignore[arg-type]
+            decoupled_weight_decay=True,
+        )
+        steps = int(module.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    module.configure_optimizers = configure  # type: ignore[method-assign]
 
 
 _BOOTSTRAPPED = {"exact": ExactGradients(every=0, bootstrap=True)}
@@ -186,7 +222,41 @@ UNLOCKED: dict[str, Method] = {
     "synthetic gradients and inputs, p = 0.05": _unlocked(0.05),
 }
 
-ALL_METHODS: dict[str, Method | None] = METHODS | ABLATIONS | UNLOCKED
+
+def _late(share: float = 0.5, *, every: int = 1, look_ahead: bool = True, **callback: Any) -> Method:
+    late = LateGradients(share, every)
+    return Method(callback_arguments={"late": late, **callback}, look_ahead=look_ahead)
+
+
+#: Late true gradients, alone and in mixtures, and what they have to be compared with. Not trained unless asked for.
+LATE: dict[str, Method] = {
+    "backpropagation, NAdam": Method(whole=True, look_ahead=True),
+    "backpropagation, twice the batch": Method(whole=True, batch=2),
+    "backpropagation, NAdam, twice the batch": Method(whole=True, look_ahead=True, batch=2),
+    "synthetic gradients, NAdam": Method(look_ahead=True),
+    "local loss, NAdam": Method("LocalLoss", look_ahead=True),
+    "half late": _late(look_ahead=False),
+    "half late, NAdam": _late(),
+    "half late, NAdam, delay 0": _late(delay=0),
+    "half late, NAdam, delay 2": _late(delay=2),
+    "half late, NAdam, delay 5": _late(delay=5),
+    "half late, NAdam, every 2nd": _late(every=2),
+    "half late, NAdam, every 4th": _late(every=4),
+    "half late, NAdam, unbound": _late(training=PredictorTraining(bound=1e9)),
+    "half late, NAdam, unbound, delay 0": _late(delay=0, training=PredictorTraining(bound=1e9)),
+    "0.2 late, NAdam": _late(0.2),
+    "0.8 late, NAdam": _late(0.8),
+    "half late, NAdam, local loss": Method("LocalLoss", callback_arguments={"late": LateGradients()}, look_ahead=True),
+    "late alone": _late(1, look_ahead=False),
+    "late alone, NAdam": _late(1),
+    "late alone, NAdam, delay 0": _late(1, delay=0),
+    "late alone, NAdam, delay 2": _late(1, delay=2),
+    "late alone, NAdam, delay 5": _late(1, delay=5),
+}
+
+ALL_METHODS: dict[str, Method | None] = METHODS | ABLATIONS | UNLOCKED | LATE
+#: Those that do not see the boundaries: one run serves all splits.
+UNCUT = [name for name, method in ALL_METHODS.items() if method is None or method.whole]
 
 _ERROR = Metric("test_error", "val_error", "test error, %", 2)
 _NATS = Metric("val_loss", "val_loss", "nats a character", 4)
@@ -228,10 +298,10 @@ def _hard_mnist(model: Callable[..., pl.LightningModule], difficulty: float, **b
     )
 
 
-def _characters(steps: int) -> Task:
+def _characters(steps: int, context: int = 64, **model: int) -> Task:
     return Task(
-        CharTransformer,
-        lambda root, seed: Shakespeare(str(root), steps=steps, seed=seed),
+        partial(CharTransformer, context=context, **model),
+        lambda root, seed: Shakespeare(str(root), steps=steps, context=context, seed=seed),
         1,
         _stages({2: 0.02, 4: 0.04}),
         "2 stages",
@@ -247,6 +317,11 @@ TASKS: dict[str, Task] = {
     "hard-cnn": _hard_mnist(MnistCNN, CNN_DIFFICULTY, every=0.3),  # after every layer makes four stages
     "char-800": _characters(800),
     "char-2400": _characters(2400),
+    "char-small": _characters(1500, context=32, width=64),
+    "char-small-4500": _characters(4500, context=32, width=64),
+    "colour-cnn": Task(
+        ResidualCNN, lambda root, seed: ColourDigits(), 4, _stages({2: 0.3, 4: 0.3}), "2 stages", _ERROR, None, RATE
+    ),
     "regression": Task(
         RegressionMLP,
         lambda root, seed: Housing(),

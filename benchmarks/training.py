@@ -118,14 +118,17 @@ def train(run: Run, folders: dict[str, Path | None]) -> dict[str, Any] | None:
     pl.seed_everything(run.seed, verbose=False)
     data = task.data(folders[task.folder] if task.folder else None, run.seed)
     module = task.model(learning_rate=run.learning_rate, **task.splits[run.split].model)
+    # The steps are those of the task's own batches, however large they are.
     data.setup("fit")
     steps = max(1, round(run.budget * task.epochs * len(data.train_dataloader())))
+    if method:
+        method.prepare(module, data)
     curve, fingerprint = Curve(task.metric.watched), Fingerprint(module)
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=run.devices,
         strategy=SyntheticGradientStrategy(wire=run.wire) if run.devices > 1 else "auto",  # type: ignore[arg-type]
-        callbacks=[curve, fingerprint, *([method.callback()] if method else [])],
+        callbacks=[curve, fingerprint, *([method.callback()] if method and not method.whole else [])],
         max_steps=steps,
         max_epochs=-1,
         val_check_interval=math.ceil(steps / run.points),

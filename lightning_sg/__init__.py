@@ -17,7 +17,7 @@ from lightning_sg.errors import (
 from lightning_sg.inputs import InputPredictor, MLPInputPredictor, SyntheticInputs
 from lightning_sg.lightning_api import StrategyRegistry as _StrategyRegistry
 from lightning_sg.mixture import watch as _watch_for_mixtures
-from lightning_sg.options import ExactGradients, PredictorTraining
+from lightning_sg.options import ExactGradients, LateGradients, PredictorTraining
 from lightning_sg.predictors import (
     AutoPredictor,
     FeedbackAlignment,
@@ -59,6 +59,7 @@ __all__ = [
     "GradientPredictor",
     "HeadOptions",
     "InputPredictor",
+    "LateGradients",
     "LinearPredictor",
     "LocalLoss",
     "LossModelPredictor",

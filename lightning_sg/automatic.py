@@ -15,7 +15,6 @@ from lightning_sg.partition.told import Told
 from lightning_sg.partition.trace import Trace
 from lightning_sg.settings import Settings
 from lightning_sg.time_boundary import boundaries_in_time
-from lightning_sg.training.factory import TrainerFactory
 
 _log = logging.getLogger(LOGGER)
 
@@ -47,7 +46,7 @@ def choose_names(
     """
     if isinstance(settings.template, Mapping):
         raise SyntheticGradientsError("boundaries='auto' takes one predictor for all boundaries, not one by name.")
-    factory = TrainerFactory(settings.template, settings.training, settings.exact, list(boundaries_in_time(module)))
+    factory = settings.factory(list(boundaries_in_time(module)))
 
     def operations(trace: Trace, names: Sequence[str]) -> dict[str, float]:
         return factory.operations(trace, Told(settings.context, trace), batch, names)

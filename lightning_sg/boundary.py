@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -89,6 +90,16 @@ class Site:
     def is_open(self) -> bool:
         """Whether a step is under way."""
         return self._crossing is not None
+
+    @contextmanager
+    def instead(self, crossing: Crossing | None) -> Iterator[None]:
+        """Has another step go through another crossing for a while; ``None`` for the identity."""
+        before = self._crossing, self._without_gradient, self.crossings, self.blocked
+        self._crossing, self._without_gradient = crossing, True
+        try:
+            yield
+        finally:
+            self._crossing, self._without_gradient, self.crossings, self.blocked = before
 
     def whenever_passed(self, call: Callable[[], None] | None) -> None:
         """Has ``call`` called whenever the current step has passed the boundary, whether that is open or not."""

@@ -18,7 +18,8 @@ from lightning_sg.inputs import SyntheticInputs
 from lightning_sg.lightning_api import Callback, TrainerFn, is_overridden, pl, rank_zero_warn
 from lightning_sg.metrics_log import MetricsLog, is_measured
 from lightning_sg.mixture import refuse_mixture
-from lightning_sg.options import ExactGradients, PredictorTraining
+from lightning_sg.optimizer_advice import warn_of_adam
+from lightning_sg.options import ExactGradients, LateGradients, PredictorTraining
 from lightning_sg.predictors import GradientPredictor
 from lightning_sg.recurrent.settings import ThroughTime
 from lightning_sg.rules import BoundaryRule
@@ -73,6 +74,8 @@ class SyntheticGradients(Callback):
             an error that names the batch, the stage and what is at fault; ``"skip"`` the batch in every stage that
             can know; or ``"ignore"`` it, as plain Lightning does. On a CPU the error comes before the optimizer step;
             on other devices at the next logging step or checkpoint, because asking in each step would stop them.
+        late: Mixes true gradients of earlier batches with the synthetic ones, see
+            :class:`~lightning_sg.LateGradients`; ``None``: synthetic gradients alone.
 
     Raises:
         TypeError: If an argument is of another type.
@@ -97,10 +100,11 @@ class SyntheticGradients(Callback):
         through_time: ThroughTime = ThroughTime(),
         inputs: SyntheticInputs | None = None,
         on_non_finite: OnNonFinite = "raise",
+        late: LateGradients | None = None,
     ) -> None:
         super().__init__()
         self.settings = Settings(
-            boundaries, predictor, delay, context, exact, training, guard, through_time, inputs, on_non_finite
+            boundaries, predictor, delay, context, exact, training, guard, through_time, inputs, on_non_finite, late
         )
         self._session: Session | None = None
         self._runtime: Runtime = OneProcess()
@@ -211,6 +215,11 @@ class SyntheticGradients(Callback):
         if batch is not None:
             session.take_over(batch, trainer)
         return session
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Warns of optimizers that do not suit late gradients."""
+        if self.session.exact.applies_late and (self._runtime.ownership.split or self.session.trainers):
+            warn_of_adam(trainer.optimizers)
 
     # ------------------------------------------------------------------ automatic boundaries
 

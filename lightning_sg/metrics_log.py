@@ -83,7 +83,7 @@ class MetricsLog:
             cost = _cost_of(trainer, session)
             if share and cost is not None:
                 share += f" and {cost:.1%} of its operations"
-            _log.info(f"Boundary '{name}': {predictor.choice}; {share}.")
+            _log.info(f"Boundary '{name}': {predictor.describe(matches=trainer.matches)}; {share}.")
 
 
 def is_measured(trainer: Any, session: Session, batch_idx: int) -> bool:

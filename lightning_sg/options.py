@@ -52,6 +52,48 @@ class ExactGradients:
 
 
 @dataclass(frozen=True)
+class LateGradients:
+    """True gradients of earlier batches, mixed with the synthetic gradient of the newest one; no stage waits for them.
+
+    At each step a stage before the last boundary applies (1 - ``share``) × the synthetic gradient of the newest batch,
+    plus ``share`` × the true gradient of an earlier batch, each through its own graph. That batch is
+    ``m * (1 + delay)`` older at the m-th boundary from the end. Where no true gradient has come, as in the first steps,
+    the synthetic one has its full weight. A synthetic gradient is biased and up to date, a late one is exact and old:
+    together they are better than either. This costs one more backward pass, and memory for the batches under way.
+
+    Late gradients need an optimizer made for them: ``torch.optim.NAdam(parameters, lr, betas=(0.95, 0.999),
+    decoupled_weight_decay=True)``. With Adam or AdamW most of the gain is lost, and a warning says so. Source: Ajanthan
+    et al. 2025, *Nesterov Method for Asynchronous Pipeline Parallel Optimization* (arXiv 2505.01099).
+
+    Args:
+        share: The weight of the late true gradient, above 0 and at most 1. At 1 nothing is predicted, and a stage is
+            updated with late gradients alone, as with :class:`~lightning_sg.DelayedGradient`.
+        every: The true gradient of every how many-th batch is sent; at the steps between, the synthetic one has its
+            full weight.
+        recompute: Run the earlier batch again, with the newest weights, in place of keeping its graph: less memory, one
+            more forward pass, and a late gradient whose weights at least are not old. What the step does to Python
+            objects, it then does twice. For steps that run the network once, with automatic optimization.
+
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: If a number is out of range.
+    """
+
+    share: float = 0.5
+    every: int = 1
+    recompute: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(
+            "LateGradients",
+            self,
+            share=number(above=0, most=1),
+            every=whole(1, MOST_BATCHES),
+            recompute=flag(),
+        )
+
+
+@dataclass(frozen=True)
 class PredictorTraining:
     """How the gradient predictors are trained.
 
@@ -96,4 +138,4 @@ class PredictorTraining:
         )
 
 
-__all__ = ["ExactGradients", "PredictorTraining"]
+__all__ = ["ExactGradients", "LateGradients", "PredictorTraining"]

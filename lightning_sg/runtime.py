@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from lightning_sg.boundary import Crossing
+from lightning_sg.crossings.replay import ReplayedBatch, replaying
 from lightning_sg.errors import PartitionError
 from lightning_sg.lightning_api import pl, rank_zero_warn
 from lightning_sg.ownership import Ownership, OwnsAll
 from lightning_sg.partition.checks import check_cuts, check_gradients, check_trainable
 from lightning_sg.partition.step import (
     Following,
+    StepEnds,
     call_training_step,
     carries_gradient_later,
     inputs_on_values,
@@ -21,6 +24,7 @@ from lightning_sg.partition.step import (
     trains_later,
 )
 from lightning_sg.partition.trace import Trace
+from lightning_sg.rng import StepRandomness
 from lightning_sg.session import Session
 
 Metrics = dict[str, dict[str, Tensor]]
@@ -97,6 +101,7 @@ class OneProcess:
     def follow(self, session: Session) -> None:
         """Takes the session of the module that is trained."""
         self._session = session
+        session.replays.rerun = self.rerun
 
     def open_batch(self, trainer: pl.Trainer, batch: Any, batch_idx: int) -> None:
         """Checks the cut on the first batch; opens the boundaries."""
@@ -115,7 +120,21 @@ class OneProcess:
         return metrics
 
     def flush(self) -> None:
-        """Does nothing: nothing is under way between processes."""
+        """Runs again what is still to be run again: nothing else is under way."""
+        if self._session is not None:
+            self._session.replay_all()
+
+    def rerun(self, batch: ReplayedBatch, crossings: Mapping[str, Crossing]) -> None:
+        """See :class:`~lightning_sg.crossings.replay.Rerun`."""
+        assert self._session is not None
+        module, sites = self._session.module, self._session.boundaries.sites
+        numbers = StepRandomness(module.trainer.strategy.root_device)
+        numbers.count(batch.number, training=True)
+        with ExitStack() as stack:
+            stack.enter_context(numbers)
+            stack.enter_context(replaying(module, sites, batch, crossings, numbers.next_stage))
+            stack.enter_context(suppress(StepEnds))
+            call_training_step(module, batch.data, batch.index)
 
     def gather(self, states: dict[str, Any]) -> dict[str, Any]:
         """Returns the states: there are no others."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -17,6 +16,7 @@ from lightning_sg.crossings.base import BatchContext
 from lightning_sg.crossings.exact_pass import ExactPass, Parameters, without_overflow
 from lightning_sg.crossings.local import LocalCrossing
 from lightning_sg.crossings.policy import ExactPolicy
+from lightning_sg.crossings.replays import Replays
 from lightning_sg.crossings.scale import GradientScale
 from lightning_sg.each_crossing import EachCrossing, crossed
 from lightning_sg.errors import SyntheticGradientsError
@@ -32,15 +32,13 @@ from lightning_sg.partition.told import Told
 from lightning_sg.partition.trace import Trace
 from lightning_sg.partition.watch import GradientWatch
 from lightning_sg.plain import plain
-from lightning_sg.predictors import GradientPredictor, MLPPredictor
 from lightning_sg.predictors.stage_size import StageSize
-from lightning_sg.recurrent.auxiliary import Auxiliary
+from lightning_sg.recurrent.auxiliary import auxiliary_of
 from lightning_sg.recurrent.boundaries import TimeCrossings
 from lightning_sg.settings import Settings
 from lightning_sg.time_boundary import TimeBoundary, boundaries_in_time
 from lightning_sg.training.base import BoundaryTrainer, Profile
-from lightning_sg.training.factory import TrainerFactory
-from lightning_sg.training.learner import Learner
+from lightning_sg.training.record import Applied
 from lightning_sg.training.resumed import warn_of_differences
 from lightning_sg.training.targets import TargetsOfBackwardPass
 from lightning_sg.training.trainer import TrainerOptions
@@ -63,7 +61,8 @@ class Session:
         times: The boundaries in time.
         inputs: The input predictors.
         updates: Which stages are updated at a step.
-        exact: When exact gradients travel, and what they correct.
+        exact: When exact gradients travel, and what they are applied to.
+        replays: The batches that stages run again when their exact gradients have come.
         trace: What a traced training step showed, once there was one.
         told: What predictors are told of a batch.
         flow: Notices boundaries through which gradients no longer flow.
@@ -115,21 +114,24 @@ class Session:
                 f"ThroughTime(trace_decay=...) with boundaries between stages too ({between}): how the state of a "
                 "chunk depends on the one before cannot be found through them. Use trace_decay=0."
             )
-        self.factory = TrainerFactory(settings.template, settings.training, settings.exact, list(in_time))
+        self.factory = settings.factory(list(in_time))
         trainers = self._make_trainers(between, in_time, seed)
         self.trainers = {name: trainers[name] for name in between}
-        self.exact = ExactPolicy(settings.exact, module, self.trainers, self.ownership.replicas)
+        self.exact = ExactPolicy(settings.exact, settings.late, module, self.trainers, self.ownership.replicas)
+        self.replays = Replays(module, self.exact)
+        self.replays.refuse(settings.late)
         self.inputs = InputBoundaries(settings.inputs, settings.delay)
         self.inputs.install(between, seed, self.ownership.replicas)
         self.updates = RandomUpdates(settings.training.update_probability)
         self.updates.start(seed)
         if not self.updates.certain and self.exact.applies_late:
             raise SyntheticGradientsError(
-                "PredictorTraining(update_probability=...) does not go with DelayedGradient: a stage that was not "
-                "updated with a batch would be corrected for it. Use another predictor, or update_probability=1."
+                "PredictorTraining(update_probability=...) does not go with DelayedGradient and LateGradients: a stage "
+                "that was not updated with a batch would be updated with it late. Use update_probability=1."
             )
         self.times = TimeCrossings()
-        self.times.attach(module, trainers, partial(self._auxiliary, seed=seed), settings.through_time)
+        auxiliary = partial(auxiliary_of, settings.through_time, settings.training, self.ownership.replicas, seed)
+        self.times.attach(module, trainers, auxiliary, settings.through_time)
         self.watched = WatchedTraining(module, between, lambda: self.ownership, lambda: self.batch)
         self.finite = self._make_finite()
         self._show_to(profile)
@@ -161,21 +163,6 @@ class Session:
         )
         carried = [name for name, cut in in_time.items() if isinstance(cut, TimeBoundary)]
         return self.factory.make(between, carried, options)
-
-    def _auxiliary(self, name: str, *, seed: int) -> Auxiliary | None:
-        """The auxiliary task at a boundary in time, if one is wanted."""
-        settings = self.settings
-        if not settings.through_time.auxiliary:
-            return None
-        predictor: GradientPredictor = MLPPredictor(conditional=False)
-        learner = Learner(
-            predictor,
-            settings.training.optimizer,
-            settings.training.lr_scheduler,
-            seed=seed ^ zlib.crc32(f"{name} (auxiliary)".encode()),
-            replicas=self.ownership.replicas,
-        )
-        return Auxiliary(learner, settings.through_time.auxiliary)
 
     # ------------------------------------------------------------------ a run
 
@@ -242,6 +229,7 @@ class Session:
         if self.batch is not None:
             self.batch.context, self.batch.loss = self.told.of(self.batch.origin.data), self.told.loss
             self.batch.plan = self.exact.plan(self.batches, self.batch.context)
+            self.replays.begin(self.batch)
             announce_context(self.told, self.trainers.values(), found=self.batch.context is not None)
 
     def _accept_late(self) -> None:
@@ -265,6 +253,7 @@ class Session:
             origin=origin,
             finite=self.finite,
         )
+        self.replays.begin(self.batch)
         self.updates.begin(trainer.global_step)
         self.finite.begin()
         return self.batch
@@ -320,20 +309,27 @@ class Session:
         self.finite.before_backward(loss)
         for crossing in () if batch.went_backward else batch.crossings:
             crossing.before_backward(loss)
-        if batch.plan.exact and self.ownership.has_loss and not self.finite.skips_loss():
-            self.exact_pass = ExactPass.run(loss, self.crossed, leaves, self.corrected(), batch.scale)
+        if batch.plan.keeps_graph and self.ownership.has_loss and not self.finite.skips_loss():
+            applied = self.applied_late(batch.plan.applies)
+            self.exact_pass = ExactPass.run(loss, self.crossed, leaves, applied, batch.scale)
             batch.add_exact(leaves, self.exact_pass.leaves)
+        if not batch.went_backward:
+            self.replays.run(batch.number, self.ownership.holds, self.hold_late)
+            batch.newest = self.exact.newest(batch.number, self.ownership.holds)
+        batch.newest.begin()
 
     def after_backward(self) -> None:
-        """A backward pass is over: holds its corrections; the first of a batch learns in time and applies those due."""
+        """A backward pass is over: holds what is due later. A batch's first learns in time and applies what is due."""
         batch = self.batch
         if batch is None:
             return
+        batch.newest.end()
         first, batch.went_backward = not batch.went_backward, True
         exact, self.exact_pass = self.exact_pass, None
         for crossing in batch.crossings if first else ():
             crossing.after_backward()
-        found = {} if exact is None else exact.corrections(self.corrected(), batch.scale)
+        applies = batch.plan.applies
+        found = {} if exact is None else exact.applied(self.applied_late(applies), batch.scale, applies)
         self.finite.leave_out()
         if first or exact is not None:
             found = without_overflow(self.finite.corrections(batch.number, found))
@@ -349,12 +345,12 @@ class Session:
             self.finite.before_step()
         self.updates.drop(self.module)
 
-    def corrected(self) -> Parameters:
-        """The parameters of this process's stages that exact gradients correct, by name."""
-        return self.exact.corrected(self.ownership.holds)
+    def applied_late(self, applies: Applied) -> Parameters:
+        """The parameters of this process's stages that such an exact gradient is applied to, by name."""
+        return self.exact.applied(applies, self.ownership.holds)
 
-    def hold_corrections(self, number: int, gradients: Mapping[str, Tensor]) -> None:
-        """Keeps corrections of batch ``number`` until they are due."""
+    def hold_late(self, number: int, gradients: Mapping[str, Tensor]) -> None:
+        """Keeps what is to be applied of batch ``number`` until it is due."""
         self.exact.hold(number, self.finite.corrections(number, gradients), self.ownership.holds)
 
     def pass_by(self) -> None:
@@ -373,12 +369,15 @@ class Session:
             self.pass_by()
             self.flow.check(self.boundaries.sites, self.trace, self.ownership.owns, self.batches)
             self.finite.end()
+            self.replays.run(self.batch.number, self.ownership.holds, self.hold_late)
+            self.replays.end(self.batch)
             self.batches += 1
         self._drop_batch()
 
     def _drop_batch(self) -> None:
         batch, self.batch, self.exact_pass, self.watched.received = self.batch, None, None, ()
         if batch is not None:
+            batch.newest.end()
             crossings, batch.crossings = batch.crossings, []
             for crossing in crossings:
                 crossing.end()
@@ -394,6 +393,10 @@ class Session:
         for trainer in self.all_trainers.values():
             trainer.check_finite()
         self.inputs.check_finite()
+
+    def replay_all(self) -> None:
+        """Runs again at once what is still to be run again."""
+        self.replays.run(None, self.ownership.holds, self.hold_late)
 
     def collect(self) -> None:
         """Brings in all that is under way to this process's predictors."""

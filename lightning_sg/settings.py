@@ -22,11 +22,11 @@ from lightning_sg.batch.context import ContextSource
 from lightning_sg.errors import RepeatedBoundaryError
 from lightning_sg.finite.policy import OnNonFinite
 from lightning_sg.inputs.settings import SyntheticInputs
-from lightning_sg.options import ExactGradients, PredictorTraining
+from lightning_sg.options import ExactGradients, LateGradients, PredictorTraining
 from lightning_sg.predictors import AutoPredictor, GradientPredictor
 from lightning_sg.recurrent.settings import ThroughTime
 from lightning_sg.rules import BoundaryRule
-from lightning_sg.training.factory import Template
+from lightning_sg.training.factory import Template, TrainerFactory
 from lightning_sg.training.guard import AlignmentGuard
 
 #: The most steps that a target may be late. Each step of delay keeps one more batch of activations at each boundary.
@@ -53,6 +53,7 @@ class Settings:
     through_time: ThroughTime = ThroughTime()
     inputs: SyntheticInputs | None = None
     on_non_finite: OnNonFinite = "raise"
+    late: LateGradients | None = None
 
     def __post_init__(self) -> None:
         self._check_boundaries()
@@ -70,11 +71,27 @@ class Settings:
             through_time=instance(ThroughTime),
             inputs=optional(instance(SyntheticInputs)),
             on_non_finite=one_of("raise", "skip", "ignore"),
+            late=optional(instance(LateGradients)),
         )
         if self.on_non_finite == "skip" and self.inputs is not None:
             raise ValueError(
                 "on_non_finite='skip' does not go with SyntheticInputs: a stage that has gone ahead on predicted "
                 "activations cannot know that the true ones are not finite. Use 'raise'."
+            )
+        if self.late is not None and self.exact.correction:
+            raise ValueError(
+                "LateGradients does not go with ExactGradients(correction=...): both apply late what the true gradient "
+                "says, one in a mixture and one on top. Use correction=0."
+            )
+        if self.late is not None and self.late.recompute and (self.inputs or self.on_non_finite == "skip"):
+            raise ValueError(
+                "LateGradients(recompute=True) runs batches again as they were given: it does not go with "
+                "SyntheticInputs and with on_non_finite='skip'. Use recompute=False."
+            )
+        if self.late is not None and self.late.share == 1 and self.predictor != "auto":
+            raise ValueError(
+                "LateGradients(share=1) updates stages with late gradients alone, so that a predictor has nothing to "
+                "do. Leave out predictor=..., or use a share below 1."
             )
         if self.exact.correction and self.training.update_probability < 1:
             raise ValueError(
@@ -112,6 +129,14 @@ class Settings:
     def template(self) -> Template | Mapping[str, Template]:
         """The predictor or rule at each boundary, or one by boundary name."""
         return AutoPredictor() if isinstance(self.predictor, str) else self.predictor
+
+    def factory(self, in_time: Sequence[str]) -> TrainerFactory:
+        """Makes what supplies the gradient at each boundary.
+
+        Args:
+            in_time: The module's boundaries in time.
+        """
+        return TrainerFactory(self.template, self.training, self.exact, in_time, self.late)
 
 
 __all__ = ["MOST_DELAY", "Settings"]

@@ -20,6 +20,7 @@ from lightning_sg import (
     AlignmentGuard,
     ExactGradients,
     HeadOptions,
+    LateGradients,
     LinearPredictor,
     Matching,
     MLPInputPredictor,
@@ -83,6 +84,7 @@ CALLBACK = {
     "through_time": [ThroughTime, *OBJECT],
     "inputs": [SyntheticInputs, True, False, MLPInputPredictor(), "auto", {}],
     "on_non_finite": NAME,
+    "late": [LateGradients, True, False, 0.5, {}],
 }
 LIGHTNINGS: dict[str, list[Any]] = {
     "accelerator": ["cpu", 5, True],
@@ -116,6 +118,7 @@ BAD: dict[str, dict[str, list[Any]]] = {
         "every": POSITIVE,
     },
     "ExactGradients": {"every": COUNT, "bootstrap": FLAG, "correction": [-0.1, *NUMBER], "warm_up": COUNT},
+    "LateGradients": {"share": [0, -0.1, 1.1, *NUMBER], "every": POSITIVE, "recompute": FLAG},
     "PredictorTraining": {
         "optimizer": FUNCTION,
         "lr_scheduler": FUNCTION,

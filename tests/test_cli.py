@@ -120,6 +120,7 @@ def test_help_documents_callback_and_strategy(at_root, capsys):
     text = printed(capsys, "fit", "--trainer.callbacks.help=lightning_sg.SyntheticGradients")
     for argument in ("boundaries", "predictor", "delay", "context"):
         assert f"--trainer.callbacks.{argument}" in text
+    assert "late" in text
     for argument in ("every", "bootstrap", "correction", "warm_up"):
         assert f"--trainer.callbacks.exact.{argument}" in text
     for argument in ("optimizer", "lr_scheduler", "every", "updates", "ema", "bound", "seed"):

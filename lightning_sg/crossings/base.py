@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from lightning_sg.crossings.newest import NewestGradient
+from lightning_sg.crossings.replay import ReplayedBatch
 from lightning_sg.crossings.scale import GradientScale
 from lightning_sg.finite.diagnosis import BatchOrigin
 from lightning_sg.finite.policy import IgnoresNonFinite
@@ -66,6 +68,8 @@ class BatchContext:
         finite: What is done if it is not finite.
         visits: By boundary, how often it has crossed it so far.
         exact: By the id of what was received, the exact gradient of the mean loss that has come to it so far.
+        newest: What its own gradients count in the update; decided when its first backward pass begins.
+        replayed: What its stages need to run it again, if they are to.
     """
 
     number: int
@@ -80,6 +84,8 @@ class BatchContext:
     finite: IgnoresNonFinite = field(default_factory=IgnoresNonFinite)
     visits: defaultdict[str, Visits] = field(default_factory=lambda: defaultdict(Visits))
     exact: dict[int, Tensor | None] = field(default_factory=dict)
+    newest: NewestGradient = field(default_factory=NewestGradient)
+    replayed: ReplayedBatch | None = None
 
     def add_exact(self, leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
         """Adds the exact gradients that one backward pass has brought to what was received."""

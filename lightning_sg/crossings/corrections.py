@@ -15,14 +15,18 @@ Gradient = Mapping[str, Tensor]
 
 
 class Corrections:
-    """Gradients of parameters that are due some batches after their own: exact minus used gradient.
+    """Gradients of parameters that are due some batches after their own: exact ones, or exact minus used ones.
 
-    What a stage applies of a batch in total is then the exact gradient, a part of it late. That part is computed with
-    the weights of its own batch.
+    They are computed with the weights of their own batch.
     """
 
     def __init__(self) -> None:
         self._ledger: Ledger[list[Gradient]] = Ledger()
+
+    def due(self, now: int) -> set[str]:
+        """The names of the parameters for which something is due at batch ``now``."""
+        steps = [step for step in self._ledger.steps() if step <= now]
+        return {name for step in steps for gradients in self._ledger[step] for name in gradients}
 
     def hold(self, due: int, gradients: Gradient) -> None:
         """Keeps gradients of the mean loss, by parameter name, until batch ``due``."""

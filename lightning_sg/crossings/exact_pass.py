@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_sg.crossings.local import LocalCrossing, Passing, passing
 from lightning_sg.crossings.scale import GradientScale
+from lightning_sg.training.record import Applied
 
 Parameters = dict[str, nn.Parameter]
 
@@ -61,8 +62,20 @@ class ExactPass:
         before = {name: None if p.grad is None else p.grad.clone() for name, p in parameters.items()}
         return cls([next(found) for _ in leaves], {name: next(found) for name in parameters}, before)
 
-    def corrections(self, parameters: Parameters, scale: GradientScale) -> dict[str, Tensor]:
-        """After the batch's own backward pass: exact minus given gradient of each parameter."""
+    def applied(self, parameters: Parameters, scale: GradientScale, applies: Applied) -> dict[str, Tensor]:
+        """After the batch's own backward pass: what is to be applied late to each parameter.
+
+        Args:
+            parameters: Those that anything is applied to.
+            scale: The factor on the loss.
+            applies: Whether that is the exact gradient, or exact minus given gradient.
+        """
+        if applies is Applied.WHOLE:
+            exact_ones = {name: self.parameters.get(name) for name in parameters}
+            return {name: exact.detach() for name, exact in exact_ones.items() if exact is not None}
+        return self._differences(parameters, scale)
+
+    def _differences(self, parameters: Parameters, scale: GradientScale) -> dict[str, Tensor]:
         corrections = {}
         for name, parameter in parameters.items():
             exact, before, after = self.parameters.get(name), self.before.get(name), parameter.grad

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_sg.crossings.exact_pass import Parameters
 from lightning_sg.crossings.local import LocalCrossing, Passing, passing
 from lightning_sg.crossings.scale import GradientScale
-from lightning_sg.training.record import Record
+from lightning_sg.training.record import Applied, Record
 
 
 @dataclass
@@ -25,12 +25,14 @@ class KeptGraph:
         crossings: Those of the boundaries between this process's own stages that the batch crossed.
         received: What was received from the stage before and carries a gradient, for each crossing of its boundary.
         scale: The factor on the gradients of the batch's own backward pass, which this one has on its way too.
+        applies: What stages apply of the exact gradient.
     """
 
     carriers: list[list[Tensor]]
     crossings: Sequence[LocalCrossing]
     received: list[list[Tensor]]
     scale: GradientScale
+    applies: Applied = Applied.DIFFERENCE
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -40,24 +42,26 @@ class KeptGraph:
     def backward(
         self, records: Sequence[Record], parameters: Parameters
     ) -> tuple[list[Tensor | None], dict[str, Tensor]]:
-        """Backpropagates exact minus used gradient, then frees the graph.
+        """Backpropagates exact minus used gradient, or the exact one where it is applied whole; then frees the graph.
 
-        Boundaries on the way add their own exact minus used gradient; their records get the exact targets.
+        Boundaries on the way add their own exact minus used gradient, or let the exact one pass; their records get the
+        exact targets.
 
         Args:
             records: Of the crossings of the boundary at the end of the graph, with their exact targets.
-            parameters: Those to be corrected.
+            parameters: Those that it is applied to.
 
         Returns:
-            The residuals of the leaves, exact gradient minus target, and the corrections of the parameters; both of the
-            mean loss.
+            What goes to the stage before, for each leaf, its exact gradient minus target or its exact gradient; and
+            what is applied to the parameters. Both of the mean loss.
         """
+        whole = self.applies is Applied.WHOLE
         outputs, seeds = [], []
         for record, carriers in zip(records, self.carriers):
-            residual = record.residual
-            if residual is None:
+            entering = record.exact_targets if whole else record.residual
+            if entering is None:
                 continue
-            scaled = self.scale.applied(residual, record.samples, [carrier.dtype for carrier in carriers])
+            scaled = self.scale.applied(entering, record.samples, [carrier.dtype for carrier in carriers])
             for carrier, seed in zip(carriers, scaled):
                 if carrier.requires_grad:
                     outputs.append(carrier)
@@ -67,7 +71,7 @@ class KeptGraph:
         inputs = [*local, *received, *parameters.values()]
         if not inputs or not outputs:
             return [None] * len(received), {}
-        with passing(self.crossings, Passing.RESIDUAL):
+        with passing(self.crossings, Passing.EXACT if whole else Passing.RESIDUAL):
             found = torch.autograd.grad(outputs, inputs, seeds, allow_unused=True)
         gradients = iter(self.scale.all_removed(found)[len(local) :])
         leaves: list[Tensor | None] = [next(gradients) for _ in received]

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_sg.boundary import differentiable
 from lightning_sg.crossings.base import BatchContext, PlainCrossing
 from lightning_sg.crossings.inject import Optional, blocked, cut
+from lightning_sg.crossings.replay import ToRecord
 from lightning_sg.errors import BoundaryError
 from lightning_sg.training.base import BoundaryTrainer
 from lightning_sg.training.record import Record
@@ -68,8 +69,12 @@ class LocalCrossing(PlainCrossing):
         trainer.learn_due(record.step)
         trainer.predict(record)
         self.record = record
-        if batch.plan.exact:
+        if batch.plan.keeps_graph:
             self.carriers = carriers
+        if batch.replayed is not None:
+            batch.replayed.note(trainer.name, record)
+            carries = [place in places for place in range(len(tensors))]
+            batch.replayed.note_inputs(trainer.name, tensors, carries, ToRecord(record))
         dtypes = [tensor.dtype for tensor in carriers]
 
         def backward(gradients: Optional) -> Optional:

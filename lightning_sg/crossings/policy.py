@@ -1,8 +1,8 @@
-"""When exact gradients travel, which parameters they correct, and when."""
+"""When exact gradients travel, to which parameters they are applied, and when."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,36 +10,41 @@ from torch import Tensor, nn
 
 from lightning_sg.crossings.corrections import Corrections
 from lightning_sg.crossings.exact_pass import Parameters
+from lightning_sg.crossings.late import late_policy
+from lightning_sg.crossings.newest import NewestGradient
 from lightning_sg.crossings.scale import GradientScale
 from lightning_sg.errors import SyntheticGradientsError
-from lightning_sg.options import ExactGradients
+from lightning_sg.options import ExactGradients, LateGradients
 from lightning_sg.partition.trace import Trace
 from lightning_sg.replicas import Replicas
 from lightning_sg.training.base import BoundaryTrainer
-from lightning_sg.training.record import TargetPlan
+from lightning_sg.training.record import Applied, TargetPlan
 
 #: Whether this process trains the parameter of that name.
 Holds = Callable[[str], bool]
 
 
 class ExactPolicy:
-    """Decides for each batch what it does about targets, and holds corrections until they are due.
+    """Decides for each batch what it does about targets, and holds late gradients until they are due.
 
     Args:
         options: What the user said of exact gradients.
+        late: What the user said of late gradients, or ``None``.
         module: The model.
         trainers: What supplies the gradient at each boundary between stages.
-        replicas: The replicas whose corrections are averaged.
+        replicas: The replicas whose late gradients are averaged.
     """
 
     def __init__(
         self,
         options: ExactGradients,
+        late: LateGradients | None,
         module: nn.Module,
         trainers: Mapping[str, BoundaryTrainer],
         replicas: Replicas,
     ) -> None:
         self._options = options
+        self._late = late_policy(options, late, trainers)
         self._module = module
         self._trainers = trainers
         self._replicas = replicas
@@ -55,71 +60,100 @@ class ExactPolicy:
 
         Decided again once the first step has been traced: what crosses the boundaries has a say in it.
         """
-        options = self._options
-        sent = self._sends_exact(context)
-        number -= options.warm_up
+        teaches = self._teaches(context)
+        sent = teaches or self._late.ever
+        number -= self._options.warm_up
         coupled = number < 0
-        exact = sent and not coupled and (self.applies_late or number % options.every == 0)
-        return TargetPlan(exact=exact, bootstrap=not sent, coupled=coupled, corrects=self.corrects)
+        applies = Applied.NOTHING if coupled else self._late.applies(number)
+        turn = teaches and number % self._options.every == 0
+        exact = not coupled and (turn or applies is not Applied.NOTHING)
+        return TargetPlan(exact=exact, bootstrap=not sent, coupled=coupled, corrects=self.applies_late, applies=applies)
 
-    def _sends_exact(self, context: Any) -> bool:
-        """Whether exact gradients travel at all, on whichever batches."""
-        if self.applies_late:
-            return True
-        useful = len(self._trainers) > 1 and any(each.wants_exact(context) for each in self._trainers.values())
-        return self._options.every > 0 and (useful or self._options.correction > 0)
+    def _teaches(self, context: Any) -> bool:
+        """Whether exact gradients travel for predictors to learn from."""
+        wanted = any(each.wants_exact(context) for each in self._trainers.values())
+        return self._options.every > 0 and len(self._trainers) > 1 and wanted
 
     @property
     def applies_late(self) -> bool:
-        """Whether a boundary applies every batch's true gradient when it arrives."""
-        return any(trainer.late_share > 0 for trainer in self._trainers.values())
+        """Whether any stage applies exact gradients when they arrive."""
+        return self._late.ever
 
-    @property
-    def corrects(self) -> bool:
-        """Whether any stage is corrected by exact gradients."""
-        return self._options.correction > 0 or self.applies_late
+    # ------------------------------------------------------------------ late gradients
 
-    # ------------------------------------------------------------------ corrections
+    def applied(self, applies: Applied, holds: Holds) -> Parameters:
+        """The parameters of this process's stages that such an exact gradient is applied to, by name."""
+        if applies is Applied.NOTHING:
+            return {}
+        return {name: part.parameter for name, part in self._parts(holds).items()}
 
-    def corrected(self, holds: Holds) -> Parameters:
-        """The parameters of this process's stages that exact gradients correct, by name."""
-        return {name: correction.parameter for name, correction in self._due(holds).items()}
+    def of_stage(self, boundary: str, holds: Holds) -> Parameters:
+        """The parameters of this process's stage before a boundary that late gradients are applied to, by name."""
+        return {name: part.parameter for name, part in self._parts(holds).items() if part.boundary == boundary}
+
+    def trainer(self, boundary: str) -> BoundaryTrainer:
+        """What supplies the gradient at a boundary."""
+        return self._trainers[boundary]
+
+    def delay(self, boundary: str) -> int:
+        """How many batches later than its own an exact gradient is applied in the stage before a boundary."""
+        trainer = self._trainers[boundary]
+        return trainer.distance * (1 + trainer.delay)
+
+    def neighbour(self, boundary: str, steps: int) -> str | None:
+        """The boundary so many further towards the loss, or before if that is negative, if there is one."""
+        order = [] if self._trace is None else self._trace.order
+        place = order.index(boundary) + steps if boundary in order else -1
+        return order[place] if 0 <= place < len(order) else None
+
+    def from_the_end(self, boundaries: Iterable[str]) -> list[str]:
+        """Boundaries in order, the last first."""
+        return sorted(boundaries, key=lambda name: self._trainers[name].distance)
 
     def hold(self, number: int, gradients: Mapping[str, Tensor], holds: Holds) -> None:
-        """Keeps corrections of batch ``number`` until they are due: the later, the further from the loss."""
+        """Keeps what is to be applied of batch ``number`` until it is due: the later, the further from the loss."""
         averaged = dict(zip(gradients, self._replicas.average(list(gradients.values()))))
         by_due: dict[int, dict[str, Tensor]] = {}
-        for name, correction in self._due(holds).items():
+        for name, part in self._parts(holds).items():
             if name in averaged:
-                gradient = averaged[name] if correction.weight == 1 else correction.weight * averaged[name]
-                by_due.setdefault(number + correction.delay, {})[name] = gradient
+                gradient = averaged[name] if part.weight == 1 else part.weight * averaged[name]
+                by_due.setdefault(number + part.delay, {})[name] = gradient
         for due, held in by_due.items():
             self._corrections.hold(due, held)
 
+    def newest(self, now: int, holds: Holds) -> NewestGradient:
+        """What the gradient of batch ``now`` itself counts: less, where something late is due."""
+        if not self._late.ever:
+            return NewestGradient()
+        due = self._corrections.due(now)
+        parts = [part for name, part in self._parts(holds).items() if name in due and part.newest != 1]
+        return NewestGradient([(part.parameter, part.newest) for part in parts])
+
     def apply(self, now: int, scale: GradientScale, holds: Holds) -> None:
-        """Applies the corrections that are due at batch ``now``: exact minus used gradient."""
+        """Applies what is due at batch ``now``."""
         self._corrections.apply(self._module, now, scale, holds)
 
-    def _due(self, holds: Holds) -> dict[str, _Correction]:
-        """How each parameter of this process is corrected."""
-        trace, trainers = self._trace, self._trainers
-        if trace is None or not self.corrects:
+    def _parts(self, holds: Holds) -> dict[str, _LatePart]:
+        """What is applied late to each parameter of this process."""
+        trace, late = self._trace, self._late
+        if trace is None or not late.ever:
             return {}
         if not trace.order:
             raise SyntheticGradientsError(
-                "Corrections with the true gradient need to know which stage a parameter belongs to, but the step "
-                "could not be followed on tensors without data (see the warning at the start). Use correction=0 and "
-                "no DelayedGradient with this model, or move the code that reads values behind the last boundary."
+                "Late gradients need to know which stage a parameter belongs to, but the step could not be followed on "
+                "tensors without data (see the warning at the start). Use no LateGradients, correction=0 and no "
+                "DelayedGradient with this model, or move the code that reads values behind the last boundary."
             )
         found = {}
         for name, parameter in self._module.named_parameters():
             users = trace.uses.get(name)
             if not users or min(users) == len(trace.order) or not parameter.requires_grad or not holds(name):
                 continue
-            trainer = trainers[trace.order[min(users)]]
-            weight = trainer.late_share or self._options.correction
+            trainer = self._trainers[trace.order[min(users)]]
+            weight = late.weight(trainer)
             if weight:
-                found[name] = _Correction(parameter, trainer.distance * (1 + trainer.delay), weight)
+                boundary = trace.order[min(users)]
+                found[name] = _LatePart(parameter, boundary, self.delay(boundary), weight, late.newest(trainer))
         return found
 
     # ------------------------------------------------------------------ checkpoints
@@ -134,18 +168,22 @@ class ExactPolicy:
 
 
 @dataclass(frozen=True)
-class _Correction:
-    """How a parameter is corrected.
+class _LatePart:
+    """What is applied late to a parameter.
 
     Attributes:
         parameter: The parameter.
-        delay: How many batches later than its own the correction is due.
+        boundary: That at the end of its stage.
+        delay: How many batches later than its own it is due.
         weight: What it is multiplied by.
+        newest: What the gradient of the batch at which it is due is multiplied by.
     """
 
     parameter: nn.Parameter
+    boundary: str
     delay: int
     weight: float
+    newest: float
 
 
 __all__ = ["ExactPolicy", "Holds"]

@@ -26,12 +26,12 @@ Targets = Sequence[Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Residuals:
-    """What one crossing of a batch has to add to its target.
+    """What one crossing of a batch has to add to its target; where that is applied whole, the exact gradient itself.
 
     Attributes:
         leaves: What was received and carries a gradient.
-        parts: For each of these, exact minus target gradient of the mean loss; ``None`` for zero. Empty if they are not
-            known.
+        parts: For each of these, exact minus target gradient of the mean loss, or the exact one; ``None`` for zero.
+            Empty if they are not known.
     """
 
     leaves: Sequence[Tensor]
@@ -65,7 +65,7 @@ class Inlet(Protocol):
         """Answers a batch with its targets, for each crossing its own or none."""
 
     def send_residual(self, number: int, residuals: Sequence[Residuals]) -> None:
-        """Tells the stage before what the exact gradient of a batch is, relative to the target it was sent."""
+        """Tells the stage before what the exact gradient of a batch is, or what it is relative to the target sent."""
 
     def send_no_residual(self, number: int, residuals: Sequence[Residuals]) -> None:
         """Tells the stage before that the exact gradient of a batch will not come."""
@@ -228,7 +228,7 @@ class UpstreamInlet:
             )
 
     def send_residual(self, number: int, residuals: Sequence[Residuals]) -> None:
-        """Sends exact minus target gradient of a batch.
+        """Sends exact minus target gradient of a batch, or the exact one.
 
         Args:
             number: The number of the batch.

@@ -19,7 +19,7 @@ from lightning_sg.distributed.status import ProcessStatus, Stopping
 from lightning_sg.predictors.base import Gradients
 from lightning_sg.session import Session
 from lightning_sg.training.base import BoundaryTrainer, Profile
-from lightning_sg.training.record import Record
+from lightning_sg.training.record import Record, TargetPlan
 from lightning_sg.transport import Activations, Downstream, Message, Residual, Target, never, split
 
 
@@ -127,7 +127,8 @@ class Sent:
         batch: The number of the training batch, for corrections.
         records: Of its crossings that carry a gradient, so far.
         places: For each of these, which of all its crossings it is.
-        kept: Its graph, if its exact gradient is asked for.
+        plan: What it does about targets.
+        kept: Its graph, if its exact gradient goes through it.
         answers: How many answers have come.
         known: How many crossings that had come in have gone backward, so that they have exact gradients.
     """
@@ -135,6 +136,7 @@ class Sent:
     number: int
     batch: int
     records: list[Record]
+    plan: TargetPlan = TargetPlan()
     places: list[int] = field(default_factory=list)
     kept: KeptGraph | None = None
     answers: int = 0
@@ -229,7 +231,7 @@ class AnswerChannel:
         return split(message.tensors, message.counts)
 
     def take_residuals(self, number: int) -> list[tuple[Tensor, ...]] | None:
-        """Waits for exact minus target gradient of a batch, for each crossing; nothing of one if the two are equal.
+        """Waits for a batch's :class:`Residual`, for each crossing its own; nothing of one that has none.
 
         Args:
             number: The number of the batch.
@@ -291,7 +293,7 @@ class RemoteTargets:
         """A batch is about to be sent; its first record is there."""
         step = sent.records[0].step
         self._under_way[step] = sent
-        if sent.kept is not None:
+        if sent.plan.exact:
             self._exact[step] = sent
 
     def target(self, record: Record) -> None:
@@ -322,25 +324,31 @@ class RemoteTargets:
     def exact(self, record: Record) -> None:
         """Takes the exact gradients through this process's stages, and passes what is left of them on upstream."""
         sent = self._exact.pop(record.step, None)
-        if sent is None or sent.kept is None:
+        if sent is None:
             return
         self.target(record)
         residuals = None if self._is_exact else self._channel.take_residuals(sent.number)
-        if record.step in self._unanswered or (residuals is None and not self._is_exact):
-            self._unanswered.discard(record.step)
+        missing = record.step in self._unanswered or (residuals is None and not self._is_exact)
+        self._unanswered.discard(record.step)
+        if missing and sent.kept is not None:
             self._inlet.send_no_residual(sent.number, sent.residuals())
+        if missing:
             return
         if residuals is None:
             for each in sent.records:
                 each.exact_targets = each.targets
         elif residuals:
             for each, gradients in zip(sent.records, sent.of_each(residuals)):
-                if gradients:
+                if gradients and sent.plan.whole:
+                    each.add_exact(gradients)
+                elif gradients:
                     each.add_residual(gradients)
+        if sent.kept is None:
+            return
         with self._channel.profile(profiling.EXACT), torch.autocast(self._device_type, enabled=False):
-            found, corrections = sent.kept.backward(sent.records, self._session.corrected())
+            found, applied = sent.kept.backward(sent.records, self._session.applied_late(sent.plan.applies))
         self._inlet.send_residual(sent.number, sent.residuals(found))
-        self._session.hold_corrections(sent.batch, corrections)
+        self._session.hold_late(sent.batch, applied)
 
 
 __all__ = ["AnswerChannel", "DownstreamOutlet", "NoOutlet", "Outlet", "RemoteTargets", "Sent"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from lightning_sg import profiling
 from lightning_sg._compat import DATA_DEPENDENT_ERRORS, tree_leaves
+from lightning_sg.boundary import Crossing
 from lightning_sg.crossings.kept_graph import keeping_weights
+from lightning_sg.crossings.replay import ReplayedBatch, replaying
 from lightning_sg.distributed.arrivals import Arrivals, PredictedActivations, TrueActivations
 from lightning_sg.distributed.logs import LogsOfStage
 from lightning_sg.distributed.program import StageProgram
@@ -22,8 +24,10 @@ from lightning_sg.distributed.training_pass import TrainingPass
 from lightning_sg.errors import PartitionError, SyntheticGradientsError
 from lightning_sg.partition.fakes import is_fake
 from lightning_sg.partition.quiet import quiet
+from lightning_sg.partition.step import StepEnds, call_training_step
 from lightning_sg.partition.without_values import WithoutValues
 from lightning_sg.passes import hearing_passes
+from lightning_sg.rng import StepRandomness
 from lightning_sg.words import first_line
 
 
@@ -145,6 +149,33 @@ class ReadyStage:
             if goes_on and not by_hand:
                 stack.enter_context(WithoutValues(lambda: batch.beyond))
             yield
+
+    def rerun(self, batch: ReplayedBatch, crossings: Mapping[str, Crossing], numbers: StepRandomness) -> None:
+        """Runs an old batch again on one of this process's stages; see :class:`~lightning_sg.crossings.replay.Rerun`.
+
+        Args:
+            batch: The batch.
+            crossings: What happens at boundaries; at others nothing does.
+            numbers: Random numbers of the step.
+        """
+        program, session = self.program, self._stage.session
+
+        def with_data(crossing: Crossing) -> Crossing:
+            def cross(tensors: list[Tensor]) -> list[Tensor]:
+                program.fakes.begin_stages()
+                return crossing(tensors)
+
+            return cross
+
+        opened = {name: with_data(crossing) for name, crossing in crossings.items()}
+        with ExitStack() as stack:
+            stack.enter_context(program.fakes)
+            stack.enter_context(numbers)
+            stack.enter_context(replaying(session.module, session.boundaries.sites, batch, opened, numbers.next_stage))
+            program.outputs.install()
+            stack.callback(program.outputs.remove)
+            stack.enter_context(suppress(StepEnds))
+            call_training_step(session.module, batch.data, batch.index)
 
     def _check_result(self, result: Any) -> None:
         """Refuses a step without a loss where other processes wait for its gradients."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -14,7 +14,9 @@ from torch import Tensor
 from lightning_sg import profiling
 from lightning_sg.batch.copying import copy_of
 from lightning_sg.batch.fingerprint import fingerprint
+from lightning_sg.boundary import Crossing
 from lightning_sg.crossings.evaluations import refuse_another_evaluation
+from lightning_sg.crossings.replay import ReplayedBatch
 from lightning_sg.distributed.blame import blaming, who_failed
 from lightning_sg.distributed.first_uses import FirstUses
 from lightning_sg.distributed.foreseen import ForeseenCrossings
@@ -106,6 +108,7 @@ class StageRuntime:
     def follow(self, session: Session) -> None:
         """See :meth:`Runtime.follow`."""
         settings = self._cutter.settings
+        session.replays.rerun = self.rerun
         self._stage = Stage(
             self.grid,
             session,
@@ -135,6 +138,15 @@ class StageRuntime:
         outlet: Outlet = NoOutlet() if self._ready is None else self._ready.program.outlet
         if outlet.boundary is not None:
             outlet.trainer.collect()
+        self.stage.session.replay_all()
+
+    def rerun(self, batch: ReplayedBatch, crossings: Mapping[str, Crossing]) -> None:
+        """See :class:`~lightning_sg.crossings.replay.Rerun`."""
+        assert self._ready is not None
+        numbers = StepRandomness(self.grid.device)
+        numbers.count(batch.number, training=True)
+        with blaming(self.status), self._explaining(self._ready):
+            self._ready.rerun(batch, crossings, numbers)
 
     def restore_predictors(self, state: dict[str, Any]) -> None:
         """Restores what a session has saved in this process alone."""

@@ -49,10 +49,11 @@ class Stage:
     def keeps_graph(self) -> bool:
         """Whether this process needs the graph of the current batch until its exact gradient arrives."""
         batch = self.session.batch
-        if batch is None or not batch.plan.exact or self.grid.is_last:
+        if batch is None or not batch.plan.keeps_graph or self.grid.is_last:
             return False
-        # The first process hands nothing on: only its corrections, and boundaries within it, need the graph.
-        return not self.grid.is_first or bool(self.session.corrected()) or self.has_boundaries_within
+        # The first process hands nothing on: only what it applies late, and boundaries within it, need the graph.
+        applied = self.session.applied_late(batch.plan.applies)
+        return not self.grid.is_first or bool(applied) or self.has_boundaries_within
 
     @property
     def has_boundaries_within(self) -> bool:

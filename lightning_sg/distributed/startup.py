@@ -339,8 +339,8 @@ class StartUp:
     def _check_tied(self, session: Session) -> None:
         """Raises for options that synchronized tied weights do not support."""
         waits = may_wait(self._cutter.settings, session.trainers.values())
-        if session.exact.corrects:
-            what = "corrections (ExactGradients(correction=...), DelayedGradient)"
+        if session.exact.applies_late:
+            what = "late gradients (LateGradients, ExactGradients(correction=...), DelayedGradient)"
         elif waits and not session.module.automatic_optimization:
             what = "manual optimization where the true gradient is waited for (warm_up, TrueGradient, 'couple')"
         else:

@@ -12,7 +12,7 @@ from lightning_sg.boundary import differentiable
 from lightning_sg.crossings.inject import blocked, inject
 from lightning_sg.crossings.kept_graph import KeptGraph
 from lightning_sg.distributed.arrivals import Arrivals
-from lightning_sg.distributed.inlet import Residuals
+from lightning_sg.distributed.inlet import Inlet, Residuals
 from lightning_sg.distributed.outlet import Sent
 from lightning_sg.distributed.program import StageProgram
 from lightning_sg.distributed.stage import Stage
@@ -51,6 +51,31 @@ class HandedOver:
 
     record: Record | None
     carriers: list[Tensor]
+
+
+@dataclass(frozen=True)
+class ToStageBefore:
+    """Where the exact gradient of what was received goes, if the batch is run again for it.
+
+    Attributes:
+        inlet: The start of this process's stages.
+        number: The batch's, for the neighbours.
+        tensors: What was received.
+        carries: For each, whether it carries a gradient.
+    """
+
+    inlet: Inlet
+    number: int
+    tensors: Sequence[Tensor]
+    carries: Sequence[bool]
+
+    def take(self, gradients: Sequence[Tensor | None] | None) -> None:
+        """See :meth:`~lightning_sg.crossings.replay.TakesExact.take`."""
+        leaves = [tensor for tensor, carries in zip(self.tensors, self.carries) if carries]
+        if gradients is None:
+            self.inlet.send_no_residual(self.number, [Residuals(leaves)])
+        else:
+            self.inlet.send_residual(self.number, [Residuals(leaves, gradients)])
 
 
 class TrainingPass(EvaluationPass):
@@ -114,6 +139,10 @@ class TrainingPass(EvaluationPass):
         crossing = self._begin_stages()
         arrived = self._arrivals.arrive(self._number, self._fingerprint, fakes, crossing)
         received.wants_target, received.coupled = arrived.wants_target, arrived.coupled
+        replayed, boundary = self._batch.replayed, str(self._program.inlet.boundary)
+        if replayed is not None:
+            before = ToStageBefore(self._program.inlet, self._number, arrived.tensors, arrived.carries)
+            replayed.note_inputs(boundary, arrived.tensors, list(arrived.carries), before)
         tensors = []
         for tensor, carries in zip(arrived.tensors, arrived.carries):
             if carries:
@@ -122,7 +151,7 @@ class TrainingPass(EvaluationPass):
                 tensor = leaf.clone()  # an in-place operation may follow, which a leaf refuses
             tensors.append(tensor)
         self._session.watched.received = self.leaves
-        self._session.finite.receives(self._program.inlet.boundary or "", received.leaves)
+        self._session.finite.receives(boundary, received.leaves)
         return tensors
 
     def hand_over(self, tensors: list[Tensor]) -> list[Tensor]:
@@ -142,6 +171,8 @@ class TrainingPass(EvaluationPass):
             return self._leave(tensors)
         skipped, visits = not self._session.updates.before(trainer.name), batch.visits[trainer.name]
         record = trainer.open(carriers, batch.context, batch.loss, batch.plan, skipped=skipped, visits=visits)
+        if batch.replayed is not None:
+            batch.replayed.note(trainer.name, record)
         self._expect(record, carriers)
         self._send(tensors, record)  # so that the next stage has its work
         trainer.receive_due(record.step)
@@ -218,12 +249,16 @@ class TrainingPass(EvaluationPass):
         if self._sent is not None:
             self._sent.known = self._gone_backward
         plan = self._batch.plan
-        if plan.exact and any(received.wants_target for received in self._arrived):
+        if plan.keeps_graph and any(received.wants_target for received in self._arrived):
             # Otherwise the stage before has left the batch out, and waits for nothing.
             if self._stage.grid.is_last:
                 self._program.inlet.send_residual(self._number, self._residuals())
             elif self._sent is None or self._sent.kept is None:  # nothing of this process carries a gradient on
                 self._program.inlet.send_residual(self._number, [Residuals(each.leaves) for each in self._arrived])
+        elif self._batch.replayed is not None and any(received.wants_target for received in self._arrived):
+            after = self._session.exact.neighbour(str(self._program.inlet.boundary), 1)
+            if after not in self._batch.replayed.records:  # nothing of the stage carries a gradient on
+                self._program.inlet.send_no_residual(self._number, [Residuals(each.leaves) for each in self._arrived])
         self._arrived = []
         self._await_end()
 
@@ -259,9 +294,9 @@ class TrainingPass(EvaluationPass):
         first = self._sent is None
         if self._sent is None:
             records = self._batch.visits[self._program.outlet.trainer.name].records
-            self._sent = Sent(self._number, self._batch.number, records)
-            if self._batch.plan.exact:
-                self._sent.kept = KeptGraph([], [], [], self._batch.scale)
+            self._sent = Sent(self._number, self._batch.number, records, self._batch.plan)
+            if self._batch.plan.keeps_graph:
+                self._sent.kept = KeptGraph([], [], [], self._batch.scale, self._batch.plan.applies)
         self._sent.places.append(self._handed_over)
         kept = self._sent.kept
         if kept is not None:
@@ -332,11 +367,13 @@ class TrainingPass(EvaluationPass):
         return loss + self._surrogate().to(loss.dtype) if waits and not self._automatic else loss
 
     def _residuals(self) -> list[Residuals]:
-        """In the last stage: exact gradient minus the target that was sent, for each crossing."""
+        """In the last process: exact gradient minus the target that was sent, or the exact one, for each crossing."""
         exact, residuals = self._batch.exact, []
+        whole = self._batch.plan.whole
         for received in self._arrived:
             parts: list[Tensor | None] = []
-            sent: Sequence[Tensor | float] = received.sent or [0.0] * len(received.leaves)
+            nothing = [0.0] * len(received.leaves)
+            sent: Sequence[Tensor | float] = nothing if whole or received.sent is None else received.sent
             if all(id(leaf) in exact for leaf in received.leaves):  # it has gone backward
                 found = [exact[id(leaf)] for leaf in received.leaves]
                 parts = [None if each is None else each.float() - target for each, target in zip(found, sent)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,7 @@ from lightning_sg.predictors.tasks import CLASSES, tasks_of
 from lightning_sg.predictors.view import place_of
 
 # Makes a predictor and says in words what it is.
-Candidate = Callable[[], tuple[GradientPredictor, str]]
+Candidate = Callable[[], tuple[GradientPredictor, "Words"]]
 
 #: The options of :class:`~lightning_sg.LossModelPredictor` for each form of task, see :func:`form_of`.
 #: docs/results.md has the measurements. A head that learns its own loss on every batch does best. On images of digits
@@ -72,6 +73,32 @@ def form_of_loss(activations: Gradients, loss: ReplayedLoss) -> str:
     return form_of(activations, None)
 
 
+@dataclass(frozen=True)
+class Words:
+    """What a predictor is.
+
+    Attributes:
+        matched: Where targets come that it could match.
+        alone: Where none come; empty if that makes no difference.
+    """
+
+    matched: str
+    alone: str = ""
+
+    @classmethod
+    def of_heads(cls, predictor: LossModelPredictor, form: str) -> Words:
+        """What a loss model is: a local loss where it matches nothing.
+
+        Args:
+            predictor: The loss model, built.
+            form: The form of the task.
+        """
+        alone = f"local loss (LossModelPredictor): {predictor.describe(matches=False)}; for {form}"
+        if not predictor.target_use.learns_from_targets:
+            return cls(alone, alone)
+        return cls(f"LossModelPredictor: {predictor.describe()}; for {form}", alone)
+
+
 class AutoPredictor(GradientPredictor):
     """Chooses a predictor on the first batch, and acts as that predictor from then on.
 
@@ -105,7 +132,7 @@ class AutoPredictor(GradientPredictor):
         self.chosen: GradientPredictor | None = None
         self._of_state = False
         self._stage: StageSize | None = None
-        self._choice = "not chosen yet: the first batch decides"
+        self._words = Words("not chosen yet: the first batch decides")
 
     def of_state(self) -> AutoPredictor:
         """An unbuilt copy for a state that is carried through time, where what follows has no labels yet."""
@@ -122,11 +149,19 @@ class AutoPredictor(GradientPredictor):
     @property
     def choice(self) -> str:
         """What was chosen, and why, in words."""
-        return self._choice
+        return self.describe()
+
+    def describe(self, *, matches: bool = True) -> str:
+        """What was chosen, and why, in words: a local loss is called by that name.
+
+        Args:
+            matches: Whether any targets come that the chosen predictor could match.
+        """
+        return self._words.matched if matches or not self._words.alone else self._words.alone
 
     def build(self, activations: Gradients, context: Any, loss: LossInfo | None) -> None:
         """Chooses a predictor and builds it."""
-        self.chosen, self._choice = self._choose(activations, context, loss)
+        self.chosen, self._words = self._choose(activations, context, loss)
         self.target_use = self.chosen.target_use
 
     def wants_exact(self, shapes: Sequence[tuple[int, ...]], context: Any) -> bool:
@@ -165,13 +200,14 @@ class AutoPredictor(GradientPredictor):
         """See :meth:`GradientPredictor.loss`."""
         return self._delegate().loss(activations, context, targets)
 
-    def _choose(self, activations: Gradients, context: Any, loss: LossInfo | None) -> tuple[GradientPredictor, str]:
+    def _choose(self, activations: Gradients, context: Any, loss: LossInfo | None) -> tuple[GradientPredictor, Words]:
         if self._of_state:
             # In the copy task it beats an MLP with a hidden layer (docs/recurrent.md), and the states of LSTMs and GRUs
             # lie between -1 and 1 already.
             linear = LinearPredictor(conditional=False, normalize="none")
             linear.build(activations, context, loss)
-            return linear, "LinearPredictor: the gradient directly, from the state; what follows has no labels yet"
+            words = "the gradient directly, from the state; what follows has no labels yet"
+            return linear, Words(f"LinearPredictor: {words}")
         reasons = []
         for candidate in self._candidates(activations, context, loss):
             try:
@@ -191,7 +227,8 @@ class AutoPredictor(GradientPredictor):
             direct, words = cheap_predictor(activations, self._stage)
         direct.build(activations, context, loss)
         kind = type(direct).__name__
-        return direct, f"{kind}: the gradient directly, from the activations alone, by {words}; {reasons[0]}"
+        words = f"the gradient directly, from the activations alone, by {words}; {reasons[0]}"
+        return direct, Words(f"{kind}: {words}")
 
     def _candidates(self, activations: Gradients, context: Any, loss: LossInfo | None) -> list[Candidate]:
         """The loss models to try, the best first."""
@@ -203,17 +240,19 @@ class AutoPredictor(GradientPredictor):
         known: list[Candidate] = [partial(self._comparing, activations, context, loss)]
         return known if replay is None else [*known, partial(self._replaying, activations, context, replay)]
 
-    def _comparing(self, activations: Gradients, context: Any, loss: LossInfo | None) -> tuple[GradientPredictor, str]:
+    def _comparing(
+        self, activations: Gradients, context: Any, loss: LossInfo | None
+    ) -> tuple[GradientPredictor, Words]:
         form = form_of(activations, context)
         predictor = LossModelPredictor(**{"classes": self.classes, **FITTING[form], **self.options})
         predictor.build(activations, context, loss)
-        return predictor, f"LossModelPredictor: {predictor.describe()}; for {form}"
+        return predictor, Words.of_heads(predictor, form)
 
-    def _replaying(self, activations: Gradients, context: Any, loss: ReplayedLoss) -> tuple[GradientPredictor, str]:
+    def _replaying(self, activations: Gradients, context: Any, loss: ReplayedLoss) -> tuple[GradientPredictor, Words]:
         form = form_of_loss(activations, loss)
         predictor = LossModelPredictor(**{**FITTING[form], **self.options})
         predictor.build_replayed(activations, context, loss)
-        return predictor, f"LossModelPredictor: {predictor.describe()}; for {form}"
+        return predictor, Words.of_heads(predictor, form)
 
     def _delegate(self) -> GradientPredictor:
         if self.chosen is None:

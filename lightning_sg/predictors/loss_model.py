@@ -245,8 +245,12 @@ class LossModelPredictor(GradientPredictor):
             self._head(place).criterion(outputs[place], tasks[name]) for place, name in enumerate(self.task_names)
         )
 
-    def describe(self) -> str:
-        """Describes the heads, and what they are trained on, in words; call it after :meth:`build`."""
+    def describe(self, *, matches: bool = True) -> str:
+        """Describes the heads, and what they are trained on, in words; call it after :meth:`build`.
+
+        Args:
+            matches: Whether any targets come that they could match.
+        """
         heads = [self._head(place).describe() for place in range(len(self.heads))]
         named = [f"{name}: {head}" if name else head for name, head in zip(self.task_names, heads)]
         matching = self.matching
@@ -255,7 +259,7 @@ class LossModelPredictor(GradientPredictor):
             "gradient": f"the target gradient ({matching.measure})",
             "both": f"its own loss and {matching.weight:g} × the target gradient ({matching.measure})",
         }
-        return f"{'; '.join(named)}; trained on {trained[self.objective]}"
+        return f"{'; '.join(named)}; trained on {trained[self.objective if matches else 'loss']}"
 
     def _in_closed_form(self, activations: Gradients, context: Any, *, learns: bool) -> tuple[Tensor, Gradients] | None:
         """The mean loss and the per-sample prediction, if a single head has a closed form."""

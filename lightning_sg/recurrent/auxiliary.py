@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_sg.options import PredictorTraining
+from lightning_sg.predictors import MLPPredictor
 from lightning_sg.predictors.base import GradientPredictor, Gradients
+from lightning_sg.recurrent.settings import ThroughTime
+from lightning_sg.replicas import Replicas
 from lightning_sg.training.learner import Learner
 
 
@@ -62,4 +67,29 @@ class Auxiliary:
         self._learner.built, self._restored = False, state
 
 
-__all__ = ["Auxiliary"]
+def auxiliary_of(
+    through_time: ThroughTime, training: PredictorTraining, replicas: Replicas, seed: int, name: str
+) -> Auxiliary | None:
+    """The auxiliary task at a boundary in time, if one is wanted.
+
+    Args:
+        through_time: Says whether.
+        training: How predictors are trained.
+        replicas: The replicas whose batches it learns from together.
+        seed: Seeds the predictor's initial weights, together with the boundary's name.
+        name: The boundary's.
+    """
+    if not through_time.auxiliary:
+        return None
+    predictor: GradientPredictor = MLPPredictor(conditional=False)
+    learner = Learner(
+        predictor,
+        training.optimizer,
+        training.lr_scheduler,
+        seed=seed ^ zlib.crc32(f"{name} (auxiliary)".encode()),
+        replicas=replicas,
+    )
+    return Auxiliary(learner, through_time.auxiliary)
+
+
+__all__ = ["Auxiliary", "auxiliary_of"]

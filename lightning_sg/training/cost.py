@@ -12,6 +12,7 @@ from torch.utils.flop_counter import flop_registry
 from lightning_sg._compat import TorchDispatchMode
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.lightning_api import move_data_to_device
+from lightning_sg.predictors.auto import AutoPredictor
 from lightning_sg.predictors.base import GradientPredictor, LossInfo
 from lightning_sg.rules import BoundaryRule
 from lightning_sg.training.learner import Learner
@@ -78,13 +79,15 @@ class PredictorCost(NamedTuple):
     """What a predictor would cost at a boundary, in floating-point operations for a batch.
 
     Attributes:
-        words: What predicts there.
+        words: What predicts there, if targets come that it could match.
+        alone: What predicts there if none do.
         predicting: The cost of one prediction.
         learning_from_target: The cost of one step of learning from a target.
         learning_without: The cost of one step on a batch whose target is not learned from.
     """
 
     words: str
+    alone: str
     predicting: float
     learning_from_target: float
     learning_without: float
@@ -120,7 +123,7 @@ def cost_of_predictor(
         SyntheticGradientsError: If it cannot be built for this boundary.
     """
     if isinstance(template, BoundaryRule) or not shapes:
-        return PredictorCost(type(template).__name__, 0.0, 0.0, 0.0)
+        return PredictorCost(type(template).__name__, type(template).__name__, 0.0, 0.0, 0.0)
     context = move_data_to_device(context, "cpu")
     learner = Learner(template, None)
     plain = torch.autocast("cpu", enabled=False)  # as in training
@@ -148,8 +151,10 @@ def cost_of_predictor(
             with_target = with_target if use.learns_from_targets else without
         elif learner.learns and use.learns_without_targets:
             without = learning(())
-    words = str(getattr(predictor, "choice", type(predictor).__name__))
-    return PredictorCost(words, float(predicting.flops), with_target, without)
+    words = alone = type(predictor).__name__
+    if isinstance(predictor, AutoPredictor):
+        words, alone = predictor.describe(), predictor.describe(matches=False)
+    return PredictorCost(words, alone, float(predicting.flops), with_target, without)
 
 
 __all__ = ["OperationCount", "OperationCounter", "PredictorCost", "cost_of_predictor"]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from lightning_sg.errors import SyntheticGradientsError
-from lightning_sg.options import ExactGradients, PredictorTraining
+from lightning_sg.options import ExactGradients, LateGradients, PredictorTraining
 from lightning_sg.partition.told import Told
 from lightning_sg.partition.trace import Trace
 from lightning_sg.predictors import AutoPredictor, GradientPredictor
-from lightning_sg.rules import BoundaryRule
+from lightning_sg.rules import BoundaryRule, DelayedGradient
 from lightning_sg.training.base import BoundaryTrainer
 from lightning_sg.training.cost import PredictorCost, cost_of_predictor
 from lightning_sg.training.ruled import RuledBoundary
@@ -29,6 +30,7 @@ class TrainerFactory:
         training: How predictors are trained.
         exact: When exact gradients travel up.
         in_time: The module's boundaries in time.
+        late: When true gradients travel up to be applied late, if they do.
     """
 
     def __init__(
@@ -37,11 +39,13 @@ class TrainerFactory:
         training: PredictorTraining,
         exact: ExactGradients,
         in_time: Sequence[str] = (),
+        late: LateGradients | None = None,
     ) -> None:
         self._predictor = predictor
         self._training = training
         self._exact = exact
         self._in_time = in_time
+        self._late = late
 
     def templates(self, between_stages: Sequence[str]) -> dict[str, Template]:
         """The unbuilt predictor, or the rule, at each boundary: of those between stages, then of those in time.
@@ -51,7 +55,9 @@ class TrainerFactory:
         """
         names = [*between_stages, *self._in_time]
         if not isinstance(self._predictor, Mapping):
-            return dict.fromkeys(names, self._predictor)
+            alone = self._late is not None and self._late.share == 1
+            between = DelayedGradient() if alone else self._predictor
+            return {**dict.fromkeys(between_stages, between), **dict.fromkeys(self._in_time, self._predictor)}
         if set(self._predictor) != set(names):
             raise SyntheticGradientsError(
                 f"SyntheticGradients(predictor=...) names the boundaries {sorted(self._predictor)}, but the model has "
@@ -116,7 +122,8 @@ class TrainerFactory:
                     continue
                 raise
             targets = 1.0 if name == trace.order[-1] else self._exact_share(template, shapes, context)
-            costs[name] = (known[key].words, known[key].of_batch(self._training.every, targets))
+            cost = known[key]
+            costs[name] = (cost.words if targets else cost.alone, cost.of_batch(self._training.every, targets))
         return costs
 
     def operations(self, trace: Trace, told: Told, batch: Any, names: Sequence[str] | None = None) -> dict[str, float]:
@@ -126,8 +133,11 @@ class TrainerFactory:
 
     def _exact_share(self, template: Template, shapes: list[tuple[int, ...]], context: Any) -> float:
         """On which share of the batches a boundary before the last has a target to learn from."""
-        learns = isinstance(template, GradientPredictor) and template.wants_exact(shapes, context)
-        return 1 / self._exact.every if learns and self._exact.every else 0.0
+        if not isinstance(template, GradientPredictor):
+            return 0.0
+        every = [self._exact.every] if template.wants_exact(shapes, context) and self._exact.every else []
+        every += [] if self._late is None else [self._late.every]
+        return sum(1 / each for each in every) - (1 / math.lcm(*every) if len(every) > 1 else 0.0)
 
 
 def _trainer(name: str, template: Template, options: TrainerOptions) -> BoundaryTrainer:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_sg.predictors.base import Gradients
+
+
+class Applied(Enum):
+    """What stages apply of a batch's exact gradient when it has come."""
+
+    NOTHING = "nothing: predictors alone learn from it"
+    DIFFERENCE = "exact minus used gradient, on top of what was applied at once"
+    WHOLE = "the exact gradient, whatever was applied at once"
+    RECOMPUTED = "the exact gradient, by another forward pass with the newest weights"
 
 
 @dataclass(frozen=True)
@@ -20,13 +30,25 @@ class TargetPlan:
         exact: Whether its exact gradient travels up to all boundaries.
         bootstrap: Whether no exact gradients travel at all, so that predictors learn from biased targets.
         coupled: Whether every stage waits for the true gradient and uses it.
-        corrects: Whether stages are corrected by exact gradients, of this batch or of others.
+        corrects: Whether stages apply exact gradients late, of this batch or of others.
+        applies: What they apply of this batch's.
     """
 
     exact: bool = False
     bootstrap: bool = False
     coupled: bool = False
     corrects: bool = False
+    applies: Applied = Applied.NOTHING
+
+    @property
+    def whole(self) -> bool:
+        """Whether what travels up is the exact gradient itself, not its residual."""
+        return self.applies in (Applied.WHOLE, Applied.RECOMPUTED)
+
+    @property
+    def keeps_graph(self) -> bool:
+        """Whether stages need the batch's graph for its exact gradient."""
+        return self.exact and self.applies is not Applied.RECOMPUTED
 
 
 @dataclass
@@ -143,4 +165,4 @@ class Visits:
     records: list[Record] = field(default_factory=list)
 
 
-__all__ = ["Record", "TargetPlan", "Visits"]
+__all__ = ["Applied", "Record", "TargetPlan", "Visits"]

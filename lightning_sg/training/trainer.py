@@ -81,6 +81,7 @@ class PredictorTrainer(BoundaryTrainer):
         fallback = guard.fallback if guard is not None and isinstance(guard.fallback, GradientPredictor) else None
         self._template = template
         self._options = options
+        self._bootstraps = False
         self._learner = options.learner(name, template)
         self._predictions = Predictions(
             name,
@@ -106,6 +107,13 @@ class PredictorTrainer(BoundaryTrainer):
     def ready(self) -> bool:
         """Whether the predictor has its parameters."""
         return self._learner.built
+
+    @property
+    def matches(self) -> bool:
+        """Whether the predictor learns from targets: it can, and such as it can learn from come, at times or always."""
+        use = self.predictor.target_use
+        unbiased = self.distance == 1 or not self._bootstraps
+        return use.learns_from_targets and (unbiased or self._options.bootstrap or not use.learns_without_targets)
 
     @property
     def scale(self) -> TargetScale:
@@ -165,6 +173,7 @@ class PredictorTrainer(BoundaryTrainer):
 
     def _asks(self, plan: TargetPlan, step: int) -> tuple[bool, bool]:
         use = self.predictor.target_use
+        self._bootstraps = plan.bootstrap
         biased = self.distance > 1 and not plan.exact and not plan.coupled
         fit = not biased or not use.learns_from_targets or self._options.bootstrap
         learns = self._learner.learns and (step % self._options.training.every == 0 or plan.exact)

@@ -163,6 +163,8 @@ class Target(Message):
 class Residual(Message):
     """Upstream, late: exact gradient minus the target that was sent. Without tensors the two are equal.
 
+    Where stages apply exact gradients whole, it is the exact gradient, and without tensors there is none.
+
     Attributes:
         counts: For each crossing of the batch, how many of the tensors are its residual; 0 for none.
         missing: Whether the exact gradient is not known, as a stage was away.

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sg import (
+    AutoPredictor,
     Boundary,
     DelayedGradient,
     ExactGradients,
     GradientPredictor,
+    LateGradients,
     LossModelPredictor,
     Matching,
     MLPPredictor,
@@ -313,6 +315,37 @@ def test_the_choice_and_its_cost_are_told_once(caplog: pytest.LogCaptureFixture)
     assert len(told) == 2
     assert "LossModelPredictor" in told[0]
     assert "% of the model's parameters and" in told[0]
+
+
+MATCHED = "trained on its own loss and 0.5 × the target gradient"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "matched"),
+    [
+        ({}, [False, True]),  # the targets of the last boundary always are exact
+        ({"exact": ExactGradients(bootstrap=True)}, [True, True]),
+        ({"exact": ExactGradients(correction=1.0)}, [True, True]),
+        ({"late": LateGradients()}, [True, True]),
+        ({"predictor": AutoPredictor(options={"objective": "both"})}, [True, True]),
+        ({"predictor": AutoPredictor(options={"objective": "both"}), "exact": ExactGradients(every=0)}, [False, True]),
+        ({"predictor": AutoPredictor(options={"objective": "loss"})}, [False, False]),
+    ],
+)
+def test_what_is_announced_is_what_is_learned(
+    arguments: dict[str, Any], matched: list[bool], caplog: pytest.LogCaptureFixture
+) -> None:
+    watch = Watch()
+    callback = SyntheticGradients(**arguments)
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        make_trainer(callbacks=[callback, watch]).fit(Sgd(stages=3), loader())
+    told = {record.message.split("'")[1]: record.message for record in caplog.records if "Boundary '" in record.message}
+    for name, expected in zip(("net.1", "net.3"), matched, strict=True):
+        assert (MATCHED in told[name]) is expected
+        assert ("local loss (LossModelPredictor): head" in told[name]) is not expected
+        learned = any(record.learns_target and record.wants_target for record in watch.ledgers[name][1].seen)
+        can = callback.trainers[name].predictor.target_use.learns_from_targets  # type: ignore[attr-defined]
+        assert (learned and can) is expected
 
 
 def test_corrections_need_to_know_the_stages() -> None:

@@ -20,6 +20,7 @@ from lightning_sg import (
     DelayedGradient,
     ExactGradients,
     HeadOptions,
+    LateGradients,
     LossModelPredictor,
     MLPPredictor,
     PredictorTraining,
@@ -149,6 +150,14 @@ RUNS: dict[str, dict[str, Any]] = {
         "callback": synthetic(predictor=Matching(), exact=ExactGradients(every=2, correction=0.5), delay=0)
     },
     "delayed gradients": {"callback": synthetic(predictor=DelayedGradient())},
+    "late gradients": {"callback": synthetic(late=LateGradients(), delay=0)},
+    "late gradients, three processes a replica": {"callback": synthetic(late=LateGradients(every=2)), "devices": 6},
+    "late gradients, accumulated and clipped": {
+        "callback": synthetic(late=LateGradients(), delay=0),
+        "accumulate_grad_batches": 2,
+        "gradient_clip_val": 0.1,
+        "strategy": {"clip_over": "model"},
+    },
     "no gradient": {"callback": synthetic(predictor=ZeroPredictor())},
     "accumulation and clipping": {
         "callback": synthetic(exact=ExactGradients(correction=0.5)),

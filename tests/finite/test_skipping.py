@@ -18,6 +18,7 @@ from lightning_sg import (
     Boundary,
     DelayedGradient,
     ExactGradients,
+    LateGradients,
     MLPPredictor,
     PredictorTraining,
     SyntheticGradients,
@@ -105,6 +106,7 @@ CALLBACKS: dict[str, dict[str, Any]] = {
     "delayed": {"predictor": DelayedGradient()},
     "exact": {"exact": ExactGradients(every=1, correction=1.0)},
     "warm-up": {"exact": ExactGradients(every=2, warm_up=5)},
+    "late": {"late": LateGradients()},
 }
 
 #: Others differ by rounding without any fault: gradients for one sample and for the mean are not the same bits.

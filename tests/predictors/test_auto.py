@@ -46,7 +46,10 @@ def test_goals_have_a_loss_model_of_the_fitting_form(shape: tuple[int, ...], con
     chosen = predictor.chosen
     assert isinstance(chosen, LossModelPredictor)
     assert all(getattr(chosen, name, value) == value for name, value in FITTING[form].items())
-    assert predictor.choice.startswith("LossModelPredictor: ")
+    matches = chosen.target_use.learns_from_targets
+    assert predictor.choice.startswith("LossModelPredictor: " if matches else "local loss (LossModelPredictor): ")
+    assert predictor.describe(matches=False).startswith("local loss (LossModelPredictor): ")
+    assert "trained on its own loss;" in predictor.describe(matches=False)
     assert predictor.choice.endswith(f"; for {form}")
     prediction = predictor(activations, context)
     assert prediction is not None
@@ -71,8 +74,8 @@ def test_the_choice_says_what_was_made() -> None:
     predictor = AutoPredictor()
     predictor.build((numbers(8, 5, 6),), labels(8, 5), LossInfo("cross_entropy", 65))
     assert predictor.choice == (
-        "LossModelPredictor: head with 1 hidden layer of 256 for each position, 65 classes from the model's "
-        "cross-entropy; trained on its own loss; for a sequence with a label for each position"
+        "local loss (LossModelPredictor): head with 1 hidden layer of 256 for each position, 65 classes from the "
+        "model's cross-entropy; trained on its own loss; for a sequence with a label for each position"
     )
 
 

@@ -18,7 +18,6 @@ from lightning_sg.partition.placement import place, stage_costs
 from lightning_sg.partition.step import call_training_step, trace_step
 from lightning_sg.partition.told import Told
 from lightning_sg.time_boundary import boundaries_in_time
-from lightning_sg.training.factory import TrainerFactory
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def plan(
     check_gradients(module, trace)
     told = Told(settings.context, trace)
     in_time = list(boundaries_in_time(module))
-    costs = TrainerFactory(settings.template, settings.training, settings.exact, in_time).costs(trace, told, batch)
+    costs = settings.factory(in_time).costs(trace, told, batch)
     placement = place(module, trace, processes, {name: cost for name, (_words, cost) in costs.items()})
     sizes = dict(module.named_parameters())
     stages = [
