@@ -38,6 +38,7 @@ LAYERS = (
         *("watched", "clipping"),
     ),
     ("stage_randomness",),
+    ("decoupling",),
     ("transport", "checkpoint"),
     ("distributed",),
     ("callback",),
