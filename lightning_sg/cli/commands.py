@@ -63,6 +63,12 @@ def _merge(arguments: list[str]) -> None:
     merge(arguments)
 
 
+def _explain(arguments: list[str]) -> None:
+    from lightning_sg.tools.explain.command import main as explain
+
+    explain(arguments)
+
+
 #: What to print above each group of commands, with the names in it.
 GROUPS: dict[str, tuple[str, ...]] = {
     "To begin": ("init", "plan"),
@@ -72,7 +78,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "test",
         "predict",
     ),
-    "After a run": ("report", "timeline", "merge"),
+    "After a run": ("report", "timeline", "merge", "explain"),
 }
 
 #: All commands by name. This package's own import what they need only when they run.
@@ -86,6 +92,7 @@ COMMANDS: dict[str, Command] = {
     "report": Command("draws what a run has logged, beside other runs", _report),
     "timeline": Command("draws what each process did when", _timeline),
     "merge": Command("merges the shards of a checkpoint into one file", _merge),
+    "explain": Command("says what causes an error of this package, and what to do", _explain),
 }
 
 
