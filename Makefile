@@ -19,7 +19,7 @@ PARALLEL := -n 2 --dist loadfile
 # Other people's packages, beside those of .venv, which has the one torch.
 CLIENTS := .venv-clients
 
-.PHONY: demo check test test-gpu test-clients lint clean
+.PHONY: demo check test test-gpu test-clients test-lowest test-py313 docs lint clean
 
 demo: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m examples.demo
@@ -41,13 +41,38 @@ test-gpu: $(INSTALLED)
 test-clients: $(CLIENTS)/.installed
 	LIGHTNING_SG_TEST_CLIENTS=1 OMP_NUM_THREADS=1 $(CLIENTS)/bin/python -m pytest -n 2 --dist loadgroup tests/clients
 
+# The package's lower bounds, and another Python; each in an environment of its own. Minutes to install; not for CI.
+LOWEST := .venv-lowest
+PY313 := .venv-py313
+PYTHON313 ?= python3.13
+QUICK := -q -m "smoke or not (processes or slow)" --ignore tests/benchmarks --ignore tests/examples --ignore tests/clients
+
+test-lowest: $(LOWEST)/.installed
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest $(PARALLEL) $(QUICK)
+
+test-py313: $(PY313)/.installed
+	OMP_NUM_THREADS=1 $(PY313)/bin/python -m pytest $(PARALLEL) $(QUICK)
+
+$(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt \
+		-e '.[cli,report]' cloudpickle hatchling pytest pytest-cov pytest-timeout pytest-xdist pytorch-lightning \
+		ruff scikit-learn tensorboard
+	touch $@
+
+$(PY313)/.installed: pyproject.toml constraints.txt
+	test -x $(PY313)/bin/python || $(PYTHON313) -m venv $(PY313)
+	$(PY313)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(PY313)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(CLIENTS)
+	rm -rf $(VENV) $(CLIENTS) $(LOWEST) $(PY313) $(DOCS)
 
 # torch is named on its own: the exact version picks the build that fits a machine without a GPU.
 $(INSTALLED): pyproject.toml constraints.txt

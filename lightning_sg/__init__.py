@@ -4,6 +4,7 @@ from lightning_sg.batch.chunks import Chunk, Chunks, parallel_streams
 from lightning_sg.boundary import Boundary
 from lightning_sg.callback import SyntheticGradients
 from lightning_sg.checkpoint.plugin import AtomicCheckpointIO
+from lightning_sg.decoupling import Decoupled, decouple
 from lightning_sg.errors import (
     BatchMismatchError,
     BoundaryError,
@@ -53,6 +54,7 @@ __all__ = [
     "CheckpointError",
     "Chunk",
     "Chunks",
+    "Decoupled",
     "DelayedGradient",
     "ExactGradients",
     "FeedbackAlignment",
@@ -84,14 +86,20 @@ __all__ = [
     "Timeline",
     "TrueGradient",
     "ZeroPredictor",
+    "decouple",
     "parallel_streams",
 ]
 
-# Lightning has no entry point for strategies, so the name exists from this import on.
-if SyntheticGradientStrategy.strategy_name not in _StrategyRegistry:
-    _StrategyRegistry.register(
-        SyntheticGradientStrategy.strategy_name,
-        SyntheticGradientStrategy,
-        description="Stages of one network on several processes, decoupled by synthetic gradients",
-    )
-_watch_for_mixtures(SyntheticGradientStrategy.strategy_name)
+# Lightning has no entry point for strategies, so the names exist from this import on. As with Lightning's own, there is
+# one for each way to start processes.
+_NAME = SyntheticGradientStrategy.strategy_name
+_STARTS = {_NAME: "popen", f"{_NAME}_notebook": "fork", f"{_NAME}_spawn": "spawn", f"{_NAME}_fork": "fork"}
+for _name, _method in _STARTS.items():
+    if _name not in _StrategyRegistry:
+        _StrategyRegistry.register(
+            _name,
+            SyntheticGradientStrategy,
+            description="Stages of one network on several processes, decoupled by synthetic gradients",
+            start_method=_method,
+        )
+_watch_for_mixtures(*_STARTS)

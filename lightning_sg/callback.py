@@ -62,12 +62,12 @@ class SyntheticGradients(Callback):
             values ride out longer hiccups. At most 1,000, as each step keeps one more batch's activations.
         context: What predictors are told of a batch besides activations: ``"auto"`` (what the model's loss compares the
             network with, found by tracing a step), a key, an index, a function of the batch, or ``None``.
-        exact: When exact gradients travel up and what is done with them, see :class:`~lightning_sg.ExactGradients`.
-        training: How the predictors are trained, see :class:`~lightning_sg.PredictorTraining`.
+        exact: When exact gradients travel up and what is done with them, see ``ExactGradients``.
+        training: How the predictors are trained, see ``PredictorTraining``.
         guard: Watches the predictions and falls back where they do harm, see :class:`~lightning_sg.AlignmentGuard`.
             ``None`` for no guard: then a prediction that is not finite is an error.
-        through_time: How boundaries in time are predicted, see :class:`~lightning_sg.ThroughTime`: every
-            :class:`~lightning_sg.TimeBoundary` and :class:`~lightning_sg.MessageBoundary` in the model.
+        through_time: How boundaries in time are predicted, see ``ThroughTime``: every ``TimeBoundary`` and
+            ``MessageBoundary`` in the model.
         inputs: Has the activations at the boundaries predicted too, so that no stage waits for those before it;
             ``None``: stages go on with the true ones.
         on_non_finite: What to do about a batch whose loss, activations or gradients are NaN or infinite: ``"raise"``

@@ -6,7 +6,17 @@ from collections.abc import Sequence
 
 
 class SyntheticGradientsError(RuntimeError):
-    """Base class of the errors that lightning_sg raises on purpose."""
+    """Base class of the errors that lightning_sg raises on purpose.
+
+    Tracebacks end with a note that names the command which explains the error.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        for kind in type(self).__mro__:
+            if kind.__module__ == __name__ and kind not in _UNEXPLAINED:
+                self.add_note(f"More about its causes: lightning-sg explain {kind.__name__}")
+                return
 
 
 class BoundaryError(SyntheticGradientsError):
@@ -66,3 +76,7 @@ class StageLostError(SyntheticGradientsError):
     def __init__(self, message: str, reason: str | None = None) -> None:
         super().__init__(message)
         self.reason = reason or message
+
+
+#: Those that are not public: the note is about the class that they are derived from.
+_UNEXPLAINED = (RepeatedBoundaryError,)

@@ -5,7 +5,12 @@ No other module imports Lightning. The private names among them are explained in
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_sg.which_lightning import CHOICE, UNIFIED
 
@@ -25,7 +30,6 @@ if TYPE_CHECKING or CHOICE.package == UNIFIED:
     from lightning.fabric.utilities.seed import pl_worker_init_function
     from lightning.pytorch.accelerators import Accelerator
     from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-    from lightning.pytorch.cli import LightningCLI, LRSchedulerCallable, OptimizerCallable
     from lightning.pytorch.loggers.logger import DummyLogger
     from lightning.pytorch.loops.loop import _Loop
     from lightning.pytorch.overrides.distributed import prepare_for_backward
@@ -54,7 +58,6 @@ else:
     from lightning_fabric.utilities.seed import pl_worker_init_function
     from pytorch_lightning.accelerators import Accelerator
     from pytorch_lightning.callbacks import Callback, ModelCheckpoint
-    from pytorch_lightning.cli import LightningCLI, LRSchedulerCallable, OptimizerCallable
     from pytorch_lightning.loggers.logger import DummyLogger
     from pytorch_lightning.loops.loop import _Loop
     from pytorch_lightning.overrides.distributed import prepare_for_backward
@@ -69,6 +72,21 @@ else:
     from pytorch_lightning.utilities.model_helpers import is_overridden
     from pytorch_lightning.utilities.types import STEP_OUTPUT
 
+if TYPE_CHECKING:
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+#: As in Lightning's command line, which is slow to import.
+OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
+LRSchedulerCallable = Callable[[Optimizer], LRScheduler]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what only the command line needs when it is asked for."""
+    if name in ("LightningArgumentParser", "LightningCLI"):
+        return getattr(import_module(f"{pl.__name__}.cli"), name)
+    raise AttributeError(name)
+
+
 #: The name of the logger that users of the chosen package see.
 LOGGER = pl.__name__
 
@@ -82,6 +100,7 @@ __all__ = [
     "DummyLogger",
     "GradClipAlgorithmType",
     "LRSchedulerCallable",
+    "LightningArgumentParser",
     "LightningCLI",
     "ModelCheckpoint",
     "OptimizerCallable",

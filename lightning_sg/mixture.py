@@ -66,14 +66,14 @@ def _error(members: dict[str, list[str]]) -> SyntheticGradientsError:
     )
 
 
-def watch(strategy: str) -> None:
+def watch(*strategies: str) -> None:
     """Makes the Trainers of both packages refuse mixtures, as soon as both packages are imported.
 
     Args:
-        strategy: The name under which our strategy is registered. The other package's registry gets it too, for an
-            error that says more than that the name is unknown.
+        *strategies: The names under which our strategy is registered. The other package's registry gets them too, for
+            an error that says more than that the name is unknown.
     """
-    guard = _Guard(strategy)
+    guard = _Guard(strategies)
     if is_loaded(CHOICE.other):
         guard.install()
     else:
@@ -83,20 +83,20 @@ def watch(strategy: str) -> None:
 class _Guard:
     """Looks at what Trainers of both packages are given, and refuses mixtures that have something of ours in them."""
 
-    def __init__(self, strategy: str) -> None:
-        self.strategy = strategy
+    def __init__(self, strategies: Sequence[str]) -> None:
+        self.strategies = strategies
 
     def install(self) -> None:
-        """Puts the guard before the Trainers, and our strategy's name into the other package's registry."""
+        """Puts the guard before the Trainers, and our strategy's names into the other package's registry."""
         for package in (CHOICE.package, CHOICE.other):
             trainer = import_module(TRAINING[package]).Trainer
             _look_first(trainer, "__init__", self.look_at_parts)
             for name in ("fit", "validate", "test", "predict"):
                 _look_first(trainer, name, self.look_at_run)
         registry = import_module(f"{TRAINING[CHOICE.other]}.strategies").StrategyRegistry
-        if self.strategy not in registry:
+        for strategy in set(self.strategies) - set(registry):
             description = f"Refused, because lightning_sg uses {CHOICE.package}"
-            registry.register(self.strategy, self.refuse_name, description=description)
+            registry.register(strategy, self.refuse_name, description=description, name=strategy)
 
     def look_at_parts(self, trainer: Any, given: dict[str, Any]) -> None:
         """Looks at the arguments of a Trainer."""
@@ -111,13 +111,13 @@ class _Guard:
         if ours:
             refuse_mixture([("the Trainer", trainer), *ours, *_parts(given, ("model", "datamodule"))])
 
-    def refuse_name(self) -> None:
+    def refuse_name(self, name: str) -> None:
         """Stands for our strategy in the other package's registry."""
-        raise _error({CHOICE.package: [f"the strategy {self.strategy!r}"], CHOICE.other: ["the Trainer"]})
+        raise _error({CHOICE.package: [f"the strategy {name!r}"], CHOICE.other: ["the Trainer"]})
 
     def _is_ours(self, part: object) -> bool:
         if isinstance(part, str):
-            return part == self.strategy
+            return part in self.strategies
         return any(base.__module__.partition(".")[0] == _OURS for base in type(part).__mro__)
 
 

@@ -37,6 +37,7 @@ from lightning_sg.distributed.support import (
     check_away,
     check_callbacks,
     check_snapshots,
+    refuse_interactive,
 )
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.lightning_api import Callback, CheckpointIO, TrainerFn, pl, rank_zero_warn
@@ -62,7 +63,8 @@ class SyntheticGradientStrategy(ReusableStrategy):
         timeout: How many seconds a stage waits for its neighbour before it gives up with an error that names it. At
             most 30 days.
         start_method: How processes are started: ``"popen"`` runs the script again for each, ``"spawn"`` and
-            ``"fork"`` do not (``"fork"`` is for notebooks). Under torchrun or SLURM, none are started.
+            ``"fork"`` do not. ``"fork"`` is for notebooks, and has a name: ``strategy="synthetic_gradients_notebook"``.
+            Under torchrun or SLURM, none are started.
         wire: How activations and targets travel between processes in training: ``"full"`` unchanged, or, for slow
             links, ``"bf16"`` as bfloat16 or ``"int8"`` with a scale for each 256 values. The next stage then trains on
             the rounded activations. Validation, test and prediction always send them in full.
@@ -180,6 +182,7 @@ class SyntheticGradientStrategy(ReusableStrategy):
             return
         os.environ[VARIABLE] = CHOICE.package  # the new processes may import in another order
         if self.start_method == "popen":
+            refuse_interactive()
             restarts = self.away is not None and self.away.folder is not None
             kind = RelaunchingLauncher if restarts else SubprocessScriptLauncher
             self._launcher = kind(self.cluster_environment, self.num_processes, self.num_nodes)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,8 +23,10 @@ from lightning_sg import (
 )
 from tests.cut import is_cut
 from tests.models import FEATURES, Classifier, assert_same_state, loader, make_trainer, state_of
-from tests.ranks import run_ranks
+from tests.ranks import free_port, run_ranks
 from tests.two_stages import Two
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_flag_alone_brings_the_callback_and_leaves_the_module_clean() -> None:
@@ -43,6 +48,40 @@ def test_the_flag_alone_brings_the_callback_and_leaves_the_module_clean() -> Non
         assert clean
         assert undivided
         assert callbacks == ["StageCoordinator", "SyntheticGradients"]
+
+
+@pytest.mark.parametrize(("name", "method"), [("notebook", "fork"), ("fork", "fork"), ("spawn", "spawn")])
+def test_ways_to_start_processes_have_names(name: str, method: str) -> None:
+    trainer = make_trainer(strategy=f"synthetic_gradients_{name}", devices=2)
+    assert isinstance(trainer.strategy, SyntheticGradientStrategy)
+    assert trainer.strategy.start_method == method
+
+
+def test_a_notebook_is_told_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    with pytest.raises(SyntheticGradientsError, match="strategy='synthetic_gradients_notebook'"):
+        make_trainer(strategy="synthetic_gradients", devices=2)
+    make_trainer(strategy="synthetic_gradients_notebook", devices=2)
+
+
+def test_a_notebook_trains_on_two_processes() -> None:
+    """Forked processes: the user's own model is trained when they have ended."""
+    code = (
+        "import sys; sys.ps1 = '>>> '\n"
+        "import lightning.pytorch as pl, torch, lightning_sg\n"
+        "from tests.models import Classifier, loader, make_trainer\n"
+        "pl.seed_everything(0)\n"
+        "module = Classifier(stages=2)\n"
+        "before = [parameter.clone() for parameter in module.parameters()]\n"
+        "make_trainer(accelerator='cpu', strategy='synthetic_gradients_notebook', devices=2).fit(module, loader())\n"
+        "print('trained', all(not torch.equal(*pair) for pair in zip(before, module.parameters())))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("LOCAL_", "MASTER_"))}
+    environment |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert "trained True" in ran.stdout, ran.stderr
 
 
 def test_one_device_runs_all_stages_in_one_process() -> None:

@@ -172,7 +172,7 @@ class Chunks:
 
 
 def parallel_streams(sequence: Tensor, number: int, *, shift: int = 1) -> tuple[Tensor, Tensor]:
-    """Cuts a long sequence into parallel streams of inputs and labels: a batch for :class:`Chunks`.
+    """Cuts a long sequence into parallel streams of inputs and labels: a batch for ``Chunks``.
 
     Args:
         sequence: ``(L, ...)``, such as the characters of a text.

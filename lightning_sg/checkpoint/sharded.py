@@ -14,10 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.state_dict_saver import save as save_state
 from torch.optim import Optimizer
 
 from lightning_sg.checkpoint.checksums import (
@@ -96,6 +92,12 @@ def save(path: Path, checkpoint: dict[str, Any], position: int, meet: Callable[[
 
 def _write_own(folder: Path, tensors: dict[str, Any]) -> None:
     """Writes this process's tensors, and the checksums of its files."""
+    # Here, as they are slow to import and most runs do without.
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.state_dict_saver import save as save_state
+
     remove(folder)  # left by a process that was killed, and in whose place this one is
     folder.mkdir()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -204,6 +205,16 @@ def _refuse_watched_parameters(module: nn.Module) -> None:
         )
 
 
+def refuse_interactive() -> None:
+    """Says what to do where there is no script that new processes could run: in a notebook or at a prompt."""
+    if hasattr(sys, "ps1") or sys.flags.interactive:
+        raise SyntheticGradientsError(
+            "strategy='synthetic_gradients' runs the script again in each new process, and a notebook or a prompt has "
+            "none. Use strategy='synthetic_gradients_notebook' (SyntheticGradientStrategy(start_method="
+            "'fork')), which copies this process; on GPUs, call it before anything uses CUDA. Or run a script."
+        )
+
+
 __all__ = [
     "DDP_OPTIONS",
     "StrategyOptions",
@@ -214,5 +225,6 @@ __all__ = [
     "check_snapshots",
     "clips_by_norm",
     "may_wait",
+    "refuse_interactive",
     "warn_of_clipping",
 ]

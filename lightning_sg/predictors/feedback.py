@@ -19,7 +19,7 @@ from lightning_sg.predictors.tasks import CLASSES
 
 
 class FeedbackAlignment(GradientPredictor):
-    r"""Predicts :math:`ĝ = e B` for an estimate e of the output error and a fixed random matrix B.
+    r"""Predicts ĝ = e B for an estimate e of the output error and a fixed random matrix B.
 
     Direct feedback alignment (Nøkland 2016, arXiv 1609.01596; after Lillicrap et al. 2016, arXiv 1411.0247)
     sends the error of the network's output, softmax(output) - label, to every layer through a fixed random matrix

@@ -11,7 +11,7 @@ from lightning_sg.predictors.normalize import NORMALIZATION, Normalization
 
 @dataclass(frozen=True)
 class HeadOptions:
-    """How the heads of a :class:`~lightning_sg.LossModelPredictor` are made, apart from their hidden layers.
+    """How the heads of a ``LossModelPredictor`` are made, apart from their hidden layers.
 
     Args:
         normalize: How the head's input is scaled, see :class:`~lightning_sg.predictors.normalize.InputScale`.

@@ -37,7 +37,7 @@ class LossModelArguments(TypedDict, total=False):
 
 
 class LossModelPredictor(GradientPredictor):
-    r"""Predicts :math:`ĝ = ∂ℓ(A(h), c)/∂h` for a small head A and the task's own loss ℓ.
+    r"""Predicts ĝ = ∂ℓ(A(h), c)/∂h for a small head A and the task's own loss ℓ.
 
     The head predicts the model's output from the activation h, and the context c (the labels) is what its output is
     compared with. Its loss falls where the model's loss falls, so even a rough head gives a useful direction, unlike a

@@ -17,7 +17,7 @@ Measure = Literal["l2", "cosine", "normalized"]
 
 @dataclass(frozen=True)
 class Matching:
-    """How a :class:`~lightning_sg.LossModelPredictor` learns to match the target gradient.
+    """How a ``LossModelPredictor`` learns to match the target gradient.
 
     Args:
         weight: With ``objective="both"``, the weight of the gradient error; the head's own loss has weight 1.

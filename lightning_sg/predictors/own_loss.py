@@ -15,7 +15,7 @@ from lightning_sg.predictors.view import Place
 
 @dataclass(frozen=True)
 class OwnLoss:
-    """A loss of your own for the head of a :class:`~lightning_sg.LossModelPredictor`.
+    """A loss of your own for the head of a ``LossModelPredictor``.
 
     Args:
         function: Called as ``function(outputs, context)`` with the head's outputs and the context, which may be of any

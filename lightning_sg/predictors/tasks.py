@@ -19,7 +19,7 @@ CLASSES = optional(either(whole(1, MOST_FEATURES), by_name(whole(1, MOST_FEATURE
 
 @dataclass(frozen=True)
 class Tasks:
-    """The losses of a :class:`~lightning_sg.LossModelPredictor` whose context is a dict of tensors.
+    """The losses of a ``LossModelPredictor`` whose context is a dict of tensors.
 
     Args:
         losses: The loss of each task: ``"cross_entropy"``, ``"binary_cross_entropy"``, ``"mse"``, ``"l1"``,

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-from torch.utils.data import DataLoader
 
 from lightning_sg.callback import SyntheticGradients
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.lightning_api import pl
 from lightning_sg.strategy import SyntheticGradientStrategy
+from lightning_sg.time_boundary import boundaries_in_time
 from lightning_sg.tools.plan.estimate import Plan, plan
 from lightning_sg.tools.text import aligned
 
-_HEADINGS = ("stage", "process", "parameters", "MFLOP forward", "ends at", "MiB", "predictor / model")
+#: What ``lightning-sg plan --help`` says.
+DESCRIPTION = (
+    "Shows how a configuration would be split, before anything is trained: the stages, which process has each, what "
+    "they cost, what crosses between them, and the speed-up to expect at most. It reads one training batch and runs "
+    "one step on tensors without data. It takes the options of 'fit'; those that matter most are --config, --model, "
+    "--data, --trainer.strategy, --trainer.devices and --sg.*."
+)
+
+_HEADINGS = ("stage", "rank", "parameters", "MFLOP forward", "ends at", "MiB", "predictor / model")
 
 
 def show(module: pl.LightningModule, data: pl.LightningDataModule, trainer: pl.Trainer) -> None:
@@ -27,25 +35,36 @@ def show(module: pl.LightningModule, data: pl.LightningDataModule, trainer: pl.T
     Raises:
         SystemExit: If the model cannot be split this way, with the reason.
     """
+    in_time = list(boundaries_in_time(module))
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     callback = next((each for each in callbacks if isinstance(each, SyntheticGradients)), None)
     strategy = trainer.strategy
     processes = strategy.stages_in_parallel if isinstance(strategy, SyntheticGradientStrategy) else 1
     module.trainer = data.trainer = trainer
     try:
-        print(table(plan(module, _batch(data), callback, processes)))
+        print("\n".join([table(plan(module, _batch(data), callback, processes)), *_in_time(in_time)]))
     except SyntheticGradientsError as error:
-        raise SystemExit(str(error)) from None
+        raise SystemExit(" ".join([str(error), *_in_time(in_time)])) from None
+
+
+def _in_time(names: Sequence[str]) -> list[str]:
+    """What a plan says about boundaries in time: nothing if there are none."""
+    if not names:
+        return []
+    return [
+        f"Boundaries in time ({', '.join(names)}) split nothing: each carries a state from one chunk to the next "
+        "within its stage, and their predictors are not counted here. Only a boundary between layers begins a stage."
+    ]
 
 
 def _batch(data: pl.LightningDataModule) -> Any:
     """The first training batch."""
     data.prepare_data()
     data.setup("fit")
-    loader = data.train_dataloader()
-    if not isinstance(loader, DataLoader):
+    loader: Any = data.train_dataloader()
+    if isinstance(loader, (Mapping, list, tuple)) or not isinstance(loader, Iterable):
         raise SyntheticGradientsError(
-            f"A plan needs train_dataloader() to return one DataLoader; {type(data).__name__} returned a "
+            f"A plan needs train_dataloader() to return one loader; {type(data).__name__} returned a "
             f"{type(loader).__name__}."
         )
     return next(iter(loader))
@@ -60,7 +79,7 @@ def _stages(planned: Plan) -> list[list[str]]:
     """The headings, then a row for each stage with the boundary at its end; the last stage has none."""
     rows = [list(_HEADINGS)]
     for number, stage in enumerate(planned.stages):
-        row = [str(number), str(stage.process), f"{stage.parameters:,}", f"{stage.flops / 1e6:,.1f}"]
+        row = [str(number), str(planned.rank(stage.process)), f"{stage.parameters:,}", f"{stage.flops / 1e6:,.1f}"]
         if number < len(planned.boundaries):
             boundary = planned.boundaries[number]
             row += [boundary.name, f"{boundary.bytes / 2**20:.2f}", f"{boundary.cost / planned.model_cost:.1%}"]
@@ -81,11 +100,11 @@ def _loads(planned: Plan) -> list[str]:
     shares = [load / planned.model_cost for load in planned.loads]
     if planned.processes == 1:
         return [f"In one process, predictors add {max(shares) - 1:.0%} to the model's operations."]
-    loads = ", ".join(f"process {process} {share:.0%}" for process, share in enumerate(shares))
+    loads = ", ".join(f"rank {planned.rank(process)} {share:.0%}" for process, share in enumerate(shares))
     return [
         f"Load with predictors, as a share of the model's operations: {loads}.",
         f"Speed-up over plain backpropagation in one process: at most {planned.speedup:.2f} of "
-        f"{planned.processes}; process {planned.bottleneck} is the bottleneck.",
+        f"{planned.processes}; rank {planned.rank(planned.bottleneck)} is the bottleneck.",
     ]
 
 

@@ -86,6 +86,10 @@ class Plan:
             loads[stage.process] += boundary.cost
         return loads
 
+    def rank(self, process: int) -> int:
+        """The global rank of a process in the first replica, as a run calls it: the last stage is on rank 0."""
+        return self.processes - 1 - process
+
     @property
     def bottleneck(self) -> int:
         """The process with the largest load; the others wait for it."""

@@ -1,8 +1,9 @@
-"""The command line: every configuration is valid, help is documented, and two processes start and end."""
+"""Lightning's commands: every configuration is valid, help is documented, and two processes start and end."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +19,10 @@ from lightning_sg import (
     SyntheticInputs,
     cli,
 )
+from lightning_sg.cli import lightning
 from tests.ranks import free_port
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
@@ -139,8 +141,42 @@ def test_help_documents_predictor_and_optimizer(at_root, capsys):
     assert "--training.optimizer.lr" in text
 
 
+HELP = (
+    ["fit", "--help"],
+    ["plan", "--help"],
+    ["fit", "--trainer.callbacks.help=lightning_sg.SyntheticGradients"],
+    ["fit", "--trainer.strategy.help=lightning_sg.SyntheticGradientStrategy"],
+    ["fit", "--sg.predictor.help=lightning_sg.AutoPredictor"],
+)
+
+
+@pytest.mark.parametrize("arguments", HELP, ids=lambda words: words[-1].split(".")[-1])
+def test_help_is_for_people_who_have_not_seen_the_source(arguments, at_root, capsys):
+    text = printed(capsys, *arguments)
+    assert not re.findall(r":[a-z]+:`", text)
+    assert not re.findall(r"lightning_sg(?:\.\w+){2,}", text)
+    assert text.startswith("usage: lightning-sg ")
+    assert text.index("\n\n") < 100  # no wall of all options as usage
+
+
+def test_comments_of_a_printed_configuration_have_no_markup(at_root, capsys):
+    text = printed(capsys, "fit", "--config=configs/digits_2stages.yaml", "--print_config=comments")
+    assert "When exact gradients travel up" in text
+    assert not re.findall(r".*:[a-z]+:`.*", text)
+
+
+def test_a_misspelt_option_is_recognized(at_root, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["fit", "--config=configs/digits_2stages.yaml", "--sg.dellay=3"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "Did you mean --sg.delay?" in said
+    assert "lightning-sg fit --help" in said
+    assert len(said.splitlines()) < 8
+
+
 def test_without_jsonargparse_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr(cli, "JSONARGPARSE", False)
+    monkeypatch.setattr(lightning, "JSONARGPARSE", False)
     with pytest.raises(SystemExit, match=r'pip install "lightning-sg\[cli\]"'):
         cli.main(["fit"])
 

@@ -1,0 +1,1 @@
+"""Explains an error of this package: what caused it, and what to do."""
