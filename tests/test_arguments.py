@@ -204,6 +204,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "parallel_streams": {"sequence": torch.zeros(9), "number": 2},
 }
 #: Public names that take no arguments of users: bases, errors, an enumeration, and a record that ``Chunks`` makes.
+#: ``decouple`` checks its own when its block is entered: tests/test_decoupling.py.
 WITHOUT = {
     "GradientPredictor",
     "InputPredictor",
@@ -213,6 +214,8 @@ WITHOUT = {
     "TargetUse",
     "Chunk",
     "AtomicCheckpointIO",
+    "Decoupled",
+    "decouple",
 }
 
 CASES = [
