@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -11,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_sg.blackbox.boxes import ScoredBoundaries
+from lightning_sg.blackbox.learning import ScoredOptions
 from lightning_sg.boundary import Boundaries, Boundary
 from lightning_sg.context_log import announce_context
 from lightning_sg.crossings.base import BatchContext
@@ -32,15 +33,13 @@ from lightning_sg.partition.told import Told
 from lightning_sg.partition.trace import Trace
 from lightning_sg.partition.watch import GradientWatch
 from lightning_sg.plain import plain
-from lightning_sg.predictors import GradientPredictor, MLPPredictor
 from lightning_sg.predictors.stage_size import StageSize
-from lightning_sg.recurrent.auxiliary import Auxiliary
+from lightning_sg.recurrent.auxiliary import make_auxiliary
 from lightning_sg.recurrent.boundaries import TimeCrossings
 from lightning_sg.settings import Settings
 from lightning_sg.time_boundary import TimeBoundary, boundaries_in_time
 from lightning_sg.training.base import BoundaryTrainer, Profile
 from lightning_sg.training.factory import TrainerFactory
-from lightning_sg.training.learner import Learner
 from lightning_sg.training.resumed import warn_of_differences
 from lightning_sg.training.targets import TargetsOfBackwardPass
 from lightning_sg.training.trainer import TrainerOptions
@@ -61,6 +60,7 @@ class Session:
         ownership: What of it all is this process's.
         trainers: What supplies the gradient at each boundary between stages.
         times: The boundaries in time.
+        boxes: The boundaries that nothing can be differentiated behind.
         inputs: The input predictors.
         updates: Which stages are updated at a step.
         exact: When exact gradients travel, and what they correct.
@@ -129,7 +129,14 @@ class Session:
                 "updated with a batch would be corrected for it. Use another predictor, or update_probability=1."
             )
         self.times = TimeCrossings()
-        self.times.attach(module, trainers, partial(self._auxiliary, seed=seed), settings.through_time)
+        auxiliary = partial(
+            make_auxiliary, settings.through_time, settings.training, seed=seed, replicas=self.ownership.replicas
+        )
+        self.times.attach(module, trainers, auxiliary, settings.through_time)
+        scored = ScoredOptions(
+            settings.delay, settings.training, seed, self.ownership.replicas, settings.on_non_finite == "skip"
+        )
+        self.boxes = ScoredBoundaries(module, scored, settings.context, automatic=settings.automatic)
         self.watched = WatchedTraining(module, between, lambda: self.ownership, lambda: self.batch)
         self.finite = self._make_finite()
         self._show_to(profile)
@@ -162,27 +169,17 @@ class Session:
         carried = [name for name, cut in in_time.items() if isinstance(cut, TimeBoundary)]
         return self.factory.make(between, carried, options)
 
-    def _auxiliary(self, name: str, *, seed: int) -> Auxiliary | None:
-        """The auxiliary task at a boundary in time, if one is wanted."""
-        settings = self.settings
-        if not settings.through_time.auxiliary:
-            return None
-        predictor: GradientPredictor = MLPPredictor(conditional=False)
-        learner = Learner(
-            predictor,
-            settings.training.optimizer,
-            settings.training.lr_scheduler,
-            seed=seed ^ zlib.crc32(f"{name} (auxiliary)".encode()),
-            replicas=self.ownership.replicas,
-        )
-        return Auxiliary(learner, settings.through_time.auxiliary)
-
     # ------------------------------------------------------------------ a run
 
     @property
     def all_trainers(self) -> dict[str, BoundaryTrainer]:
         """What supplies the gradients at all boundaries, between stages and in time."""
         return {**self.trainers, **self.times.trainers}
+
+    @property
+    def decouples(self) -> bool:
+        """Whether there is any boundary: between stages, in time, or with scores."""
+        return bool(self.all_trainers or self.boxes.trainers)
 
     def fits(self, module: pl.LightningModule, names: Sequence[str] | None) -> bool:
         """Whether this is the session of a module with these boundaries."""
@@ -207,6 +204,7 @@ class Session:
         self.boundaries = Boundaries(self.module, names)
         self.trace, self.told = None, Told(self.settings.context, None)
         self.times.install()
+        self.boxes.install()
         self._show_to(profile)
 
     def _show_to(self, profile: Profile) -> None:
@@ -216,11 +214,13 @@ class Session:
         for inputs in self.inputs.trainers.values():
             inputs.inquire = self.watched.cause_before
         self.inputs.show_to(profile)
+        self.boxes.show_to(profile)
 
     def remove(self) -> None:
         """Leaves the module as it was: without hooks, an ordinary module."""
         self._drop_batch()
         self.times.remove()
+        self.boxes.remove()
         self.boundaries.remove()
         self.late.remove()
 
@@ -293,8 +293,9 @@ class Session:
         self.open_in_time(trainer.strategy.root_device)
 
     def open_in_time(self, device: torch.device) -> None:
-        """Opens the boundaries in time for the current batch, once it has been traced if it is the first."""
+        """Opens the boundaries in time and with scores for the current batch, which was traced if it is the first."""
         self.times.begin(self.current, device)
+        self.boxes.begin(self.current)
 
     def crossing(self, boundary: str) -> EachCrossing:
         """What happens in the current batch at a boundary between two stages of this process."""
@@ -317,6 +318,7 @@ class Session:
         if batch is None:
             return
         self.watched.received = leaves
+        self.boxes.check()
         self.finite.before_backward(loss)
         for crossing in () if batch.went_backward else batch.crossings:
             crossing.before_backward(loss)
@@ -370,6 +372,7 @@ class Session:
             BoundaryError: If no gradient has ever flowed back through a boundary to a stage that is to train.
         """
         if self.batch is not None:
+            self.boxes.check()
             self.pass_by()
             self.flow.check(self.boundaries.sites, self.trace, self.ownership.owns, self.batches)
             self.finite.end()
@@ -383,6 +386,7 @@ class Session:
             for crossing in crossings:
                 crossing.end()
         self.boundaries.close()
+        self.boxes.end()
 
     def check_finite(self) -> None:
         """Asks devices whether what they computed since the last time was finite, which stops them for a moment.
@@ -420,6 +424,7 @@ class Session:
             "boundaries": gather({name: {**trainers[name].kinds(), **trainers[name].state_dict()} for name in owned}),
             "corrections": gather(self.exact.state_dict()),
             "times": gather(self.times.state_dict(in_time)),
+            "boxes": gather(self.boxes.state_dict(split=self.ownership.split)),
             "inputs": gather(self.inputs.state_dict(self.ownership.owns_inputs)),
             "updates": self.updates.state_dict(),
         }
@@ -433,6 +438,7 @@ class Session:
         self.inputs.load_state_dict(state.get("inputs", {}))  # not in checkpoints of earlier versions
         self.updates.load_state_dict(state.get("updates", {}))
         self.times.load_state_dict(state.get("times", {}))
+        self.boxes.load_state_dict(state.get("boxes", {}))
         trainers = self.all_trainers
         warn_of_differences(state["boundaries"], trainers)
         for name, saved in state["boundaries"].items():

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_sg.options import PredictorTraining
+from lightning_sg.predictors import MLPPredictor
 from lightning_sg.predictors.base import GradientPredictor, Gradients
+from lightning_sg.recurrent.settings import ThroughTime
+from lightning_sg.replicas import Replicas
 from lightning_sg.training.learner import Learner
 
 
@@ -62,4 +67,29 @@ class Auxiliary:
         self._learner.built, self._restored = False, state
 
 
-__all__ = ["Auxiliary"]
+def make_auxiliary(
+    settings: ThroughTime, training: PredictorTraining, name: str, *, seed: int, replicas: Replicas
+) -> Auxiliary | None:
+    """The auxiliary task at a boundary in time, if one is wanted.
+
+    Args:
+        settings: The user's options for boundaries in time.
+        training: How predictors are trained.
+        name: The boundary's name.
+        seed: Seeds the predictor's initial weights, together with ``name``.
+        replicas: The replicas whose predictors learn together.
+    """
+    if not settings.auxiliary:
+        return None
+    predictor: GradientPredictor = MLPPredictor(conditional=False)
+    learner = Learner(
+        predictor,
+        training.optimizer,
+        training.lr_scheduler,
+        seed=seed ^ zlib.crc32(f"{name} (auxiliary)".encode()),
+        replicas=replicas,
+    )
+    return Auxiliary(learner, settings.auxiliary)
+
+
+__all__ = ["Auxiliary", "make_auxiliary"]
