@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_sg.arguments import checked, whole
 from lightning_sg.blackbox.estimator import Estimator, Example
@@ -21,7 +23,9 @@ class Critic(Estimator):
     is: it is as good as the critic. This is the deterministic policy gradient (Silver et al. 2014; Lillicrap et al.
     2016, arXiv 1509.02971) and the critic of Czarnecki et al. 2017 (arXiv 1703.00522) without a target gradient.
 
-    For discrete boundaries the critic learns from hard samples, and is differentiated at their probabilities.
+    A critic that has learned little misleads the stage before it, so by default it takes several steps for each batch,
+    which cost no score. For discrete boundaries the critic learns from hard samples, and is differentiated at their
+    probabilities.
 
     Args:
         hidden: The width of the hidden layers.
@@ -37,15 +41,23 @@ class Critic(Estimator):
 
     needs_score = False
     learned = True
-    replays = True
     learns_first = True
 
-    def __init__(self, hidden: int = 128, layers: int = 2, updates: int = 1, batch: int = 256) -> None:
+    def __init__(self, hidden: int = 128, layers: int = 2, updates: int = 4, batch: int = 256) -> None:
         super().__init__()
         self.hidden = checked("Critic", "hidden", hidden, WIDTH)
         self.layers = checked("Critic", "layers", layers, DEPTH)
         self.updates = checked("Critic", "updates", updates, whole(1, 1_000))
         self.batch = checked("Critic", "batch", batch, whole(1, 1_000_000))
+
+    @property
+    def replays(self) -> bool:
+        """Always."""
+        return True
+
+    def default_optimizer(self, parameters: Iterable[Tensor]) -> Optimizer:
+        """Adam with learning rate 3e-3: the critic has to be ahead of the stage that it leads."""
+        return torch.optim.Adam(parameters, lr=3e-3, fused=True)
 
     def build(self, example: Example) -> None:
         """See :meth:`Estimator.build`."""
@@ -60,7 +72,7 @@ class Critic(Estimator):
         """See :meth:`Estimator.gradient`."""
         with torch.enable_grad():
             activation = draw.activation.detach().requires_grad_()
-            predicted = self.net(self.sampling.mean(activation), context).mean(1).sum()
+            predicted = self.net(self.sampling.reached(activation, draw), context).mean(1).sum()
             (gradient,) = torch.autograd.grad(predicted, activation)
         return gradient
 

@@ -45,9 +45,10 @@ class BernoulliSampling(Sampling):
 
     def relaxed(self, activation: Tensor, draw: Draw, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Logistic variables above zero where b = 1 (arXiv 1711.00123, appendix B)."""
+        v = _uniform(activation, generator)
 
         def given_value(logits: Tensor) -> Tensor:
-            one, v = logits.sigmoid(), _uniform(logits, generator)
+            one = logits.sigmoid()
             u = torch.where(draw.value > 0, 1 - one + v * one, v * (1 - one)).clamp(_EDGE, 1 - _EDGE)
             return logits + torch.logit(u)
 
@@ -94,9 +95,10 @@ class CategoricalSampling(Sampling):
 
     def relaxed(self, activation: Tensor, draw: Draw, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Perturbed logits whose largest is the drawn category (arXiv 1711.00123, appendix B)."""
+        v = _uniform(activation, generator)
 
         def given_value(logits: Tensor) -> Tensor:
-            log_p, v = logits.log_softmax(-1), _uniform(logits, generator)
+            log_p = logits.log_softmax(-1)
             top = (v * draw.value).sum(-1, keepdim=True)  # the number of the drawn category
             others = _gumbel_of_log(-torch.log(v) / log_p.exp().clamp_min(1e-30) - torch.log(top))
             return torch.where(draw.value > 0, _gumbel(top), others)

@@ -34,7 +34,7 @@ class Example(NamedTuple):
     @property
     def scores(self) -> Tensor:
         """The scores of each row side by side, ``(R, K)``; K is 1 if there is one for each row."""
-        return self.score.reshape(self.score.shape[0], -1)
+        return self.score.flatten(1) if self.score.ndim > 1 else self.score.unsqueeze(1)
 
     def chosen(self, rows: Any) -> Example:
         """Some of the rows.
@@ -64,8 +64,6 @@ class Estimator(Predictor):
     in_pairs: ClassVar[bool] = False
     #: Whether there are parameters to learn.
     learned: ClassVar[bool] = False
-    #: Whether it learns from scores of earlier batches as well.
-    replays: ClassVar[bool] = False
     #: Whether the true gradient of what follows goes through the boundary, so that no gradient is made of scores.
     passes: ClassVar[bool] = False
     #: Whether the gradient is made after learning from the batch, which makes it newer, or before, which keeps it
@@ -76,6 +74,11 @@ class Estimator(Predictor):
     updates: int = 1
     batch: int = 256
     sampling: Sampling
+
+    @property
+    def replays(self) -> bool:
+        """Whether it learns from scores of earlier batches as well."""
+        return False
 
     def check(self, evaluations: int, explores: bool) -> None:
         """Refuses settings of the boundary that do not go with the estimator.

@@ -112,6 +112,10 @@ class Gaussian(Sampling):
         """The activation itself."""
         return activation
 
+    def reached(self, activation: Tensor, draw: Draw) -> Tensor:
+        """The value itself, where the score is known: the mean over the noise is what other estimators estimate."""
+        return activation + (draw.value - draw.activation)
+
     def log_gradient(self, draw: Draw) -> Tensor:
         """(x - h) / σ², and zero where there is no noise."""
         variance = draw.spread.square()

@@ -60,7 +60,9 @@ class Replay:
             rows: How many.
             generator: Of random numbers, on the rows' device.
         """
-        places = torch.randint(self._count, (rows,), generator=generator, device=self._columns[0].device)
+        # By age, so that a replay that was saved and restored, and begins anew in its ring, draws the same rows.
+        age = torch.randint(self._count, (rows,), generator=generator, device=self._columns[0].device)
+        places = (self._next - 1 - age) % self.capacity
         activation, value, context, score = tree_unflatten(
             [column[places] for column in self._columns], self._structure
         )

@@ -55,6 +55,15 @@ class Sampling(ABC):
     def mean(self, activation: Tensor) -> Tensor:
         """The mean of the values, differentiable, of the activation's shape."""
 
+    def reached(self, activation: Tensor, draw: Draw) -> Tensor:
+        """Where a critic is differentiated, differentiable: by default at the mean.
+
+        Args:
+            activation: That of the draw, as a leaf that requires a gradient.
+            draw: What was drawn.
+        """
+        return self.mean(activation)
+
     @abstractmethod
     def log_gradient(self, draw: Draw) -> Tensor:
         """The score function: the gradient of the value's log-probability by the activation, ``(R, ...)``."""
@@ -63,7 +72,9 @@ class Sampling(ABC):
     def relaxed(self, activation: Tensor, draw: Draw, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Continuous values z and z̃ that the activation reaches by reparametrization.
 
-        Source: Grathwohl et al. 2018 (arXiv 1711.00123), section 3 and appendix B.
+        Both have the same value and depend on the activation in different ways: drawn with common random numbers, they
+        differ least (Tucker et al. 2017, arXiv 1703.07370, appendix). Source: Grathwohl et al. 2018 (arXiv 1711.00123),
+        section 3 and appendix B.
 
         Args:
             activation: That of the draw, as a leaf that requires a gradient.
