@@ -50,28 +50,26 @@ class Plan:
 PLANS: dict[str, Plan] = {
     "toy": Plan(
         tasks.toy,
-        dict.fromkeys([*_LEARNED, PLAIN, *_PATHWISE], (1000,)),
+        dict.fromkeys([*_LEARNED, PLAIN, *_PATHWISE], (800,)),
         {"probability": 3, "loss": 5, "standard_errors": 2, "variance": 9},
     ),
     "pendulum": Plan(
         tasks.pendulum,
-        {BACKPROPAGATION: (300,), **dict.fromkeys(_LEARNED, (300, 1500))},
+        {BACKPROPAGATION: (240,), **dict.fromkeys(_LEARNED, (240, 1200))},
         {"before": 3, "cost": 4, "reached": 1},
     ),
     "rounding": Plan(
         tasks.rounding,
-        {**dict.fromkeys([*_LEARNED, *_PATHWISE, UNQUANTISED], (2000,)), MEANS: (0,)},
+        {**dict.fromkeys([*_LEARNED, *_PATHWISE, UNQUANTISED], (1500,)), MEANS: (0,)},
         {"error": 5},
     ),
     "vae": Plan(
         tasks.vae,
-        dict.fromkeys(
-            ["evolution", "control variate", "score function", TWO, "Gumbel-softmax", "straight-through"], (2000,)
-        ),
+        dict.fromkeys(["evolution", "control variate", "score function", TWO, "Gumbel-softmax"], (800,)),
         {"bound": 2},
         data=True,
     ),
-    "forest": Plan(tasks.forest, {FROZEN: (0,), **dict.fromkeys(_LEARNED, (1500,))}, {"error": 4}),
+    "forest": Plan(tasks.forest, {FROZEN: (0,), **dict.fromkeys(_LEARNED, (1000,))}, {"error": 4}),
 }
 
 
