@@ -1,6 +1,18 @@
 """Synthetic gradients for PyTorch Lightning: stages of one network that do not wait for each other."""
 
 from lightning_sg.batch.chunks import Chunk, Chunks, parallel_streams
+from lightning_sg.blackbox import (
+    Bernoulli,
+    BlackBox,
+    Categorical,
+    ControlVariate,
+    Critic,
+    Evolution,
+    GumbelSoftmax,
+    Noise,
+    ScoreFunction,
+    StraightThrough,
+)
 from lightning_sg.boundary import Boundary
 from lightning_sg.callback import SyntheticGradients
 from lightning_sg.checkpoint.plugin import AtomicCheckpointIO
@@ -49,16 +61,23 @@ __all__ = [
     "AutoPredictor",
     "Away",
     "BatchMismatchError",
+    "Bernoulli",
+    "BlackBox",
     "Boundary",
     "BoundaryError",
+    "Categorical",
     "CheckpointError",
     "Chunk",
     "Chunks",
+    "ControlVariate",
+    "Critic",
     "Decoupled",
     "DelayedGradient",
+    "Evolution",
     "ExactGradients",
     "FeedbackAlignment",
     "GradientPredictor",
+    "GumbelSoftmax",
     "HeadOptions",
     "InputPredictor",
     "LateGradients",
@@ -69,12 +88,15 @@ __all__ = [
     "MLPPredictor",
     "Matching",
     "MessageBoundary",
+    "Noise",
     "NonFiniteLossError",
     "NonFinitePredictionError",
     "OwnLoss",
     "PartitionError",
     "PredictorTraining",
+    "ScoreFunction",
     "StageLostError",
+    "StraightThrough",
     "SyntheticGradientStrategy",
     "SyntheticGradients",
     "SyntheticGradientsError",

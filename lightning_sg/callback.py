@@ -173,7 +173,7 @@ class SyntheticGradients(Callback):
         """Cuts a module that was made in ``configure_model``; warns if there is no boundary to decouple anything."""
         if not self._installed:
             self.cut(trainer, pl_module)
-        if not (self.session.all_trainers or self.settings.automatic or self._runtime.ownership.split):
+        if not (self.session.decouples or self.settings.automatic or self._runtime.ownership.split):
             given = "has no boundary" if self.settings.names is None else "is given none (boundaries=[])"
             rank_zero_warn(
                 f"{type(pl_module).__name__} {given}, so SyntheticGradients does nothing: this is plain "
@@ -202,7 +202,7 @@ class SyntheticGradients(Callback):
             session = Session(self.settings, pl_module, self.names, seed & (2**63 - 1), ownership, profile)
             self._session = session
         self._installed = True
-        if self._restored is not None and (session.all_trainers or not self.undecided):
+        if self._restored is not None and (session.decouples or not self.undecided):
             restored, self._restored = self._restored, None
             session.load_state_dict(restored)
         elif self._restored is not None:
@@ -316,7 +316,7 @@ class SyntheticGradients(Callback):
         if self._session is None:
             return {}
         self._session.finite.check()
-        if not self._session.all_trainers:
+        if not self._session.decouples:
             return self._session.state_dict(lambda states: states)
         self._runtime.flush()
         return self._session.state_dict(self._runtime.gather)
@@ -325,7 +325,7 @@ class SyntheticGradients(Callback):
         """Restores :meth:`state_dict`; a boundary that the saved run did not have starts afresh."""
         if not state_dict:
             return
-        if self._installed and self._session is not None and (self._session.all_trainers or not self.undecided):
+        if self._installed and self._session is not None and (self._session.decouples or not self.undecided):
             self._session.load_state_dict(state_dict)
             return
         self._restored = state_dict

@@ -38,6 +38,8 @@ class MetricsLog:
         metrics = {name: _metrics_of(trainer, session) for name, trainer in session.all_trainers.items()}
         for name, trainer in session.inputs.trainers.items():
             metrics.setdefault(name, {}).update(trainer.take_metrics())
+        for name, scored in session.boxes.trainers.items():
+            metrics.setdefault(name, {}).update(scored.take_metrics())
         for stage, count in (session.finite.skipped or {}).items():
             order = session.watched.order
             if stage < len(order):

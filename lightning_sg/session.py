@@ -8,8 +8,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_sg.blackbox.boxes import ScoredBoundaries
+from lightning_sg.blackbox.learning import ScoredOptions
 from lightning_sg.boundary import Boundaries, Boundary
 from lightning_sg.context_log import announce_context
 from lightning_sg.crossings.base import BatchContext
@@ -41,7 +43,6 @@ from lightning_sg.training.base import BoundaryTrainer, Profile
 from lightning_sg.training.record import Applied
 from lightning_sg.training.resumed import warn_of_differences
 from lightning_sg.training.targets import TargetsOfBackwardPass
-from lightning_sg.training.trainer import TrainerOptions
 from lightning_sg.training.updates import RandomUpdates
 from lightning_sg.watched import WatchedTraining
 
@@ -59,6 +60,7 @@ class Session:
         ownership: What of it all is this process's.
         trainers: What supplies the gradient at each boundary between stages.
         times: The boundaries in time.
+        boxes: The boundaries that nothing can be differentiated behind.
         inputs: The input predictors.
         updates: Which stages are updated at a step.
         exact: When exact gradients travel, and what they are applied to.
@@ -69,7 +71,6 @@ class Session:
         late: Adds layers to the trace that only later batches go through.
         batches: How many training batches there were.
         batch: The training batch that is going on, or ``None`` between two.
-        exact_pass: What the exact pass before a backward pass of that batch found, if it had one here.
         finite: What is done about batches that are not finite.
         watched: What that goes by.
 
@@ -105,7 +106,6 @@ class Session:
         self.late = LateLayers(module, self._accept_late)
         self.batches = 0
         self.batch: BatchContext | None = None
-        self.exact_pass: ExactPass | None = None
         self.settings = settings
         in_time = boundaries_in_time(module)
         between = [site.name for site in self.boundaries.sites]
@@ -115,7 +115,8 @@ class Session:
                 "chunk depends on the one before cannot be found through them. Use trace_decay=0."
             )
         self.factory = settings.factory(list(in_time))
-        trainers = self._make_trainers(between, in_time, seed)
+        carried = [name for name, cut in in_time.items() if isinstance(cut, TimeBoundary)]
+        trainers = self.factory.make(between, carried, settings.trainer_options(seed, self.ownership.replicas))
         self.trainers = {name: trainers[name] for name in between}
         self.exact = ExactPolicy(settings.exact, settings.late, module, self.trainers, self.ownership.replicas)
         self.replays = Replays(module, self.exact)
@@ -132,6 +133,10 @@ class Session:
         self.times = TimeCrossings()
         auxiliary = partial(auxiliary_of, settings.through_time, settings.training, self.ownership.replicas, seed)
         self.times.attach(module, trainers, auxiliary, settings.through_time)
+        scored = ScoredOptions(
+            settings.delay, settings.training, seed, self.ownership.replicas, settings.on_non_finite == "skip"
+        )
+        self.boxes = ScoredBoundaries(module, scored, settings.context, automatic=settings.automatic)
         self.watched = WatchedTraining(module, between, lambda: self.ownership, lambda: self.batch)
         self.finite = self._make_finite()
         self._show_to(profile)
@@ -148,28 +153,17 @@ class Session:
             return SkipsNonFinite(self.watched)
         return IgnoresNonFinite() if wish == "ignore" else RaisesNonFinite(self.watched)
 
-    def _make_trainers(
-        self, between: list[str], in_time: Mapping[str, nn.Module], seed: int
-    ) -> dict[str, BoundaryTrainer]:
-        settings = self.settings
-        options = TrainerOptions(
-            settings.delay,
-            settings.training,
-            settings.exact.bootstrap,
-            settings.guard,
-            seed,
-            self.ownership.replicas,
-            settings.on_non_finite == "skip",
-        )
-        carried = [name for name, cut in in_time.items() if isinstance(cut, TimeBoundary)]
-        return self.factory.make(between, carried, options)
-
     # ------------------------------------------------------------------ a run
 
     @property
     def all_trainers(self) -> dict[str, BoundaryTrainer]:
         """What supplies the gradients at all boundaries, between stages and in time."""
         return {**self.trainers, **self.times.trainers}
+
+    @property
+    def decouples(self) -> bool:
+        """Whether there is any boundary: between stages, in time, or with scores."""
+        return bool(self.all_trainers or self.boxes.trainers)
 
     def fits(self, module: pl.LightningModule, names: Sequence[str] | None) -> bool:
         """Whether this is the session of a module with these boundaries."""
@@ -194,6 +188,7 @@ class Session:
         self.boundaries = Boundaries(self.module, names)
         self.trace, self.told = None, Told(self.settings.context, None)
         self.times.install()
+        self.boxes.install()
         self._show_to(profile)
 
     def _show_to(self, profile: Profile) -> None:
@@ -203,11 +198,13 @@ class Session:
         for inputs in self.inputs.trainers.values():
             inputs.inquire = self.watched.cause_before
         self.inputs.show_to(profile)
+        self.boxes.show_to(profile)
 
     def remove(self) -> None:
         """Leaves the module as it was: without hooks, an ordinary module."""
         self._drop_batch()
         self.times.remove()
+        self.boxes.remove()
         self.boundaries.remove()
         self.late.remove()
 
@@ -282,8 +279,9 @@ class Session:
         self.open_in_time(trainer.strategy.root_device)
 
     def open_in_time(self, device: torch.device) -> None:
-        """Opens the boundaries in time for the current batch, once it has been traced if it is the first."""
+        """Opens the boundaries in time and with scores for the current batch, which was traced if it is the first."""
         self.times.begin(self.current, device)
+        self.boxes.begin(self.current)
 
     def crossing(self, boundary: str) -> EachCrossing:
         """What happens in the current batch at a boundary between two stages of this process."""
@@ -306,13 +304,14 @@ class Session:
         if batch is None:
             return
         self.watched.received = leaves
+        self.boxes.check()
         self.finite.before_backward(loss)
         for crossing in () if batch.went_backward else batch.crossings:
             crossing.before_backward(loss)
         if batch.plan.keeps_graph and self.ownership.has_loss and not self.finite.skips_loss():
             applied = self.applied_late(batch.plan.applies)
-            self.exact_pass = ExactPass.run(loss, self.crossed, leaves, applied, batch.scale)
-            batch.add_exact(leaves, self.exact_pass.leaves)
+            batch.exact_pass = ExactPass.run(loss, self.crossed, leaves, applied, batch.scale)
+            batch.add_exact(leaves, batch.exact_pass.leaves)
         if not batch.went_backward:
             self.replays.run(batch.number, self.ownership.holds, self.hold_late)
             batch.newest = self.exact.newest(batch.number, self.ownership.holds)
@@ -325,7 +324,7 @@ class Session:
             return
         batch.newest.end()
         first, batch.went_backward = not batch.went_backward, True
-        exact, self.exact_pass = self.exact_pass, None
+        exact, batch.exact_pass = batch.exact_pass, None
         for crossing in batch.crossings if first else ():
             crossing.after_backward()
         applies = batch.plan.applies
@@ -366,6 +365,7 @@ class Session:
             BoundaryError: If no gradient has ever flowed back through a boundary to a stage that is to train.
         """
         if self.batch is not None:
+            self.boxes.check()
             self.pass_by()
             self.flow.check(self.boundaries.sites, self.trace, self.ownership.owns, self.batches)
             self.finite.end()
@@ -375,13 +375,14 @@ class Session:
         self._drop_batch()
 
     def _drop_batch(self) -> None:
-        batch, self.batch, self.exact_pass, self.watched.received = self.batch, None, None, ()
+        batch, self.batch, self.watched.received = self.batch, None, ()
         if batch is not None:
             batch.newest.end()
             crossings, batch.crossings = batch.crossings, []
             for crossing in crossings:
                 crossing.end()
         self.boundaries.close()
+        self.boxes.end()
 
     def check_finite(self) -> None:
         """Asks devices whether what they computed since the last time was finite, which stops them for a moment.
@@ -423,6 +424,7 @@ class Session:
             "boundaries": gather({name: {**trainers[name].kinds(), **trainers[name].state_dict()} for name in owned}),
             "corrections": gather(self.exact.state_dict()),
             "times": gather(self.times.state_dict(in_time)),
+            "boxes": gather(self.boxes.state_dict(split=self.ownership.split)),
             "inputs": gather(self.inputs.state_dict(self.ownership.owns_inputs)),
             "updates": self.updates.state_dict(),
         }
@@ -436,6 +438,7 @@ class Session:
         self.inputs.load_state_dict(state.get("inputs", {}))  # not in checkpoints of earlier versions
         self.updates.load_state_dict(state.get("updates", {}))
         self.times.load_state_dict(state.get("times", {}))
+        self.boxes.load_state_dict(state.get("boxes", {}))
         trainers = self.all_trainers
         warn_of_differences(state["boundaries"], trainers)
         for name, saved in state["boundaries"].items():

@@ -25,9 +25,11 @@ from lightning_sg.inputs.settings import SyntheticInputs
 from lightning_sg.options import ExactGradients, LateGradients, PredictorTraining
 from lightning_sg.predictors import AutoPredictor, GradientPredictor
 from lightning_sg.recurrent.settings import ThroughTime
+from lightning_sg.replicas import Replicas
 from lightning_sg.rules import BoundaryRule
 from lightning_sg.training.factory import Template, TrainerFactory
 from lightning_sg.training.guard import AlignmentGuard
+from lightning_sg.training.trainer import TrainerOptions
 
 #: The most steps that a target may be late. Each step of delay keeps one more batch of activations at each boundary.
 MOST_DELAY = 1_000
@@ -137,6 +139,16 @@ class Settings:
             in_time: The module's boundaries in time.
         """
         return TrainerFactory(self.template, self.training, self.exact, in_time, self.late)
+
+    def trainer_options(self, seed: int, replicas: Replicas) -> TrainerOptions:
+        """What the trainers of all boundaries are told alike.
+
+        Args:
+            seed: Seeds the predictors' initial weights.
+            replicas: The replicas whose batches predictors learn from together.
+        """
+        skips = self.on_non_finite == "skip"
+        return TrainerOptions(self.delay, self.training, self.exact.bootstrap, self.guard, seed, replicas, skips)
 
 
 __all__ = ["MOST_DELAY", "Settings"]

@@ -32,7 +32,7 @@ LAYERS = (
     ("finite",),
     ("training",),
     ("crossings",),
-    ("recurrent", "inputs"),
+    ("recurrent", "inputs", "blackbox"),
     (
         *("settings", "ownership", "automatic", "session", "each_crossing", "context_log", "runtime", "metrics_log"),
         *("watched", "clipping", "optimizer_advice"),

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from lightning_sg.crossings.exact_pass import ExactPass
 from lightning_sg.crossings.newest import NewestGradient
 from lightning_sg.crossings.replay import ReplayedBatch
 from lightning_sg.crossings.scale import GradientScale
@@ -70,6 +71,7 @@ class BatchContext:
         exact: By the id of what was received, the exact gradient of the mean loss that has come to it so far.
         newest: What its own gradients count in the update; decided when its first backward pass begins.
         replayed: What its stages need to run it again, if they are to.
+        exact_pass: What the exact pass before its current backward pass found, if it had one here.
     """
 
     number: int
@@ -86,6 +88,7 @@ class BatchContext:
     exact: dict[int, Tensor | None] = field(default_factory=dict)
     newest: NewestGradient = field(default_factory=NewestGradient)
     replayed: ReplayedBatch | None = None
+    exact_pass: ExactPass | None = None
 
     def add_exact(self, leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
         """Adds the exact gradients that one backward pass has brought to what was received."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lightning_sg.crossings.local import LocalCrossing, Passing, passing
+from lightning_sg.crossings.passing import PassedBackward, Passing, passing
 from lightning_sg.crossings.scale import GradientScale
 from lightning_sg.training.record import Applied
 
@@ -33,7 +33,7 @@ class ExactPass:
     def run(
         cls,
         loss: Tensor,
-        crossings: Sequence[LocalCrossing],
+        crossings: Sequence[PassedBackward],
         leaves: Sequence[Tensor],
         parameters: Parameters,
         scale: GradientScale,

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sg.crossings.exact_pass import Parameters
-from lightning_sg.crossings.local import LocalCrossing, Passing, passing
+from lightning_sg.crossings.local import LocalCrossing
+from lightning_sg.crossings.passing import Passing, passing
 from lightning_sg.crossings.scale import GradientScale
 from lightning_sg.training.record import Applied, Record
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from enum import Enum
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,18 +10,11 @@ from torch import Tensor
 from lightning_sg.boundary import differentiable
 from lightning_sg.crossings.base import BatchContext, PlainCrossing
 from lightning_sg.crossings.inject import Optional, blocked, cut
+from lightning_sg.crossings.passing import Passing
 from lightning_sg.crossings.replay import ToRecord
 from lightning_sg.errors import BoundaryError
 from lightning_sg.training.base import BoundaryTrainer
 from lightning_sg.training.record import Record
-
-
-class Passing(Enum):
-    """What a backward pass does at the boundary."""
-
-    SYNTHETIC = "stores the target and passes the synthetic gradient on"
-    EXACT = "stores the true gradient as the exact target and passes it on"
-    RESIDUAL = "stores the residual and passes exact minus used gradient on"
 
 
 class LocalCrossing(PlainCrossing):
@@ -136,16 +127,4 @@ def _put(tensors: list[Tensor], places: Sequence[int], crossed: Sequence[Tensor]
     return tensors
 
 
-@contextmanager
-def passing(crossings: Sequence[LocalCrossing], how: Passing) -> Iterator[None]:
-    """Has backward passes do something else at these boundaries for a while."""
-    for crossing in crossings:
-        crossing.passing = how
-    try:
-        yield
-    finally:
-        for crossing in crossings:
-            crossing.passing = Passing.SYNTHETIC
-
-
-__all__ = ["LocalCrossing", "Passing", "passing"]
+__all__ = ["LocalCrossing"]
