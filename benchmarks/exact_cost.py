@@ -1,4 +1,4 @@
-"""What exact gradients and corrections cost on two processes: processor time a step, and memory, of the first process.
+"""What exact and late gradients cost on two processes: processor time a step, and memory, of the first process.
 
     python -m benchmarks.exact_cost --rounds 3
 
@@ -28,9 +28,17 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.quiet import QUIET
 from benchmarks.workers import run_workers
-from lightning_sg import Boundary, DelayedGradient, ExactGradients, LossModelPredictor, SyntheticGradients
+from lightning_sg import (
+    Boundary,
+    DelayedGradient,
+    ExactGradients,
+    LateGradients,
+    LossModelPredictor,
+    SyntheticGradients,
+)
 
 WIDTH, BATCH, LAYERS, STAGES = 512, 256, 4, 4
+OWN_LOSS = LossModelPredictor()
 WAYS: dict[str, dict[str, Any]] = {
     "no exact gradients": {"exact": ExactGradients(every=0, bootstrap=True)},
     "exact targets on every 8th batch": {"exact": ExactGradients(every=8, bootstrap=True)},
@@ -38,6 +46,14 @@ WAYS: dict[str, dict[str, Any]] = {
     "exact targets on every batch": {"exact": ExactGradients(every=1)},
     "exact targets and corrections on every batch": {"exact": ExactGradients(every=1, correction=1.0)},
     "delayed gradient": {"predictor": DelayedGradient()},
+    "own loss, no late gradients": {"predictor": OWN_LOSS},
+    "own loss, late gradients of every batch": {"predictor": OWN_LOSS, "late": LateGradients()},
+    "own loss, late gradients of every 2nd batch": {"predictor": OWN_LOSS, "late": LateGradients(every=2)},
+    "own loss, late gradients of every 4th batch": {"predictor": OWN_LOSS, "late": LateGradients(every=4)},
+    "own loss, late gradients of every batch, recomputed": {
+        "predictor": OWN_LOSS,
+        "late": LateGradients(recompute=True),
+    },
 }
 
 
@@ -101,19 +117,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--skip", type=int, default=20, help="batches at the start that are not counted")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), metavar="WAY")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         worker(options.worker, options.steps, options.skip, options.out)
         return
-    found: dict[str, list[list[float]]] = {way: [] for way in WAYS}
+    found: dict[str, list[list[float]]] = {way: [] for way in options.ways}
     for _ in range(options.rounds):
-        for way in WAYS:
+        for way in options.ways:
             arguments = ["--worker", way, "--steps", str(options.steps), "--skip", str(options.skip)]
             found[way] += run_workers("benchmarks.exact_cost", arguments)
-    base = found["no exact gradients"]
-    print(f"| {os.cpu_count()} cores | ms a step, median (min-max) | over none | peak MiB, median |\n|---|---|---|---|")
+    base = found[options.ways[0]]
+    print(f"| {os.cpu_count()} cores | ms a step, median (min-max) | over the first | peak MiB, median |")
+    print("|---|---|---|---|")
     for way, values in found.items():
         times, memory = zip(*values)
         ratio = statistics.median(mine / without[0] for mine, without in zip(times, base))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -182,8 +183,9 @@ class CharTransformer(pl.LightningModule):
         heads: Attention heads.
         context: The longest window.
         stages: Number of stages of equally many blocks; there is a boundary between each two.
-        learning_rate: AdamW's at the start; it falls to zero along a cosine.
-        weight_decay: AdamW's.
+        learning_rate: The optimizer's at the start; it falls to zero along a cosine.
+        weight_decay: The optimizer's.
+        look_ahead: Train with NAdam, which suits gradients that come late, in place of AdamW.
     """
 
     def __init__(
@@ -195,6 +197,7 @@ class CharTransformer(pl.LightningModule):
         stages: int = 2,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.01,
+        look_ahead: bool = False,
     ) -> None:
         super().__init__()
         if stages < 1 or blocks % stages:
@@ -204,6 +207,7 @@ class CharTransformer(pl.LightningModule):
         self.save_hyperparameters()
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
+        self.look_ahead = look_ahead
         layers: list[nn.Module] = [Embedding(width, context)]
         for number in range(blocks):
             if number and number % (blocks // stages) == 0:
@@ -230,7 +234,13 @@ class CharTransformer(pl.LightningModule):
         return F.cross_entropy(self(x).flatten(0, 1), y.flatten())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW on everything, its rate falling to zero."""
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        """AdamW or NAdam on everything, its rate falling to zero."""
+        settings: dict[str, Any] = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
+        optimizer: torch.optim.Optimizer
+        if self.look_ahead:
+            settings |= {"betas": (0.95, 0.999), "decoupled_weight_decay": True}
+            optimizer = torch.optim.NAdam(self.parameters(), **settings)
+        else:
+            optimizer = torch.optim.AdamW(self.parameters(), **settings)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

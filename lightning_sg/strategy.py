@@ -36,6 +36,7 @@ from lightning_sg.distributed.support import (
     StrategyOptions,
     check_away,
     check_callbacks,
+    check_replays,
     check_snapshots,
     refuse_interactive,
 )
@@ -221,6 +222,7 @@ class SyntheticGradientStrategy(ReusableStrategy):
         if self.away is not None:
             check_away(self.replicas, self.tied_weights, self.clip_over, backend)
             check_snapshots(self.away, self.lightning_module)
+            check_replays(callback.settings)
         options = SplitOptions(self.wire, self.tied_weights == "synchronize", self.ddp, self.away)
         grid, chain = self._meet(backend)
         chain.watch.check = EndedBySignal(trainer)

@@ -113,6 +113,22 @@ def check_snapshots(away: Away, module: pl.LightningModule) -> None:
         )
 
 
+def check_replays(settings: Settings) -> None:
+    """Refuses what a stage cannot run again if its neighbour was away.
+
+    Args:
+        settings: What the user said to the callback.
+
+    Raises:
+        SyntheticGradientsError: If stages run old batches again.
+    """
+    if settings.late is not None and settings.late.recompute:
+        raise SyntheticGradientsError(
+            "SyntheticGradientStrategy(away=...) does not go with LateGradients(recompute=True): what a stage has to "
+            "run again would be lost with it. Use recompute=False."
+        )
+
+
 def check_options(options: StrategyOptions, trainer: pl.Trainer, module: nn.Module, *, scaled: bool) -> None:
     """Refuses options of strategy and trainer that do not go together.
 
@@ -222,6 +238,7 @@ __all__ = [
     "check_callbacks",
     "check_optimizers",
     "check_options",
+    "check_replays",
     "check_snapshots",
     "clips_by_norm",
     "may_wait",

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import accuracy
 from benchmarks.runs import Run
-from benchmarks.tasks import Metric
+from benchmarks.tasks import WHOLE, Metric
 from tests.benchmarks.records import DEFAULT, ERROR, base, decoupled, line, record_of
 
 
@@ -85,3 +85,12 @@ def test_behind():
     assert metric.behind(3.0, 2.0) == 1.0
     assert replace(metric, better="higher").behind(3.0, 2.0) == -1.0
     assert replace(metric, relative=True).behind(3.0, 2.0) == 50.0
+
+
+def test_controls_stand_in_the_table_of_every_split_and_may_have_other_batches():
+    twice = record_of(Run("char-small", WHOLE, "backpropagation, twice the batch", 0, 1e-3), 1.9, fingerprint=99)
+    nadam = record_of(Run("char-small", WHOLE, "backpropagation, NAdam", 0, 1e-3), 2.01)
+    cut = [record_of(Run("char-small", split, DEFAULT, 0, 1e-3), 2.02) for split in ("2 stages", "4 stages")]
+    text = accuracy.table([base(0, 2.0, "char-small"), twice, nadam, *cut])
+    assert text.count("| backpropagation, NAdam | 2.0100 | +0.0100 | - | - |") == 2
+    assert text.count("| backpropagation, twice the batch | 1.9000 | -0.1000 | - | - |") == 2

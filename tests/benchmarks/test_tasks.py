@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from types import SimpleNamespace
 
-from benchmarks.tasks import ALL_METHODS, TASKS
+import pytest
+import torch
+
+from benchmarks.tasks import ALL_METHODS, TASKS, UNCUT
 from lightning_sg import SyntheticGradients
 
 
@@ -24,3 +27,22 @@ def test_tasks_cut_their_models(name):
 @pytest.mark.parametrize("method", ALL_METHODS.values(), ids=ALL_METHODS.keys())
 def test_methods_are_made(method):
     assert method is None or isinstance(method.callback(), SyntheticGradients)
+
+
+def test_a_method_changes_the_optimizer_and_the_size_of_batches():
+    task = TASKS["colour-cnn"]
+    model, data = task.model(learning_rate=1e-2, stages=1), task.data(None, 0)
+    method = ALL_METHODS["backpropagation, NAdam, twice the batch"]
+    method.prepare(model, data)
+    assert data.batch_size == 256
+    model._trainer = SimpleNamespace(estimated_stepping_batches=10)
+    made = model.configure_optimizers()["optimizer"]
+    assert isinstance(made, torch.optim.NAdam)
+    assert made.defaults["betas"] == (0.95, 0.999)
+    assert made.defaults["lr"] == 1e-2
+    assert made.defaults["weight_decay"] == model.weight_decay
+
+
+def test_methods_that_see_no_boundary_run_once_for_all_splits():
+    assert {"backpropagation", "backpropagation, NAdam", "backpropagation, twice the batch"} <= set(UNCUT)
+    assert "half late, NAdam" not in UNCUT

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_sg import Away, SyntheticGradients, SyntheticGradientsError, SyntheticGradientStrategy
+from lightning_sg import Away, LateGradients, SyntheticGradients, SyntheticGradientsError, SyntheticGradientStrategy
 from tests.models import Classifier, assert_same_state, loader, make_trainer
 from tests.ranks import run_ranks
 
@@ -59,7 +59,13 @@ def cut_connection(trainer: Any) -> None:
         link._line.current().close()
 
 
-def run(away: Away | None, disturb: Callable[[Any], None], rank: int = 0, **options: Any) -> list[Any]:
+def run(
+    away: Away | None,
+    disturb: Callable[[Any], None],
+    rank: int = 0,
+    late: LateGradients | None = None,
+    **options: Any,
+) -> list[Any]:
     """Trains in two processes: for each the weights, the times of its batches, and those that went on alone."""
 
     def work() -> tuple[dict[str, Tensor], list[float], float]:
@@ -69,7 +75,7 @@ def run(away: Away | None, disturb: Callable[[Any], None], rank: int = 0, **opti
             strategy=SyntheticGradientStrategy(timeout=20.0, away=away, **options),
             devices=2,
             max_epochs=1,
-            callbacks=[times, SyntheticGradients()],
+            callbacks=[times, SyntheticGradients(late=late)],
             log_every_n_steps=1,
         )
         trainer.fit(module, loader(samples=16 * BATCHES, shuffle=False))
@@ -148,3 +154,22 @@ def test_what_has_stages_wait_in_every_step_is_refused(options: dict[str, Any]) 
 
     for message in run_ranks(2, work):
         assert next(iter(options)) in message
+
+
+def test_stages_that_run_old_batches_again_are_refused() -> None:
+    def work() -> str:
+        callback = SyntheticGradients(late=LateGradients(recompute=True))
+        trainer = make_trainer(strategy=SyntheticGradientStrategy(away=Away()), devices=2, callbacks=[callback])
+        with pytest.raises(SyntheticGradientsError, match=r"SyntheticGradientStrategy\(away") as caught:
+            trainer.fit(Classifier(), loader())
+        return str(caught.value)
+
+    for message in run_ranks(2, work):
+        assert "LateGradients(recompute=True)" in message
+
+
+def test_a_stage_goes_on_with_whole_synthetic_gradients_where_no_late_ones_come() -> None:
+    """The last stage is away for a while; what has a late gradient then, and what has none, trains on."""
+    (_, last, untaught), (_, first, _) = run(Away(patience=0.4), stopped_for(1.5), late=LateGradients())
+    assert len(first) == len(last) == BATCHES
+    assert untaught > 0

@@ -152,6 +152,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "delayed gradients": {"callback": synthetic(predictor=DelayedGradient())},
     "late gradients": {"callback": synthetic(late=LateGradients(), delay=0)},
     "late gradients, three processes a replica": {"callback": synthetic(late=LateGradients(every=2)), "devices": 6},
+    "late gradients, recomputed": {"callback": synthetic(late=LateGradients(recompute=True), delay=0)},
     "late gradients, accumulated and clipped": {
         "callback": synthetic(late=LateGradients(), delay=0),
         "accumulate_grad_batches": 2,

@@ -138,8 +138,10 @@ def test_one_two_three_and_four_processes_end_with_the_same_weights(case: str) -
             assert_same_state(expected, state)
 
 
-def test_bfloat16_is_mixed_to_its_precision() -> None:
-    arguments: dict[str, Any] = {"late": LateGradients(), "trainer": {"precision": "bf16-mixed"}}
+@pytest.mark.parametrize("recompute", [False, True])
+def test_bfloat16_is_mixed_to_its_precision(recompute: bool) -> None:
+    late = LateGradients(recompute=recompute)
+    arguments: dict[str, Any] = {"late": late, "trainer": {"precision": "bf16-mixed"}}
     (expected,) = train(1, **arguments)
     for state in train(3, **arguments):
         for name, tensor in expected.items():
