@@ -53,6 +53,7 @@ class Settings:
     through_time: ThroughTime = ThroughTime()
     inputs: SyntheticInputs | None = None
     on_non_finite: OnNonFinite = "raise"
+    metrics: Literal["compact", "all"] = "compact"
 
     def __post_init__(self) -> None:
         self._check_boundaries()
@@ -70,6 +71,7 @@ class Settings:
             through_time=instance(ThroughTime),
             inputs=optional(instance(SyntheticInputs)),
             on_non_finite=one_of("raise", "skip", "ignore"),
+            metrics=one_of("compact", "all"),
         )
         if self.on_non_finite == "skip" and self.inputs is not None:
             raise ValueError(

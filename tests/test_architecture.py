@@ -35,7 +35,7 @@ LAYERS = (
     ("recurrent", "inputs"),
     (
         *("settings", "ownership", "automatic", "session", "each_crossing", "context_log", "runtime", "metrics_log"),
-        *("watched", "clipping"),
+        *("watched", "clipping", "settings_log"),
     ),
     ("stage_randomness",),
     ("decoupling",),
