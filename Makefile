@@ -66,6 +66,21 @@ $(PY313)/.installed: pyproject.toml constraints.txt
 	$(PY313)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+# The documentation site, in docs/_build/html. A warning is an error, and so is an error in a tutorial, all of which run.
+DOCS := .venv-docs
+
+docs: $(DOCS)/.installed
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(DOCS)/bin/python -m sphinx -W --keep-going -q \
+		-d docs/_build/doctrees docs docs/_build/html
+	@echo "Open docs/_build/html/index.html"
+
+$(DOCS)/.installed: docs/requirements.txt $(INSTALLED)
+	test -x $(DOCS)/bin/python || $(BIN)/python -m venv $(DOCS)
+	packages='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+		$(BIN)/python -c "$$packages" > "$$($(DOCS)/bin/python -c "$$packages")/development.pth"
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -26,6 +26,7 @@ from lightning_sg.rules import BoundaryRule
 from lightning_sg.runtime import OneProcess, Runtime
 from lightning_sg.session import Session
 from lightning_sg.settings import Settings
+from lightning_sg.settings_log import SettingsLog
 from lightning_sg.stage_randomness import StageRandomness
 from lightning_sg.training.base import BoundaryTrainer
 from lightning_sg.training.guard import AlignmentGuard
@@ -42,12 +43,11 @@ class SyntheticGradients(Callback):
     The callback alone works under any single-device strategy. With ``strategy="synthetic_gradients"`` the stages
     run on several processes and compute the same. Validation, test and prediction use the network as it is.
 
-    Logged for each boundary, about the last batch that its predictor learned from: ``sg/<boundary>/loss`` (of the
-    predictor), ``cosine`` and ``norm_ratio`` (of prediction to target), ``bias`` and ``variance`` (of its error, see
-    :func:`~lightning_sg.training.compare`), ``bootstrapped_cosine`` (of the next stage's target with the exact one, on
-    batches that have both), ``guarded`` (when the guard changes its mind, and while it has taken over) and ``cost``
-    (the predictor's operations as a share of the model's). With ``inputs`` also ``input_error``, the relative squared
-    error of the predicted activations.
+    Logged for each boundary, about the last batch that its predictor learned from: ``sg/<boundary>/cosine`` and
+    ``norm_ratio`` (of prediction to target), ``guarded`` (when the guard changes its mind, and while it has taken
+    over), and once ``cost`` (the predictor's operations as a share of the model's); ``sg/cosine`` is the mean over
+    boundaries. With ``inputs`` also ``input_error``, the relative squared error of the predicted activations. The
+    settings, and what was chosen at each boundary, go into the config of every logger, under ``sg``.
 
     Args:
         boundaries: Names of submodules, as in ``model.named_modules()``, to cut after. By default every
@@ -76,6 +76,9 @@ class SyntheticGradients(Callback):
             on other devices at the next logging step or checkpoint, because asking in each step would stop them.
         late: Mixes true gradients of earlier batches with the synthetic ones, see
             :class:`~lightning_sg.LateGradients`; ``None``: synthetic gradients alone.
+        metrics: ``"compact"`` logs the above. ``"all"`` adds for each boundary ``loss`` (of the predictor), ``bias``
+            and ``variance`` (of its error, see :func:`~lightning_sg.training.compare`) and ``bootstrapped_cosine`` (of
+            the next stage's target with the exact one, on batches that have both).
 
     Raises:
         TypeError: If an argument is of another type.
@@ -101,15 +104,28 @@ class SyntheticGradients(Callback):
         inputs: SyntheticInputs | None = None,
         on_non_finite: OnNonFinite = "raise",
         late: LateGradients | None = None,
+        metrics: Literal["compact", "all"] = "compact",
     ) -> None:
         super().__init__()
         self.settings = Settings(
-            boundaries, predictor, delay, context, exact, training, guard, through_time, inputs, on_non_finite, late
+            boundaries,
+            predictor,
+            delay,
+            context,
+            exact,
+            training,
+            guard,
+            through_time,
+            inputs,
+            on_non_finite,
+            late,
+            metrics,
         )
         self._session: Session | None = None
         self._runtime: Runtime = OneProcess()
         self._randomness: StageRandomness | None = None
         self._metrics = MetricsLog()
+        self._settings_log = SettingsLog()
         self._chosen: list[str] | None = None
         self._restored: dict[str, Any] | None = None
         self._installed = False  # in the module of this run
@@ -284,6 +300,7 @@ class SyntheticGradients(Callback):
         """Logs the metrics of the targets that were learned from in this step."""
         session = self.session
         session.end_batch()
+        self._settings_log.write(trainer, session)
         # Logging takes longer than a small predictor: it is done only where its value is seen.
         logs = logs_now(trainer) or trainer.is_last_batch or trainer.global_step == trainer.max_steps
         if logs:

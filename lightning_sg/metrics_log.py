@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_sg.lightning_api import LOGGER
+from lightning_sg.lightning_api import LOGGER, pl
 from lightning_sg.predictors import AutoPredictor
 from lightning_sg.runtime import Metrics
 from lightning_sg.session import Session
@@ -22,6 +22,9 @@ _LARGE = 0.25
 # Metrics are computed at least once in so many batches.
 _MEASURED = 10
 
+# What only `metrics="all"` logs: it explains the rest, and doubles the number of columns.
+_DETAILS = ("loss", "bias", "variance", "bootstrapped_cosine")
+
 # Lightning's own, which its users see; each boundary speaks in the one process that has its predictor.
 _log = logging.getLogger(LOGGER)
 
@@ -32,6 +35,7 @@ class MetricsLog:
     def __init__(self) -> None:
         self._waiting: Metrics = {}
         self._announced: set[str] = set()
+        self._logged_once: set[str] = set()
 
     def of_process(self, session: Session) -> Metrics:
         """The metrics of the targets that this process learned from in this batch, by boundary."""
@@ -59,12 +63,23 @@ class MetricsLog:
             module.log("sg/skipped", count, on_step=True, on_epoch=False, batch_size=1)
         for name, values in self._waiting.items():
             for key, value in values.items():
-                module.log(f"sg/{name}/{key}", value, on_step=True, on_epoch=False, batch_size=1)
+                if key == "cost":
+                    self._log_once(module, f"sg/{name}/{key}", value)
+                elif key not in _DETAILS or session.settings.metrics == "all":
+                    module.log(f"sg/{name}/{key}", value, on_step=True, on_epoch=False, batch_size=1)
         cosines = [values["cosine"] for values in self._waiting.values() if "cosine" in values]
-        if cosines:  # loggers have that of each boundary
+        if cosines:
             mean = torch.stack([value.float().cpu() for value in cosines]).mean()
-            module.log("sg/cosine", mean, prog_bar=True, logger=False, batch_size=1)
+            module.log("sg/cosine", mean, prog_bar=True, on_step=True, on_epoch=False, batch_size=1)
         self._waiting = {}
+
+    def _log_once(self, module: pl.LightningModule, name: str, value: Tensor) -> None:
+        """Logs a constant: Lightning would repeat it in every row of an epoch."""
+        module.log(name, value, logger=False, on_step=True, on_epoch=False, batch_size=1)
+        if name not in self._logged_once:
+            self._logged_once.add(name)
+            for logger in module.trainer.loggers:
+                logger.log_metrics({name: float(value)}, step=max(0, module.trainer.global_step - 1))
 
     def announce(self, session: Session) -> None:
         """Says, once, what was chosen for each boundary and what it costs."""

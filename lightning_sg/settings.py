@@ -56,6 +56,7 @@ class Settings:
     inputs: SyntheticInputs | None = None
     on_non_finite: OnNonFinite = "raise"
     late: LateGradients | None = None
+    metrics: Literal["compact", "all"] = "compact"
 
     def __post_init__(self) -> None:
         self._check_boundaries()
@@ -74,6 +75,7 @@ class Settings:
             inputs=optional(instance(SyntheticInputs)),
             on_non_finite=one_of("raise", "skip", "ignore"),
             late=optional(instance(LateGradients)),
+            metrics=one_of("compact", "all"),
         )
         if self.on_non_finite == "skip" and self.inputs is not None:
             raise ValueError(

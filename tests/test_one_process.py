@@ -199,7 +199,7 @@ def test_targets_do_not_depend_on_gradient_accumulation(accumulate: int) -> None
 
 def test_metrics_reach_loggers(tmp_path: Any) -> None:
     logger = CSVLogger(tmp_path)
-    callback = SyntheticGradients()
+    callback = SyntheticGradients(metrics="all")
     fit(classifier(), callback, logger=logger, log_every_n_steps=1)
     logged = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()
     for name in ("net.1", "net.3", "net.5"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
 import traceback
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from lightning_sg.cli import main
 from lightning_sg.errors import RepeatedBoundaryError
 from lightning_sg.tools.explain.command import sections
 
+PACKAGE = Path(lightning_sg.__file__).parent
 ERRORS = [name for name in lightning_sg.__all__ if name.endswith("Error")]
 
 
@@ -21,6 +24,15 @@ def test_every_public_error_has_a_section_and_every_section_an_error() -> None:
     assert sorted(sections()) == sorted(ERRORS)
     for name, text in sections().items():
         assert "cure" in text, name
+
+
+def test_quoted_messages_are_those_of_the_source() -> None:
+    source = "".join(path.read_text() for path in sorted(PACKAGE.rglob("*.py")))
+    said = re.sub(r"\"\n\s*f?\"", "", source)  # literals over several lines
+    seen = [row.split("|")[1] for text in sections().values() for row in text.splitlines() if row.startswith("| `")]
+    quoted = [part.strip() for cell in seen for quote in re.findall(r"`([^`]+)`", cell) for part in quote.split("...")]
+    assert len(quoted) > 12
+    assert [part for part in quoted if part not in said] == []
 
 
 @pytest.mark.parametrize("name", ERRORS)
