@@ -55,7 +55,7 @@ PLANS: dict[str, Plan] = {
     ),
     "pendulum": Plan(
         tasks.pendulum,
-        {BACKPROPAGATION: (240,), **dict.fromkeys(_LEARNED, (240, 1200))},
+        {BACKPROPAGATION: (240,), "critic": (240, 1200), **dict.fromkeys(_LEARNED[1:], (240,))},
         {"before": 3, "cost": 4, "reached": 1},
     ),
     "rounding": Plan(
@@ -129,6 +129,8 @@ def _cell(group: Sequence[Record], key: str, decimals: int) -> str:
     values = [record["metrics"][key] for record in group if key in record["metrics"]]
     if key == "variance" and values:
         return f"{statistics.mean(values):.2g}"
+    if key == "standard_errors" and any(abs(value) > 1000 for value in values):
+        return "biased"
     return spread(values, lambda value: f"{value:.{decimals}f}")
 
 

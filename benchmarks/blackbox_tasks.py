@@ -234,7 +234,7 @@ def digits() -> tuple[Tensor, Tensor]:
 def rounding(method: str, seed: int, steps: int) -> Metrics:
     """The error of reconstruction of test digits, with hard bits."""
     torch.manual_seed(seed)
-    code = None if method == UNQUANTISED else Bernoulli(_estimator(method), evaluations=evaluations_of(method))
+    code = None if method in (UNQUANTISED, MEANS) else Bernoulli(_estimator(method), evaluations=evaluations_of(method))
     train, test = digits()
     if method == MEANS:
         return {"error": _means(train, test, seed)}
