@@ -1,11 +1,11 @@
-"""Estimators for what cannot be differentiated, on five tasks, with seeds and spread.
+"""Estimators for what cannot be differentiated, on six tasks, with seeds and spread.
 
     python -m benchmarks.blackbox --mnist FOLDER --seeds 0 1 2 --out blackbox.jsonl
     python -m benchmarks.blackbox --table --out blackbox.jsonl
 
 The record of each run is appended to the file as soon as it ends, and what the file has is not trained again. What is
 given as steps counts evaluations of a batch: a method that tries two values for each sample takes half as many steps in
-the simulator and the forest, and as many in the other tasks.
+the simulators and the forest, and as many in the other tasks.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 
 from benchmarks import blackbox_tasks as tasks
 from benchmarks.accuracy import spread
+from benchmarks.blackbox_bare import LOOPS
 from benchmarks.blackbox_tasks import BACKPROPAGATION, ESTIMATORS, FROZEN, MEANS, PLAIN, TWO, UNQUANTISED, Metrics
 from benchmarks.runs import Record, add_records, append, lines_of
 
@@ -57,6 +58,11 @@ PLANS: dict[str, Plan] = {
         tasks.pendulum,
         {BACKPROPAGATION: (240,), "critic": (240, 1200), **dict.fromkeys(_LEARNED[1:], (240,))},
         {"before": 3, "cost": 4, "reached": 1},
+    ),
+    "steps and sines": Plan(
+        tasks.steps_and_sines,
+        dict.fromkeys([*LOOPS, *_LEARNED], (1536,)),
+        {"cost": 4},
     ),
     "rounding": Plan(
         tasks.rounding,
