@@ -66,16 +66,16 @@ PLANS: dict[str, Plan] = {
     ),
     "rounding": Plan(
         tasks.rounding,
-        {**dict.fromkeys([*_LEARNED, *_PATHWISE, UNQUANTISED], (1500,)), MEANS: (0,)},
+        {**dict.fromkeys([*_LEARNED, *_PATHWISE, UNQUANTISED], (1000,)), MEANS: (0,)},
         {"error": 5},
     ),
     "vae": Plan(
         tasks.vae,
-        dict.fromkeys(["evolution", "control variate", "score function", TWO, "Gumbel-softmax"], (800,)),
+        dict.fromkeys(["evolution", "control variate", "score function", TWO, "Gumbel-softmax"], (500,)),
         {"bound": 2},
         data=True,
     ),
-    "forest": Plan(tasks.forest, {FROZEN: (0,), **dict.fromkeys(_LEARNED, (1000,))}, {"error": 4}),
+    "forest": Plan(tasks.forest, {FROZEN: (0,), **dict.fromkeys(_LEARNED, (800,))}, {"error": 4}),
 }
 
 

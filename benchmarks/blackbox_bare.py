@@ -1,4 +1,4 @@
-"""What one would write by hand in place of a ``BlackBox``: a critic and REINFORCE in bare torch, on a small simulator."""
+"""What one would write by hand in place of a ``BlackBox``: a critic and REINFORCE in bare torch."""
 
 from __future__ import annotations
 
