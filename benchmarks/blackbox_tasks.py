@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks import blackbox_bare as bare
 from benchmarks.quiet import QUIET
 from examples import simulator
 from examples.mnist import FILES, read_idx
@@ -192,6 +193,39 @@ def _estimator(method: str) -> Estimator | None:
     return ESTIMATORS[method]() if method in ESTIMATORS else None
 
 
+# ---------------------------------------------------------------------- steps and sines
+
+
+class Steps(Task):
+    """A policy before a simulator with steps, which is told a goal."""
+
+    def __init__(self, plant: BlackBox) -> None:
+        super().__init__(learning_rate=1e-3)
+        self.policy = bare.make_policy()
+        self.plant = plant
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The squared distance from the goal."""
+        x, goal = batch
+        controls, goal = self.plant(self.policy(x), goal)
+        return self.plant.loss(bare.costs(controls, goal))
+
+
+def steps_and_sines(method: str, seed: int, steps: int) -> Metrics:
+    """The mean cost of held-out goals, for the package and for what one would write by hand."""
+    torch.manual_seed(seed)
+    train, held_out = bare.goals(4096, seed), bare.goals(1024, seed + 1000)
+    if method in bare.LOOPS:
+        policy = bare.make_policy()
+        bare.LOOPS[method](policy, *train, steps, seed)
+    else:
+        module = Steps(BlackBox(noise=0.1, estimator=_estimator(method), evaluations=evaluations_of(method)))
+        policy = module.policy
+        fit(module, TensorDataset(*train), 64, steps // evaluations_of(method), seed)
+    with torch.no_grad():
+        return {"cost": float(bare.costs(policy(held_out[0]), held_out[1]).mean())}
+
+
 # ---------------------------------------------------------------------- rounding
 
 
@@ -234,7 +268,7 @@ def digits() -> tuple[Tensor, Tensor]:
 def rounding(method: str, seed: int, steps: int) -> Metrics:
     """The error of reconstruction of test digits, with hard bits."""
     torch.manual_seed(seed)
-    code = None if method == UNQUANTISED else Bernoulli(_estimator(method), evaluations=evaluations_of(method))
+    code = None if method in (UNQUANTISED, MEANS) else Bernoulli(_estimator(method), evaluations=evaluations_of(method))
     train, test = digits()
     if method == MEANS:
         return {"error": _means(train, test, seed)}
@@ -357,6 +391,7 @@ __all__ = [
     "forest",
     "pendulum",
     "rounding",
+    "steps_and_sines",
     "toy",
     "vae",
 ]

@@ -140,8 +140,9 @@ class Decoupled:
 
     def metrics(self) -> dict[str, float]:
         """How good the last predictions were that have met their targets, by names such as ``"net.2/cosine"``."""
-        trainers = self._session.all_trainers.items()
-        return {f"{name}/{key}": float(value) for name, each in trainers for key, value in each.take_metrics().items()}
+        found = {name: each.take_metrics() for name, each in self._session.all_trainers.items()}
+        found |= {name: each.take_metrics() for name, each in self._session.boxes.trainers.items()}
+        return {f"{name}/{key}": float(value) for name, values in found.items() for key, value in values.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """The predictors with their optimizers, and the targets under way, by boundary."""
@@ -215,7 +216,7 @@ def decouple(module: nn.Module, boundaries: Sequence[str] | None = None, **optio
     with shadowed([(module, name, value) for name, value in lent.items()]):
         sg = Decoupled(module, settings, loop)
         try:
-            if not sg._session.all_trainers:
+            if not sg._session.decouples:
                 raise SyntheticGradientsError(
                     f"decouple: {type(module).__name__} has no boundary. Put lightning_sg.Boundary() into it, or name "
                     "submodules to cut after: decouple(module, boundaries=[...])."

@@ -18,12 +18,15 @@ import torch
 import lightning_sg
 from lightning_sg import (
     AlignmentGuard,
+    Critic,
+    Evolution,
     ExactGradients,
     HeadOptions,
     LateGradients,
     LinearPredictor,
     Matching,
     MLPInputPredictor,
+    Noise,
     OwnLoss,
     PredictorTraining,
     SyntheticGradients,
@@ -62,6 +65,13 @@ HEAD = {
     "head": [HeadOptions, *OBJECT],
     "own_loss": [OwnLoss, 5, True, len, {}],
     "tasks": [Tasks, *OBJECT],
+}
+ESTIMATOR = [5, True, "critic", [], {}, LinearPredictor()]
+SAMPLED: dict[str, list[Any]] = {
+    "estimator": [Evolution, *ESTIMATOR],
+    "replay": COUNT,
+    "evaluations": [0, -1, *WHOLE],
+    "in_evaluation": NAME,
 }
 CALLBACK = {
     "boundaries": ["first", 5, True, {"first"}, {"first": 1}, [1], ["first", None], [""], b"first", ["a", "b", "a"]],
@@ -194,6 +204,31 @@ BAD: dict[str, dict[str, list[Any]]] = {
         "number": POSITIVE,
         "shift": COUNT,
     },
+    "BlackBox": {
+        "noise": [Noise, -0.1, NAN, INF, True, "much", [0.1, -0.1], ["0.1"], {}, None],
+        "estimator": [Critic, *ESTIMATOR],
+        "replay": COUNT,
+        "evaluations": POSITIVE,
+        "measure": FLAG,
+    },
+    "Bernoulli": SAMPLED,
+    "Categorical": SAMPLED,
+    "Noise": {
+        "deviation": [-0.1, NAN, INF, 1e30, HUGE, True, "1", 1j, None, [0.1, -0.1], ["0.1"], [True], {}],
+        "final": [-0.1, NAN, INF, 1e30, True, "1", [1.0]],
+        "steps": COUNT,
+        "schedule": NAME,
+    },
+    "Critic": {**PREDICTOR, "updates": POSITIVE, "batch": POSITIVE},
+    "ScoreFunction": {**PREDICTOR, "baseline": FLAG},
+    "ControlVariate": {
+        **PREDICTOR,
+        "objective": NAME,
+        "temperature": [0, -1.0, *NUMBER],
+        "updates": POSITIVE,
+        "batch": POSITIVE,
+    },
+    "GumbelSoftmax": {"temperature": [0, -1.0, *NUMBER], "hard": FLAG},
     "Timeline": {"dirpath": PATH, "filename": [None, *PATH], "skip": COUNT, "batches": POSITIVE},
 }
 
@@ -212,6 +247,8 @@ WITHOUT = {
     "TrueGradient",
     "ZeroPredictor",
     "TargetUse",
+    "Evolution",
+    "StraightThrough",
     "Chunk",
     "AtomicCheckpointIO",
     "Decoupled",

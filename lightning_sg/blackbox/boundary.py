@@ -118,8 +118,8 @@ class ScoredBoundary(nn.Module):
         if scoring is None:
             raise BoundaryError(
                 f"{type(self).__name__} has nobody to make a gradient of its scores. Train with "
-                "`pl.Trainer(callbacks=[SyntheticGradients()])`; outside of training, use `module.eval()` or "
-                "`torch.no_grad()`."
+                "`pl.Trainer(callbacks=[SyntheticGradients()])`, or in a loop of your own with `decouple`; outside "
+                "of training, use `module.eval()` or `torch.no_grad()`."
             )
         return scoring.cross(activation, context), self.evaluations
 

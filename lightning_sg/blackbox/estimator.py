@@ -36,15 +36,25 @@ class Example(NamedTuple):
         """The scores of each row side by side, ``(R, K)``; K is 1 if there is one for each row."""
         return self.score.flatten(1) if self.score.ndim > 1 else self.score.unsqueeze(1)
 
+    def of_samples(self) -> tuple[Tensor, Tensor, Any, Tensor]:
+        """All that has the rows first: activation, value, context and score."""
+        return self.activation, self.value, self.context, self.score
+
+    @classmethod
+    def of(cls, of_samples: Any, spread: Any) -> Example:
+        """An example of :meth:`of_samples`, and the standard deviation of the noise as a number or a list."""
+        activation, value, context, score = of_samples
+        return cls(
+            activation, value, torch.as_tensor(spread, dtype=activation.dtype, device=activation.device), context, score
+        )
+
     def chosen(self, rows: Any) -> Example:
         """Some of the rows.
 
         Args:
             rows: What a tensor is indexed by to get them.
         """
-        activation, value, context, score = tree_map_only(
-            Tensor, lambda part: part[rows], (self.activation, self.value, self.context, self.score)
-        )
+        activation, value, context, score = tree_map_only(Tensor, lambda part: part[rows], self.of_samples())
         return Example(activation, value, self.spread, context, score)
 
 

@@ -98,8 +98,13 @@ class Learning:
             example: The rows.
             batch: The number of the training batch.
         """
+        empty = not len(example.score)  # all rows were left out
+        if self._options.leaves_out:
+            empty = self._options.replicas.any(empty)  # they learn together, or not at all
+        if empty:
+            return None
         self.prepare(example)
-        if self._replay is not None and len(example.score):
+        if self._replay is not None:
             with self.explaining():
                 self._replay.add(example)
         training, estimator = self._options.training, self.estimator
@@ -109,7 +114,7 @@ class Learning:
         generator = self.numbers.of(batch, "learn", 0, example.score.device)
         with self.profile(profiling.LEARN), self.explaining():
             for _ in range(estimator.updates * training.updates):
-                if self._replay is not None and len(self._replay):
+                if self._replay is not None:
                     rows = self._replay.sample(estimator.batch, generator)
                 loss = self._learner.learn(rows, generator)
         return loss
@@ -164,7 +169,7 @@ class Learning:
             "like": list(self._like),
             **self._learner.kinds(),
             **self._learner.state_dict(),
-            "replay": [] if rows is None else [{"rows": list(rows)}],
+            "replay": [] if rows is None else [{"rows": [*rows.of_samples()], "spread": rows.spread.tolist()}],
         }
         saved: dict[str, Any] = tree_map_only(Tensor, lambda tensor: tensor.detach().cpu().clone(), state)
         saved["replay"] = self._options.replicas.join(saved["replay"], _rows_of)
@@ -197,7 +202,7 @@ class Learning:
             warnings.warn(f"'{self._name}': {remark.replace('predictor', 'estimator')}.", stacklevel=2)
         if self._replay is not None:
             for entry in self._options.replicas.share(state["replay"], _rows_of):
-                self._replay.add(Example(*entry["rows"]))
+                self._replay.add(Example.of(entry["rows"], entry["spread"]))
 
 
 def _rows_of(entry: dict[str, Any]) -> int:

@@ -49,20 +49,28 @@ class Pending:
     Attributes:
         batch: The number of the training batch.
         evaluations: How many evaluations are in the rows.
-        draws: What crossed: activation, value, spread and context for each visit.
+        draws: What crossed: activation, value and context for each visit.
+        spread: The standard deviation of the noise, as a number or a list.
         coming: The scores, until they have come.
         score: The scores, once they have.
     """
 
     batch: int
     evaluations: int
-    draws: list[tuple[Tensor, Tensor, Tensor, Any]]
+    draws: list[tuple[Tensor, Tensor, Any]]
+    spread: Any
     coming: Coming | None = None
     score: Tensor | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The state to save, once the scores have come."""
-        return {"batch": self.batch, "evaluations": self.evaluations, "draws": self.draws, "score": self.score}
+        return {
+            "batch": self.batch,
+            "evaluations": self.evaluations,
+            "draws": self.draws,
+            "spread": self.spread,
+            "score": self.score,
+        }
 
 
 __all__ = ["Pending", "Visit"]

@@ -35,7 +35,7 @@ class Replay:
         Raises:
             ValueError: If the rows are not of the shapes of those before.
         """
-        columns, structure = tree_flatten(_without_spread(example))
+        columns, structure = tree_flatten(example.of_samples())
         columns = [column[-self.capacity :] for column in columns]
         rows = columns[0].shape[0]
         if not self._columns:
@@ -75,10 +75,6 @@ class Replay:
         order = (torch.arange(self._count, device=self._columns[0].device) + self._next - self._count) % self.capacity
         activation, value, context, score = tree_unflatten([column[order] for column in self._columns], self._structure)
         return Example(activation, value, self._spread, context, score)
-
-
-def _without_spread(example: Example) -> tuple[Tensor, Tensor, Any, Tensor]:
-    return example.activation, example.value, example.context, example.score
 
 
 __all__ = ["Replay"]

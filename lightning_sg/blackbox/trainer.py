@@ -181,7 +181,8 @@ class ScoredTrainer:
             self._learn(examples, kept)
         self._note(known if kept is None else known[kept])
         self._metrics["noise"] = visits[0].draw.spread.mean()
-        return self._loss(scores.mean(), visits, gradients)
+        left = scores if kept is None else scores[kept]
+        return self._loss(left.mean() if len(left) else left.sum(), visits, gradients)
 
     def _passed(self, scores: Tensor) -> Tensor:
         """The cost whose own gradient goes through the boundary."""
@@ -204,8 +205,8 @@ class ScoredTrainer:
                 f"`loss` of '{self.name}' was given scores that come later, but {why} those of the batch itself. "
                 "Give it the scores (`future.result()`), or use Critic()."
             )
-        draws = [(visit.draw.activation, visit.draw.value, visit.draw.spread, visit.context) for visit in visits]
-        pending = Pending(self.number, visits[0].draw.evaluations, draws, score)
+        first, draws = visits[0].draw, [(each.draw.activation, each.draw.value, each.context) for each in visits]
+        pending = Pending(self.number, first.evaluations, draws, first.spread.tolist(), score)
         self.ledger.add(self.number, pending, self.number + 1 + self._options.delay, self._scored)
         gradients: list[Tensor | None] = [
             visit.of_samples(self.learning.gradient(visit.draw, visit.context, None, self.number, self._scored + place))
@@ -270,7 +271,7 @@ class ScoredTrainer:
             score, kept = self._finite(pending.score.to(device))
             self._note(score if kept is None else score[kept])
             draws = tree_map_only(Tensor, lambda part: part.to(device), pending.draws)
-            self._learn([Example(*draw, score) for draw in draws], kept)  # type: ignore[call-arg]
+            self._learn([Example.of([*draw, score], pending.spread) for draw in draws], kept)
 
     def _take(self, pending: Pending) -> None:
         """Waits for the scores of a batch, if they have not come."""

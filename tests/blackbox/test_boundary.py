@@ -231,6 +231,17 @@ def test_scores_that_are_not_finite_are_an_error_or_left_out() -> None:
     assert torch.isfinite(module.policy.weight).all()
 
 
+def test_a_batch_without_any_finite_score_teaches_nothing() -> None:
+    def step(module: Any, x: Tensor) -> Tensor:
+        scores = cost(module.plant(module.policy(x)))
+        loss: Tensor = module.plant.loss(scores / 0 if module.global_step % 2 else scores)
+        assert torch.isfinite(loss)
+        return loss
+
+    module = train(BlackBox(replay=0), step, steps=4, on_non_finite="skip")
+    assert torch.isfinite(module.policy.weight).all()
+
+
 @pytest.mark.parametrize("estimator", [StraightThrough(), GumbelSoftmax()])
 def test_estimators_that_pass_gradients_need_a_differentiable_cost(estimator: Any) -> None:
     with pytest.raises(BoundaryError, match="differentiable by what the boundary returned"):

@@ -28,6 +28,7 @@ from lightning_sg import (
     SyntheticGradients,
     SyntheticGradientsError,
     SyntheticGradientStrategy,
+    decouple,
 )
 from lightning_sg.blackbox import Estimator
 from tests.blackbox.models import CONTROLS, INPUTS, Controller, loader, simulate
@@ -173,9 +174,9 @@ def test_alignment_with_the_true_gradient_is_measured_where_it_can_be_known() ->
 
     critic, reinforce = aligned(Critic(), 1, 100), aligned(ScoreFunction(), 1, 100)
     evolution = aligned(Evolution(), 64, 5)
-    assert critic["cosine"] > 0.75 > 0.5 > reinforce["cosine"]
+    assert critic["cosine"] > 0.9 > 0.75 > reinforce["cosine"]
     assert evolution["cosine"] > 0.85
-    assert critic["variance"] < 1 < reinforce["variance"]
+    assert critic["variance"] < 0.3 < 1 < reinforce["variance"]
     assert {"noise", "score", "loss", "norm_ratio", "bias"} <= critic.keys()
 
 
@@ -379,3 +380,43 @@ def test_replicas_are_one_batch_where_nothing_is_drawn() -> None:
     expected = work(1)
     for state in run_ranks(2, lambda: work(2)):
         assert_same_state(expected, state)
+
+
+# ---------------------------------------------------------------------- without a Trainer
+
+
+def test_a_loop_of_ones_own_computes_what_the_callback_does() -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.policy = nn.Linear(INPUTS, CONTROLS)
+            self.plant = BlackBox(noise=0.2)
+
+        def loss(self, batch: Any) -> Tensor:
+            controls, goal = self.plant(self.policy(batch[0]), batch[1])
+            return self.plant.loss((simulate(controls.numpy()) - goal.numpy()) ** 2)
+
+    class InTrainer(pl.LightningModule):
+        def __init__(self, net: Plain) -> None:
+            super().__init__()
+            self.policy, self.plant, self.net = net.policy, net.plant, [net]
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self.net[0].loss(batch)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters(), lr=1e-2)
+
+    pl.seed_everything(6, verbose=False)
+    left, training = Plain(), PredictorTraining(seed=3)
+    right = Plain()
+    right.load_state_dict(left.state_dict())
+    make_trainer(max_epochs=1, callbacks=[SyntheticGradients(training=training)]).fit(InTrainer(left), loader())
+    optimizer = torch.optim.Adam(right.parameters(), lr=1e-2)
+    with decouple(right, training=training) as sg:
+        for batch in loader():
+            optimizer.zero_grad()
+            sg.backward(right.loss, batch)
+            optimizer.step()
+        assert {"plant/score", "plant/loss", "plant/noise"} <= sg.metrics().keys()
+    assert_same_state(state_of(left), state_of(right), exact=True)
