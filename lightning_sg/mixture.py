@@ -96,7 +96,7 @@ class _Guard:
         registry = import_module(f"{TRAINING[CHOICE.other]}.strategies").StrategyRegistry
         for strategy in set(self.strategies) - set(registry):
             description = f"Refused, because lightning_sg uses {CHOICE.package}"
-            registry.register(strategy, self.refuse_name, description=description, name=strategy)
+            registry.register(strategy, functools.partial(self.refuse_name, strategy), description=description)
 
     def look_at_parts(self, trainer: Any, given: dict[str, Any]) -> None:
         """Looks at the arguments of a Trainer."""
