@@ -49,8 +49,14 @@ def mean_before(losses: Sequence[float], end: int, window: int) -> float:
     return statistics.mean(losses[end - window : end])
 
 
-def compare(plain: Run, decoupled: Run) -> dict[str, Any]:
-    """The steps that both had, the losses of both, and whether plain training came down to half."""
+def compare(plain: Run, decoupled: Run, late: Run) -> dict[str, Any]:
+    """The steps that all had, their losses, and whether plain training came down to half.
+
+    Args:
+        plain: The plain run.
+        decoupled: That with the callback's default settings.
+        late: That with late gradients mixed in.
+    """
     window = max(plain.per_epoch, FEWEST)
     half = steps_to_half(plain.losses, window)
     steps = len(plain.losses) if half is None else half
@@ -59,6 +65,7 @@ def compare(plain: Run, decoupled: Run) -> dict[str, Any]:
         "halved": half is not None,
         "plain": mean_before(plain.losses, steps, window),
         "decoupled": mean_before(decoupled.losses, steps, window),
+        "late": mean_before(late.losses, steps, window),
     }
 
 
@@ -98,7 +105,7 @@ def record_of(name: str, runs: dict[str, Any], seeds: dict[int, Any]) -> dict[st
         "boundaries": callback.boundaries if isinstance(callback, Run) else [],
         "predicts_from": source_of([callback]) if isinstance(callback, Run) else "",
         "seeds": {
-            str(seed): compare(*both) for seed, both in seeds.items() if all(isinstance(run, Run) for run in both)
+            str(seed): compare(*runs) for seed, runs in seeds.items() if all(isinstance(run, Run) for run in runs)
         },
     }
 
@@ -107,8 +114,9 @@ def table(records: Iterable[dict[str, Any]]) -> str:
     """The records as Markdown; of several for one client, the last counts."""
     newest = {record["client"]: record for record in records}
     lines = [
-        "| model | package | one process | two processes | automatic boundaries | predicts from | loss beside plain |",
-        "|---" * 7 + "|",
+        "| model | package | one process | two processes | automatic boundaries | predicts from | loss beside plain "
+        "| with late gradients |",
+        "|---" * 8 + "|",
     ]
     lines += [_row(newest[name]) for name in CLIENTS if name in newest]
     return "\n".join(lines)
@@ -123,6 +131,7 @@ def _row(record: dict[str, Any]) -> str:
         record["auto"],
         record["predicts_from"] or "nothing found",
         _beside(list(record["seeds"].values())),
+        _ratio([seed["late"] / seed["plain"] for seed in record["seeds"].values()]),
     ]
     return "| " + " | ".join(cells) + " |"
 
@@ -131,12 +140,18 @@ def _beside(seeds: Sequence[dict[str, Any]]) -> str:
     """The ratio of the losses over the seeds: mean, smallest and largest."""
     if not seeds:
         return "-"
-    ratios = [seed["decoupled"] / seed["plain"] for seed in seeds]
     steps = sorted({seed["steps"] for seed in seeds})
     after = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
     short = "" if all(seed["halved"] for seed in seeds) else ", not halved"
+    return f"{_ratio([seed['decoupled'] / seed['plain'] for seed in seeds])} after {after} steps{short}"
+
+
+def _ratio(ratios: Sequence[float]) -> str:
+    """The mean, the smallest and the largest."""
+    if not ratios:
+        return "-"
     spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
-    return f"× {statistics.mean(ratios):.2f}{spread} after {after} steps{short}"
+    return f"× {statistics.mean(ratios):.2f}{spread}"
 
 
 def read(path: Path = RECORDS) -> list[dict[str, Any]]:

@@ -249,7 +249,9 @@ def page() -> str:
         "defaults: `tests/clients/`, run by `make test-clients`. *Two processes* and *automatic boundaries* say `yes`",
         "where the weights end as in one process, to 1e-6. The loss is that of decoupled training over that of plain",
         "training, after as many steps as plain training needs to halve its loss: the mean over three seeds, with the",
-        "smallest and the largest. Measured by `python -m benchmarks.clients`.",
+        "smallest and the largest. *With late gradients* is the same with",
+        "`SyntheticGradients(late=LateGradients(share=0.5))`, see [late gradients](late.md). Measured by",
+        "`python -m benchmarks.clients`.",
         "",
         table(read()),
     ]

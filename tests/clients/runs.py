@@ -93,7 +93,13 @@ def make(name: str) -> Client:
 
 
 def train(
-    name: str, boundaries: Sequence[str] | str | None, devices: int = 1, seed: int = SEED, epochs: int | None = None
+    name: str,
+    boundaries: Sequence[str] | str | None,
+    devices: int = 1,
+    seed: int = SEED,
+    epochs: int | None = None,
+    *,
+    late: bool = False,
 ) -> Run:
     """Trains a new model in this process, one of ``devices``.
 
@@ -103,16 +109,18 @@ def train(
         devices: How many processes there are; the strategy runs if there are several.
         seed: Of the weights and of the data's order.
         epochs: How long; by default as long as the client says.
+        late: Whether true gradients are mixed in when they arrive.
     """
     client = make(name)
     with listening() as (said, warned):
         recorded = recorder(client)
         callbacks, strategy = [recorded], "auto"
         if boundaries is not None:
-            from lightning_sg import SyntheticGradients, SyntheticGradientStrategy  # after the package's Lightning
+            # After the package's Lightning.
+            from lightning_sg import LateGradients, SyntheticGradients, SyntheticGradientStrategy
 
             given = boundaries if isinstance(boundaries, str) else list(boundaries)
-            callbacks.append(SyntheticGradients(boundaries=given))
+            callbacks.append(SyntheticGradients(boundaries=given, late=LateGradients(share=0.5) if late else None))
             if devices > 1:
                 strategy = SyntheticGradientStrategy(timeout=30.0)
         client.seed = seed
@@ -241,12 +249,18 @@ def all_runs(name: str) -> dict[str, Any]:
     return runs
 
 
-def two_long_runs(name: str, seed: int) -> tuple[Any, Any]:
-    """Plain training until its loss has long halved, and decoupled training of as many steps, with default settings."""
+def long_runs(name: str, seed: int) -> tuple[Any, Any, Any]:
+    """Plain training until its loss has long halved, and decoupled training of as many steps.
+
+    Returns:
+        The plain run, that with default settings, and that with ``late=LateGradients(share=0.5)``.
+    """
     kind = type(make(name))
-    cuts: tuple[Sequence[str] | None, ...] = (None, kind.boundaries)
-    plain, decoupled = (alone(lambda cut=cut: train(name, cut, seed=seed, epochs=kind.long)) for cut in cuts)
-    return plain, decoupled
+    return (
+        alone(lambda: train(name, None, seed=seed, epochs=kind.long)),
+        alone(lambda: train(name, kind.boundaries, seed=seed, epochs=kind.long)),
+        alone(lambda: train(name, kind.boundaries, seed=seed, epochs=kind.long, late=True)),
+    )
 
 
-__all__ = ["CLIENTS", "Entry", "Run", "all_runs", "alone", "make", "train", "two_long_runs"]
+__all__ = ["CLIENTS", "Entry", "Run", "all_runs", "alone", "long_runs", "make", "train"]
