@@ -246,7 +246,9 @@ LATE: dict[str, Method] = {
     "half late, NAdam, unbound, delay 0": _late(delay=0, training=PredictorTraining(bound=1e9)),
     "0.2 late, NAdam": _late(0.2),
     "0.8 late, NAdam": _late(0.8),
-    "half late, NAdam, local loss": Method("LocalLoss", callback_arguments={"late": LateGradients()}, look_ahead=True),
+    "half late, NAdam, local loss": Method(
+        "LocalLoss", callback_arguments={"late": LateGradients(0.5)}, look_ahead=True
+    ),
     "late alone": _late(1, look_ahead=False),
     "late alone, NAdam": _late(1),
     "late alone, NAdam, delay 0": _late(1, delay=0),

@@ -146,6 +146,7 @@ class Decoupled:
 
     def state_dict(self) -> dict[str, Any]:
         """The predictors with their optimizers, and the targets under way, by boundary."""
+        self._runtime.flush()
         return self._session.state_dict(lambda states: states)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -79,7 +79,7 @@ class LateGradients:
         ValueError: If a number is out of range.
     """
 
-    share: float = 0.5
+    share: float = 0.2
     every: int = 1
     recompute: bool = False
 

@@ -166,7 +166,7 @@ def test_what_would_part_the_copies_is_refused() -> None:
     for failure in run_ranks(2, lambda: train(2, tied_weights="refuse"), may_fail=True):
         assert "tied_weights='synchronize'" in failure.message
     for failure in run_ranks(2, lambda: train(2, callback={"exact": ExactGradients(correction=0.5)}), may_fail=True):
-        assert "does not go with corrections" in failure.message
+        assert "does not go with late gradients (LateGradients, " in failure.message
     for failure in run_ranks(
         2, lambda: train(2, make=ByHand, callback={"exact": ExactGradients(warm_up=2)}), may_fail=True
     ):

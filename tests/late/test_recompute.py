@@ -19,6 +19,7 @@ from lightning_sg import (
     SyntheticGradients,
     SyntheticGradientsError,
     SyntheticInputs,
+    decouple,
 )
 from tests.models import Classifier, assert_same_state, loader, make_trainer, state_of
 from tests.ranks import run_ranks
@@ -185,3 +186,24 @@ def test_steps_that_cannot_run_again_are_refused() -> None:
 def test_options_that_change_what_a_stage_is_given_are_refused(other: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="runs batches again as they were given"):
         SyntheticGradients(late=RECOMPUTED, **other)
+
+
+@pytest.mark.parametrize("late", [LateGradients(), RECOMPUTED])
+def test_a_loop_of_your_own_applies_what_the_trainer_applies(late: LateGradients) -> None:
+    own = {"predictor": LossModelPredictor(objective="loss"), "training": PredictorTraining(seed=1), "late": late}
+    trained, looped = Sgd(stages=3), Sgd(stages=3)
+    looped.load_state_dict(trained.state_dict())
+    data = loader(shuffle=False)
+    make_trainer(max_epochs=2, callbacks=[SyntheticGradients(**own)]).fit(trained, data)
+    net = looped.net
+    plain = torch.nn.Module()
+    plain.net = net  # under the same name, which seeds the predictors
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with decouple(plain, ["net.1", "net.3"], **own) as sg:
+        for _ in range(2):
+            for batch in data:
+                optimizer.zero_grad()
+                sg.backward(lambda batch: F.cross_entropy(net(batch[0]), batch[1]), batch)
+                optimizer.step()
+        assert sg.state_dict()["corrections"]
+    assert_same_state(state_of(trained), state_of(looped))
