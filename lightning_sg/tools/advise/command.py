@@ -53,8 +53,8 @@ def parser() -> argparse.ArgumentParser:
         prog="lightning-sg advise",
         usage="lightning-sg advise [--steps N] --config FILE [OPTIONS]",
         description="Trains a few steps of a configuration twice on this machine, by plain backpropagation in one "
-        "process and as the configuration says, and compares time, waiting, alignment and loss. All other options are those of "
-        "'lightning-sg fit'.",
+        "process and as the configuration says, and compares time, waiting, alignment and loss. All other options "
+        "are those of 'lightning-sg fit'.",
         allow_abbrev=False,
     )
     parser.add_argument("--steps", type=_steps, default=40, help="how many steps are measured (default: 40)")
@@ -101,8 +101,8 @@ def advice(plain: Measured, split: Measured) -> list[str]:
     elif gain < 0.7 * split.processes:
         said.append("There is more to gain: " + _why_slow(split))
     said.append(
-        "Loss: so few steps tell whether something breaks, not what the price is in the end. Train plain and decoupled to "
-        "the end once, in one process, and compare them with 'lightning-sg report'."
+        "Loss: so few steps tell whether something breaks, not what the price is in the end. Train plain and decoupled "
+        "to the end once, in one process, and compare them with 'lightning-sg report'."
     )
     return said
 
