@@ -23,6 +23,7 @@ from lightning_sg.options import ExactGradients, LateGradients, PredictorTrainin
 from lightning_sg.predictors import GradientPredictor
 from lightning_sg.recurrent.settings import ThroughTime
 from lightning_sg.rules import BoundaryRule
+from lightning_sg.run_summary import RunSummary
 from lightning_sg.runtime import OneProcess, Runtime
 from lightning_sg.session import Session
 from lightning_sg.settings import Settings
@@ -126,6 +127,7 @@ class SyntheticGradients(Callback):
         self._randomness: StageRandomness | None = None
         self._metrics = MetricsLog()
         self._settings_log = SettingsLog()
+        self._summary = RunSummary()
         self._chosen: list[str] | None = None
         self._restored: dict[str, Any] | None = None
         self._installed = False  # in the module of this run
@@ -310,9 +312,15 @@ class SyntheticGradients(Callback):
         self._metrics.add(self._runtime.route(self._metrics.of_process(session) if measured else {}))
         if logs:
             self._metrics.write(session)
+        self._summary.tick()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Says what the training was like."""
+        self._summary.say(trainer, self.session.all_trainers)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lets what is carried in time begin anew."""
+        self._summary.pause()
         if self._session is not None:
             self._session.times.begin_evaluation()
 

@@ -45,7 +45,7 @@ def run(home: Path, command: list[str], folder: Path) -> str:
         "MASTER_PORT": str(free_port()),
     }
     done = subprocess.run(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1200
     )
     assert done.returncode == 0, done.stdout
     return done.stdout
@@ -69,7 +69,7 @@ def test_python_block_runs(number: int, home: Path, tmp_path: Path) -> None:
     assert devices is None or f"Starting with {devices[1]} processes" in printed
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_commands_run_in_order(home: Path, tmp_path: Path) -> None:
     commands = [block for block in blocks("bash") if "make " not in block]
     script = "set -e\n" + "\n".join(commands)

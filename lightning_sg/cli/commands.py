@@ -45,6 +45,12 @@ def _plan(arguments: list[str]) -> None:
     show(cli.model, cli.datamodule, cli.trainer)
 
 
+def _advise(arguments: list[str]) -> None:
+    from lightning_sg.tools.advise.command import main as advise
+
+    advise(arguments)
+
+
 def _report(arguments: list[str]) -> None:
     from lightning_sg.tools.report.command import main as report
 
@@ -71,7 +77,7 @@ def _explain(arguments: list[str]) -> None:
 
 #: What to print above each group of commands, with the names in it.
 GROUPS: dict[str, tuple[str, ...]] = {
-    "To begin": ("init", "plan"),
+    "To begin": ("init", "plan", "advise"),
     "Lightning's commands, for a LightningModule and data named in a configuration": (
         "fit",
         "validate",
@@ -85,6 +91,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 COMMANDS: dict[str, Command] = {
     "init": Command("writes a small model, a training script and a configuration to start from", _init),
     "plan": Command("shows how a configuration would be split: stages, costs and the speed-up to expect", _plan),
+    "advise": Command("trains a few steps with and without the split, and says whether it is worth it", _advise),
     "fit": Command("trains"),
     "validate": Command("runs one epoch of validation"),
     "test": Command("runs one epoch of tests"),

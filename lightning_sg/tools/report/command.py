@@ -41,7 +41,8 @@ def parser() -> argparse.ArgumentParser:
         "run",
         metavar="RUN",
         help="the folder of a CSVLogger (with metrics.csv), the file itself, a folder of version_* folders (the newest "
-        "one that has logged something is taken), or a folder of TensorBoard's event files",
+        "one that has logged something is taken), a folder of TensorBoard's event files, or one of Weights & "
+        "Biases ('wandb', or an 'offline-run-...' in it)",
     )
     parser.add_argument(
         "--baseline",

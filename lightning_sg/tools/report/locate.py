@@ -1,4 +1,4 @@
-"""Finds the log that a path means: a metrics.csv, or a folder with TensorBoard's event files."""
+"""Finds the log that a path means: a metrics.csv, a log of Weights & Biases, or a folder of TensorBoard's files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_sg.tools.report.run import METRICS, ReportError, version_of
+from lightning_sg.tools.report.wandb_log import log_in
 
 
 def locate(path: Path) -> tuple[Path, list[str]]:
@@ -16,7 +17,7 @@ def locate(path: Path) -> tuple[Path, list[str]]:
             logged something is taken.
 
     Returns:
-        The CSV file or the folder of event files, and notes on the choice.
+        The CSV file, the file of Weights & Biases or the folder of event files, and notes on the choice.
 
     Raises:
         ReportError: If there is no log.
@@ -33,6 +34,8 @@ def locate(path: Path) -> tuple[Path, list[str]]:
     for place, version in enumerate(versions):
         if found := _log_in(version):
             return found, _choice(path, versions, place)
+    if found := log_in(path):
+        return found, []
     raise ReportError(
         f"{path} has no {METRICS}.{_hint(path)} Give the folder of a run that was trained with "
         "Trainer(logger=CSVLogger(...)), such as outputs/mnist/version_0."

@@ -1,4 +1,4 @@
-"""Reads a run from its log: Lightning's metrics.csv, or TensorBoard's event files."""
+"""Reads a run from its log: Lightning's metrics.csv, TensorBoard's event files, or those of Weights & Biases."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from lightning_sg.tools.report.csv_log import read_csv
 from lightning_sg.tools.report.locate import locate
 from lightning_sg.tools.report.run import ReportError, Run, Series
+from lightning_sg.tools.report.wandb_log import read_wandb
 
 
 def read_run(path: str | Path) -> Run:
@@ -16,7 +17,8 @@ def read_run(path: str | Path) -> Run:
 
     Args:
         path: A ``metrics.csv``, its folder, a folder of ``version_*`` folders (the newest that has logged something
-            is read, and a note names it), or a folder of TensorBoard's event files.
+            is read, and a note names it), a folder of TensorBoard's event files, or one of Weights & Biases
+            (``offline-run-...``, or a folder of them).
 
     Returns:
         Everything that the run has logged.
@@ -29,6 +31,9 @@ def read_run(path: str | Path) -> Run:
         from lightning_sg.tools.report.events import read_events
 
         points = read_events(found)
+        epochs = len(set(points.pop("epoch", {}).values()))
+    elif found.suffix == ".wandb":
+        points = read_wandb(found)
         epochs = len(set(points.pop("epoch", {}).values()))
     else:
         log = read_csv(found)

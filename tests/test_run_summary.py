@@ -1,0 +1,79 @@
+"""The summary at the end of a training: it has every boundary, and says what to compare."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_sg import SyntheticGradients
+from lightning_sg.lightning_api import LOGGER
+from lightning_sg.run_summary import RunSummary
+from tests.models import Classifier, loader, make_trainer
+from tests.ranks import run_ranks
+
+NAMES = ["net.1", "net.3", "net.5"]
+
+
+class Heard(logging.Handler):
+    """The messages of Lightning's logger, while entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+    def __enter__(self) -> Heard:
+        logging.getLogger(LOGGER).addHandler(self)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        logging.getLogger(LOGGER).removeHandler(self)
+
+
+def train(folder: Path, boundaries: list[str] | None = None, **arguments: Any) -> list[str]:
+    logger = CSVLogger(folder, name="run", version=0)
+    callback = SyntheticGradients(boundaries=boundaries)
+    trainer = make_trainer(logger=logger, callbacks=[callback], log_every_n_steps=1, **arguments)
+    with Heard() as heard:
+        trainer.fit(Classifier(), loader(), loader(shuffle=False))
+    lines = heard.said
+    begun = [place for place, line in enumerate(lines) if line.startswith("Synthetic gradients at the end")]
+    return lines[begun[0] :] if begun else []
+
+
+def check(lines: list[str], folder: Path) -> None:
+    assert "ms a step" in lines[1]
+    assert [line.split("'")[1] for line in lines[2:5]] == NAMES
+    assert f"lightning-sg report {folder / 'run' / 'version_0'} --baseline" in lines[5]
+
+
+def test_one_process(tmp_path: Path) -> None:
+    check(train(tmp_path), tmp_path)
+
+
+def test_several_processes_say_it_once(tmp_path: Path) -> None:
+    said = run_ranks(2, lambda: train(tmp_path, devices=2, strategy="synthetic_gradients"))
+    check(said[0], tmp_path)
+    assert said[1] == []
+
+
+def test_plain_training_has_none(tmp_path: Path) -> None:
+    assert train(tmp_path, boundaries=[]) == []
+
+
+@pytest.mark.parametrize(
+    ("cosine", "words"),
+    [(-0.2, "point away"), (0.03, "by itself says little"), (0.3, "in part"), (0.9, "well aligned")],
+)
+def test_a_cosine_is_put_into_words(cosine: float, words: str) -> None:
+    metrics = {"sg/net.1/cosine": torch.tensor(cosine), "sg/cosine": torch.tensor(cosine), "loss": torch.tensor(1.0)}
+    [_title, line, _next] = RunSummary().lines(metrics, ["net.1", "net.3"], None)
+    assert f"cosine {cosine:.2f}" in line
+    assert words in line
