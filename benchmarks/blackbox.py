@@ -71,7 +71,7 @@ PLANS: dict[str, Plan] = {
     ),
     "vae": Plan(
         tasks.vae,
-        dict.fromkeys(["evolution", "control variate", "score function", TWO, "Gumbel-softmax"], (500,)),
+        dict.fromkeys(["evolution", "critic", "control variate", "score function", TWO, "Gumbel-softmax"], (500,)),
         {"bound": 2},
         data=True,
     ),

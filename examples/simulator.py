@@ -149,7 +149,7 @@ def draw(before: np.ndarray, after: np.ndarray, goals: np.ndarray, path: Path) -
     pyplot.close(figure)
 
 
-def train(steps: int = 2000, batch_size: int = 64, seed: int = 0, plot: Path | None = None) -> dict[str, float]:
+def train(steps: int = 600, batch_size: int = 64, seed: int = 0, plot: Path | None = None) -> dict[str, float]:
     """Trains the network and draws what it has learned.
 
     Args:
@@ -185,7 +185,7 @@ def train(steps: int = 2000, batch_size: int = 64, seed: int = 0, plot: Path | N
 def main() -> None:
     """Trains and prints the costs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=Path, default=Path("outputs/simulator.png"))
     options = parser.parse_args()

@@ -225,7 +225,7 @@ BAD: dict[str, dict[str, list[Any]]] = {
         **PREDICTOR,
         "objective": NAME,
         "temperature": [0, -1.0, *NUMBER],
-        "updates": POSITIVE,
+        "updates": [0, -1, *WHOLE],
         "batch": POSITIVE,
     },
     "GumbelSoftmax": {"temperature": [0, -1.0, *NUMBER], "hard": FLAG},

@@ -47,8 +47,13 @@ class Critic(Estimator):
         super().__init__()
         self.hidden = checked("Critic", "hidden", hidden, WIDTH)
         self.layers = checked("Critic", "layers", layers, DEPTH)
-        self.updates = checked("Critic", "updates", updates, whole(1, 1_000))
+        self._updates = checked("Critic", "updates", updates, whole(1, 1_000))
         self.batch = checked("Critic", "batch", batch, whole(1, 1_000_000))
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps for each training batch."""
+        return self._updates
 
     @property
     def replays(self) -> bool:

@@ -80,10 +80,14 @@ class Estimator(Predictor):
     #: unbiased: what is subtracted from a score must not depend on that score.
     learns_first: ClassVar[bool] = False
 
-    #: Optimizer steps for each training batch, and the number of rows of each if it learns from earlier batches.
-    updates: int = 1
+    #: The number of rows of an optimizer step, if it learns from earlier batches.
     batch: int = 256
     sampling: Sampling
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps for each training batch."""
+        return 1
 
     @property
     def replays(self) -> bool:

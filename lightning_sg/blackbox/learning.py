@@ -91,12 +91,13 @@ class Learning:
                 self._learner.build(example)
             self._like = example.chosen(slice(0, 1))
 
-    def learn(self, example: Example, batch: int) -> Tensor | None:
+    def learn(self, example: Example, batch: int, visit: int = 0) -> Tensor | None:
         """Takes in rows with their scores; returns the loss, if it was time to learn.
 
         Args:
             example: The rows.
             batch: The number of the training batch.
+            visit: Which call of the boundary in the batch they are of.
         """
         empty = not len(example.score)  # all rows were left out
         if self._options.leaves_out:
@@ -111,7 +112,7 @@ class Learning:
         if not self._learner.learns or batch % training.every:
             return None
         rows, loss = example, None
-        generator = self.numbers.of(batch, "learn", 0, example.score.device)
+        generator = self.numbers.of(batch, "learn", visit, example.score.device)
         with self.profile(profiling.LEARN), self.explaining():
             for _ in range(estimator.updates * training.updates):
                 if self._replay is not None:

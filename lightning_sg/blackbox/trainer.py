@@ -257,9 +257,9 @@ class ScoredTrainer:
     # ------------------------------------------------------------------ learning
 
     def _learn(self, examples: list[Example], kept: Tensor | None) -> None:
-        for example in examples:
+        for place, example in enumerate(examples):
             rows = example if kept is None else example.chosen(kept)
-            loss = self.learning.learn(rows, self.number)
+            loss = self.learning.learn(rows, self.number, self._scored + place)
             if loss is not None:
                 self._metrics["loss"] = loss
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_sg.arguments import checked, number, one_of, whole
+from lightning_sg.arguments import checked, number, one_of, optional, whole
 from lightning_sg.blackbox.estimator import Estimator, Example, credit
 from lightning_sg.blackbox.noise import Gaussian
 from lightning_sg.blackbox.sampling import Draw
@@ -35,7 +35,8 @@ class ControlVariate(Estimator):
         temperature: Of the relaxed values that the critic sees at a discrete boundary, at the start; it is learned.
         hidden: The width of the hidden layers.
         layers: The number of hidden layers.
-        updates: Optimizer steps for each training batch.
+        updates: Optimizer steps for each training batch; by default 4 where the critic learns the score, else 1, as its
+            loss is that of the newest rows.
         batch: The number of rows of each step, if they come from a replay.
 
     Raises:
@@ -51,7 +52,7 @@ class ControlVariate(Estimator):
         temperature: float = 0.5,
         hidden: int = 128,
         layers: int = 2,
-        updates: int = 4,
+        updates: int | None = None,
         batch: int = 256,
     ) -> None:
         super().__init__()
@@ -60,12 +61,17 @@ class ControlVariate(Estimator):
         self.hidden = checked("ControlVariate", "hidden", hidden, WIDTH)
         self.layers = checked("ControlVariate", "layers", layers, DEPTH)
 
-        self.updates = checked("ControlVariate", "updates", updates, whole(1, 1_000))
+        self._updates = checked("ControlVariate", "updates", updates, optional(whole(1, 1_000)))
         self.batch = checked("ControlVariate", "batch", batch, whole(1, 1_000_000))
 
     @property
     def _fits(self) -> bool:
         return self.objective == "fit" or (self.objective == "auto" and isinstance(self.sampling, Gaussian))
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps for each training batch."""
+        return self._updates or (4 if self._fits else 1)
 
     @property
     def replays(self) -> bool:

@@ -22,6 +22,7 @@ from lightning_sg import (
     Critic,
     Evolution,
     GumbelSoftmax,
+    MLPPredictor,
     PredictorTraining,
     ScoreFunction,
     StraightThrough,
@@ -379,6 +380,23 @@ def test_replicas_are_one_batch_where_nothing_is_drawn() -> None:
 
     expected = work(1)
     for state in run_ranks(2, lambda: work(2)):
+        assert_same_state(expected, state)
+
+
+def test_replicas_of_two_stages_are_one_batch_too() -> None:
+    """One batch an epoch, whatever its order."""
+
+    def work(devices: int) -> Any:
+        pl.seed_everything(4, verbose=False)
+        module = Controller(BlackBox(noise=0.2, estimator=Known()), cut=True)
+        strategy = SyntheticGradientStrategy(replicas=2) if devices > 1 else "auto"
+        callback = SyntheticGradients(context=1, predictor=MLPPredictor(hidden=8))
+        trainer = make_trainer(devices=devices, strategy=strategy, max_epochs=4, callbacks=[callback])
+        trainer.fit(module, loader(16 if devices == 1 else 8, 16))
+        return state_of(module)
+
+    expected = work(1)
+    for state in run_ranks(4, lambda: work(4)):
         assert_same_state(expected, state)
 
 
