@@ -169,7 +169,9 @@ def test_alignment_with_the_true_gradient_is_measured_where_it_can_be_known() ->
     def aligned(estimator: Estimator, evaluations: int, steps: int) -> dict[str, float]:
         pl.seed_everything(0, verbose=False)
         module = Differentiable(BlackBox(noise=0.2, estimator=estimator, evaluations=evaluations, measure=True))
-        trainer = make_trainer(max_steps=steps, max_epochs=-1, callbacks=[SyntheticGradients()], log_every_n_steps=1)
+        trainer = make_trainer(
+            max_steps=steps, max_epochs=-1, callbacks=[SyntheticGradients(metrics="all")], log_every_n_steps=1
+        )
         trainer.fit(module, loader(32, 960))
         return {name.rsplit("/")[-1]: float(value) for name, value in trainer.callback_metrics.items()}
 

@@ -145,8 +145,4 @@ def test_a_trained_control_variate_scatters_less_than_a_baseline(sampling: str, 
 def test_a_trained_critic_points_the_right_way(sampling: str) -> None:
     kind = SAMPLINGS[sampling]
     _variance, mean = scatter(trained(Critic(hidden=64), kind), kind)
-    expected = true_gradient(kind)
-    if sampling == "gaussian":  # without the noise that the expected cost has: where the activation is
-        h = LOGITS.clone().requires_grad_()
-        (expected,) = torch.autograd.grad(cost(h.unsqueeze(0)).sum(), h)
-    assert float(torch.cosine_similarity(mean, expected, dim=0)) > 0.9
+    assert float(torch.cosine_similarity(mean, true_gradient(kind), dim=0)) > 0.9
