@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,13 +75,15 @@ def plain(value: Any) -> Any:
         return [plain(each) for each in value]
     if inspect.isroutine(value) or isinstance(value, type):
         return getattr(value, "__qualname__", str(value))
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     return {"class": type(value).__name__, **_options(value)}
 
 
 def _options(value: Any, left_out: tuple[str, ...] = ()) -> dict[str, Any]:
     """The arguments that an object was made with, as far as it keeps them under their names."""
     names = [name for name in inspect.signature(type(value).__init__).parameters if name not in ("self", *left_out)]
-    kept = {name: getattr(value, name) for name in names if name in vars(value)}
+    kept = {name: getattr(value, name) for name in names if name in getattr(value, "__dict__", {})}
     return {name: plain(each) for name, each in kept.items() if not isinstance(each, nn.Module)}
 
 

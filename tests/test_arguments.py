@@ -94,6 +94,7 @@ CALLBACK = {
     "through_time": [ThroughTime, *OBJECT],
     "inputs": [SyntheticInputs, True, False, MLPInputPredictor(), "auto", {}],
     "on_non_finite": NAME,
+    "metrics": NAME,
     "late": [LateGradients, True, False, 0.5, {}],
 }
 LIGHTNINGS: dict[str, list[Any]] = {

@@ -256,7 +256,8 @@ def test_a_worker_that_fails_is_reported_with_the_batch() -> None:
     class Broken(Controller):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             rows = self.costs(batch)
-            future = pool.submit(lambda: rows if self.global_step != 1 else [][1])
+            step = self.global_step  # the pool may come to it in a later one
+            future = pool.submit(lambda: rows if step != 1 else [][1])
             return self.plant.loss(future)
 
     with (

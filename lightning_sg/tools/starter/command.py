@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from lightning_sg.files import write_atomically
+
 #: The files, by the names under which they are written. The script is not a module of this package, but a user's.
 FILES = {"spirals.py": "spirals.py.txt", "spirals.yaml": "spirals.yaml"}
 
@@ -35,7 +37,8 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, source in FILES.items():
-            (folder / name).write_text(files(__package__).joinpath("files", source).read_text("utf-8"), "utf-8")
+            with write_atomically(folder / name) as file:
+                file.write(files(__package__).joinpath("files", source).read_bytes())
             print(f"Written: {folder / name}")
     except OSError as error:
         raise SystemExit(str(error)) from None
