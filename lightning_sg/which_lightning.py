@@ -119,8 +119,9 @@ def _built_on() -> Choice | None:
 
 def _models_of(package: str) -> list[type]:
     """The LightningModules of this package that are defined elsewhere."""
-    base = getattr(sys.modules[TRAINING[package]], "LightningModule", object)
-    waiting, found = [] if base is object else [base], []
+    base = getattr(sys.modules[TRAINING[package]], "LightningModule", None)
+    waiting = [] if base is None else [base]
+    found = []
     while waiting:
         kind = waiting.pop()
         waiting += kind.__subclasses__()

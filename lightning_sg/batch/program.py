@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_sg._compat import tree_leaves, tree_map_only
+from lightning_sg._compat import tree_leaves
 from lightning_sg.batch.path import Path
 from lightning_sg.subclasses import plain_tensor
 
@@ -266,7 +266,7 @@ class Program:
             if isinstance(node, Operation):
                 result = node.function(*mapped(args, filled), **mapped(kwargs, filled))
             elif isinstance(node, FromBatch):
-                result = tree_map_only(Tensor, plain_tensor, node.path.of(batch))
+                result = plain_tensor(node.path.of(batch))
             else:
                 tensor = node.now if isinstance(node, FromModule) else node.tensor  # type: ignore[attr-defined]
                 result = tensor if device is None else tensor.to(device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -219,19 +219,24 @@ class BlackBox(ScoredBoundary):
 
 
 class _Discrete(ScoredBoundary):
-    """Base of the boundaries that sample from logits."""
+    """Base of the boundaries that sample from logits.
+
+    Attributes:
+        makes: The kind of sampling.
+    """
+
+    makes: ClassVar[type[Sampling]]
 
     def __init__(
         self,
-        sampling: Sampling,
-        estimator: Estimator | None,
-        replay: int,
-        evaluations: int | None,
-        in_evaluation: Literal["mode", "sample"],
+        estimator: Estimator | None = None,
+        replay: int = 0,
+        evaluations: int | None = None,
+        in_evaluation: Literal["mode", "sample"] = "mode",
     ) -> None:
         estimator = Evolution() if estimator is None else estimator
         times = (2 if isinstance(estimator, Evolution) else 1) if evaluations is None else evaluations
-        super().__init__(sampling, estimator, replay, times)
+        super().__init__(self.makes(), estimator, replay, times)
         self.in_evaluation = checked(type(self).__name__, "in_evaluation", in_evaluation, one_of("mode", "sample"))
         self.estimator.check(times, explores=True)
 
@@ -264,14 +269,7 @@ class Bernoulli(_Discrete):
         ValueError: If an argument is out of range, or two do not go together.
     """
 
-    def __init__(
-        self,
-        estimator: Estimator | None = None,
-        replay: int = 0,
-        evaluations: int | None = None,
-        in_evaluation: Literal["mode", "sample"] = "mode",
-    ) -> None:
-        super().__init__(BernoulliSampling(), estimator, replay, evaluations, in_evaluation)
+    makes = BernoulliSampling
 
 
 class Categorical(_Discrete):
@@ -280,14 +278,7 @@ class Categorical(_Discrete):
     Arguments and errors are those of :class:`Bernoulli`.
     """
 
-    def __init__(
-        self,
-        estimator: Estimator | None = None,
-        replay: int = 0,
-        evaluations: int | None = None,
-        in_evaluation: Literal["mode", "sample"] = "mode",
-    ) -> None:
-        super().__init__(CategoricalSampling(), estimator, replay, evaluations, in_evaluation)
+    makes = CategoricalSampling
 
 
 def scored_boundaries(module: nn.Module) -> dict[str, ScoredBoundary]:
