@@ -33,6 +33,7 @@ from lightning_sg.rules import BoundaryRule
 from tests.models import Classifier, assert_same_state, loader, make_trainer, state_of
 from tests.noted import Watch
 from tests.ranks import run_ranks
+from tests.resuming import resumed_and_whole
 
 
 class Sgd(Classifier):
@@ -176,27 +177,8 @@ def test_accumulated_batches_are_corrected_by_their_share() -> None:
 @pytest.mark.parametrize("case", ["corrections", "delayed gradients", "exact targets on every third batch"])
 def test_a_resumed_run_goes_on_exactly(case: str, devices: int, tmp_path: Path) -> None:
     """The checkpoint is taken while exact gradients are under way."""
-
-    def work() -> Any:
-        def fit(epochs: int, resume: str | None = None) -> Any:
-            pl.seed_everything(7, verbose=False)
-            module = Sgd(stages=4)
-            trainer = make_trainer(
-                strategy="synthetic_gradients" if devices > 1 else "auto",
-                devices=devices,
-                max_epochs=epochs,
-                callbacks=[SyntheticGradients(**CASES[case])],
-            )
-            trainer.fit(module, loader(shuffle=False), ckpt_path=resume, weights_only=True)
-            return trainer, module
-
-        trainer, _ = fit(2)
-        trainer.save_checkpoint(tmp_path / "half.ckpt")
-        _, resumed = fit(4, str(tmp_path / "half.ckpt"))
-        _, whole = fit(4)
-        return state_of(resumed), state_of(whole)
-
-    for resumed, whole in run_ranks(devices, work) if devices > 1 else [work()]:
+    both = resumed_and_whole(lambda: Sgd(stages=4), lambda: SyntheticGradients(**CASES[case]), devices, tmp_path)
+    for resumed, whole in both:
         assert_same_state(whole, resumed)
 
 

@@ -30,6 +30,7 @@ from lightning_sg import (
 from tests.models import Classifier, assert_same_state, loader, make_trainer, state_of
 from tests.noted import Watch
 from tests.ranks import run_ranks
+from tests.resuming import resumed_and_whole
 
 
 class Nadam(Classifier):
@@ -274,27 +275,8 @@ def test_an_error_in_a_backward_pass_leaves_nothing_on_the_parameters() -> None:
 @pytest.mark.parametrize("late", [LateGradients(), LateGradients(every=3), LateGradients(share=1)])
 def test_a_resumed_run_goes_on_exactly(late: LateGradients, devices: int, tmp_path: Path) -> None:
     """The checkpoint is taken while late gradients are under way."""
-
-    def work() -> Any:
-        def fit(epochs: int, resume: str | None = None) -> Any:
-            pl.seed_everything(7, verbose=False)
-            module = Nadam(stages=4)
-            trainer = make_trainer(
-                strategy="synthetic_gradients" if devices > 1 else "auto",
-                devices=devices,
-                max_epochs=epochs,
-                callbacks=[SyntheticGradients(late=late)],
-            )
-            trainer.fit(module, loader(shuffle=False), ckpt_path=resume, weights_only=True)
-            return trainer, module
-
-        trainer, _ = fit(2)
-        trainer.save_checkpoint(tmp_path / "half.ckpt")
-        _, resumed = fit(4, str(tmp_path / "half.ckpt"))
-        _, whole = fit(4)
-        return state_of(resumed), state_of(whole)
-
-    for resumed, whole in run_ranks(devices, work) if devices > 1 else [work()]:
+    both = resumed_and_whole(lambda: Nadam(stages=4), lambda: SyntheticGradients(late=late), devices, tmp_path)
+    for resumed, whole in both:
         assert_same_state(whole, resumed)
 
 
