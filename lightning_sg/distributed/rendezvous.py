@@ -125,7 +125,7 @@ class Rendezvous:
         """Does what all processes have to do together, and says who did not if it fails."""
         with News(self._store()) as news:
             try:
-                return interruptible(call, partial(self._check_others, chain, news))
+                return interruptible(call, partial(self._check_others, chain, news), self._store().hang_up)
             except StageLostError as error:
                 self._fail(chain, error.reason)
                 raise

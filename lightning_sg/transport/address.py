@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 
 from lightning_sg._compat import Store
+from lightning_sg.transport.hanging_up import place_of
 from lightning_sg.transport.watch import Watch
 
 _SIOCGIFADDR = 0x8915  # asks Linux for the address of an interface
@@ -28,7 +29,7 @@ def address_in_run(store: Store, rank: int, processes: int, watch: Watch) -> str
         processes: How many there are.
         watch: How long to wait for the others to say where they are.
     """
-    own = _towards(*_host_of(store))
+    own = _towards(*(place_of(store) or ("localhost", 9)))
     store.set(f"address/{rank}", own)
     keys = [f"address/{other}" for other in range(processes)]
     deadline = time.monotonic() + watch.timeout
@@ -50,13 +51,6 @@ def interface_of(address: str) -> str | None:
             if socket.inet_ntoa(fcntl.ioctl(probe, _SIOCGIFADDR, request)[20:24]) == address:
                 return name
     return None
-
-
-def _host_of(store: Store) -> tuple[str, int]:
-    inner = store
-    while hasattr(inner, "underlying_store"):
-        inner = inner.underlying_store
-    return getattr(inner, "host", "localhost"), getattr(inner, "port", 0) or 9
 
 
 def _towards(host: str, port: int) -> str:

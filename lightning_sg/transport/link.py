@@ -19,6 +19,7 @@ from lightning_sg.transport.watch import Watch
 _log = logging.getLogger(__name__)
 
 _PATIENCE = 10.0  # seconds for last words; a neighbour that hangs does not take them
+_ENDING = 1.0  # seconds for threads whose connection is closed
 
 
 class Link:
@@ -138,11 +139,13 @@ class Link:
         self._line.close()
 
     def leave(self) -> None:
-        """Tells the neighbour that this process ends."""
+        """Tells the neighbour that this process ends, and has no thread at work in torch when Python is gone."""
         self._say_last(End())
         self.outbox.close()
         self._dial.close()
         self._line.close()
+        self.inbox.join(_ENDING)
+        self.outbox.join(_ENDING)
 
     def fail(self, doing: str, reason: str) -> None:
         """Tells the neighbour why this process stops; a neighbour that is gone too need not know."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from types import TracebackType
 
+from lightning_sg.transport.interruptible import BlockingThread
 from lightning_sg.transport.roll_call import RunStore
 
 _SLICE = 0.1  # seconds between two questions
@@ -38,7 +40,7 @@ class News:
 
     def __enter__(self) -> News:
         if self._run is not None:
-            threading.Thread(target=self._ask, args=(self._run,), name="lightning_sg news", daemon=True).start()
+            BlockingThread(partial(self._ask, self._run), "news", self._run.hang_up).start()
         return self
 
     def __exit__(

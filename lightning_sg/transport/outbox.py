@@ -175,6 +175,10 @@ class Outbox:
             self._closed = True
             self._changed.notify_all()
 
+    def join(self, timeout: float) -> None:
+        """Waits for the thread to end, after :meth:`close`."""
+        self._thread.join(timeout)
+
     # ------------------------------------------------------------------ in the thread
 
     def _run(self) -> None:

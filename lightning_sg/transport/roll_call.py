@@ -7,16 +7,17 @@ import json
 import os
 import secrets
 import socket
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 from lightning_sg._compat import PrefixStore, Store, TCPStore
 from lightning_sg.errors import StageLostError
-from lightning_sg.transport.interruptible import interruptible
+from lightning_sg.transport.hanging_up import hang_up, place_of
+from lightning_sg.transport.interruptible import BlockingThread, interruptible, nothing
 from lightning_sg.words import first_line
 
 _SLICE = 0.1  # seconds between two looks, so that signals are answered
@@ -96,9 +97,13 @@ class RunStore:
 
     def fail(self, reason: str) -> None:
         """Tells the processes that have no link to this one why it stops, if the store answers."""
-        teller = threading.Thread(target=self.post, args=(f"failed/{self.rank}", reason), daemon=True)
+        teller = BlockingThread(partial(self.post, f"failed/{self.rank}", reason), "last words", self.hang_up)
         teller.start()
         teller.join(_PATIENCE)
+
+    def hang_up(self) -> None:
+        """Ends questions to a store that does not answer them; nothing can be asked any more."""
+        hang_up(place_of(self.keeper))
 
     def answers(self) -> bool:
         """Whether the store is there, where rank 0 keeps it."""
@@ -114,7 +119,7 @@ class RunStore:
         return {rank: reason for rank, reason in found.items() if reason is not None}
 
 
-def call_roll(place: StoreAddress, timeout: float, check: Callable[[], None] = lambda: None) -> RunStore:
+def call_roll(place: StoreAddress, timeout: float, check: Callable[[], None] = nothing) -> RunStore:
     """Waits until all processes of this attempt are there.
 
     torchrun's agent keeps one store for all attempts, and on several nodes each agent counts its own restarts. So an
@@ -140,7 +145,7 @@ def call_roll(place: StoreAddress, timeout: float, check: Callable[[], None] = l
             raise _missing(place, timeout, _KEEPER, "the store does not answer")
 
     try:
-        return interruptible(call.hold, look)
+        return interruptible(call.hold, look, wake=partial(hang_up, (place.host, place.port)))
     except _MissingError as error:
         raise _missing(place, timeout, call.missing, str(error)) from None
 

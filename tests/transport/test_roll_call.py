@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed import FileStore
 
 from lightning_sg._compat import PrefixStore, TCPStore
 from lightning_sg.errors import StageLostError
 from lightning_sg.transport import RunStore, StoreAddress, call_roll, interruptible
+from lightning_sg.transport.hanging_up import hang_up, place_of
 from tests.ranks import free_port, run_ranks
+
+ROOT = Path(__file__).parents[2]
 
 
 def rank() -> int:
@@ -209,3 +216,72 @@ def test_an_interruptible_call_returns_and_raises() -> None:
         interruptible(fail)
     with pytest.raises(KeyError):
         interruptible(lambda: time.sleep(1), fail)
+
+
+#: A store whose host has stopped; a module-level object that takes its time while Python ends, as large models do.
+_ENDS_WHILE_THE_STORE_IS_ASKED = """
+import os, signal, sys, time
+from datetime import timedelta
+from lightning_sg._compat import TCPStore
+from lightning_sg.transport import RunStore, interruptible
+from lightning_sg.transport.news import News
+
+port, how = int(sys.argv[1]), sys.argv[2]
+told, tell = os.pipe()
+host = os.fork()
+if not host:
+    store = TCPStore("127.0.0.1", port, None, True, timedelta(seconds=10), wait_for_workers=False)
+    os.write(tell, b"x")
+    time.sleep(60)
+    os._exit(0)
+os.read(told, 1)
+store = TCPStore("127.0.0.1", port, None, False, timedelta(seconds=10), wait_for_workers=False)
+run = RunStore(store, "attempt", 1, 2, store)
+os.kill(host, signal.SIGSTOP)
+
+class SlowToGo:
+    def __del__(self, kill=os.kill, wait=os.waitpid, sleep=time.sleep, host=host, number=signal.SIGKILL):
+        kill(host, number)
+        wait(host, 0)
+        sleep(0.5)
+
+slow = SlowToGo()
+
+def give_up():
+    raise ValueError("it failed")
+
+if how == "news":
+    with News(run):
+        time.sleep(0.3)
+elif how == "last words":
+    run.fail("it failed")
+    time.sleep(0.1)
+    run.fail("again")
+else:
+    interruptible(run.answers, give_up, run.hang_up)
+give_up()
+"""
+
+
+@pytest.mark.parametrize("how", ["news", "last words", "a call"])
+def test_a_process_that_asks_a_store_ends_by_its_own_error(how: str) -> None:
+    command = [sys.executable, "-c", _ENDS_WHILE_THE_STORE_IS_ASKED, str(free_port()), how]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert "ValueError: it failed" in ended.stderr
+    assert ended.returncode == 1, ended.stderr[-1000:]
+
+
+def test_hanging_up_ends_what_waits_for_an_answer_and_nothing_else() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as asked, socket.create_server(("127.0.0.1", 0)) as other:
+        waiting, kept = (socket.create_connection(server.getsockname()) for server in (asked, other))
+        theirs, kept_there = asked.accept()[0], other.accept()[0]
+        hang_up(asked.getsockname())
+        assert waiting.recv(1) == b""
+        kept_there.sendall(b"x")
+        assert kept.recv(1) == b"x"
+        for each in (waiting, kept, theirs, kept_there):
+            each.close()
+
+
+def test_a_store_in_a_file_has_no_place(tmp_path: Path) -> None:
+    assert place_of(PrefixStore("inner", FileStore(str(tmp_path / "store"), 1))) is None
