@@ -240,11 +240,19 @@ LATE: dict[str, Method] = {
     "half late, NAdam, delay 0": _late(delay=0),
     "half late, NAdam, delay 2": _late(delay=2),
     "half late, NAdam, delay 5": _late(delay=5),
+    "half late, NAdam, delay 11": _late(delay=11),
     "half late, NAdam, every 2nd": _late(every=2),
     "half late, NAdam, every 4th": _late(every=4),
     "half late, NAdam, unbound": _late(training=PredictorTraining(bound=1e9)),
     "half late, NAdam, unbound, delay 0": _late(delay=0, training=PredictorTraining(bound=1e9)),
+    "half late, every 4th": _late(every=4, look_ahead=False),
+    "0.2 late": _late(0.2, look_ahead=False),
     "0.2 late, NAdam": _late(0.2),
+    "0.2 late, NAdam, delay 0": _late(0.2, delay=0),
+    "0.2 late, NAdam, delay 2": _late(0.2, delay=2),
+    "0.2 late, NAdam, delay 5": _late(0.2, delay=5),
+    "0.2 late, NAdam, delay 11": _late(0.2, delay=11),
+    "0.2 late, NAdam, unbound": _late(0.2, training=PredictorTraining(bound=1e9)),
     "0.8 late, NAdam": _late(0.8),
     "half late, NAdam, local loss": Method(
         "LocalLoss", callback_arguments={"late": LateGradients(0.5)}, look_ahead=True
@@ -254,6 +262,7 @@ LATE: dict[str, Method] = {
     "late alone, NAdam, delay 0": _late(1, delay=0),
     "late alone, NAdam, delay 2": _late(1, delay=2),
     "late alone, NAdam, delay 5": _late(1, delay=5),
+    "late alone, NAdam, delay 11": _late(1, delay=11),
 }
 
 ALL_METHODS: dict[str, Method | None] = METHODS | ABLATIONS | UNLOCKED | LATE
