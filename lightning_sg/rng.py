@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
@@ -14,6 +15,11 @@ import numpy as np
 import torch
 
 _HOST = torch.device("cpu")
+
+
+def seed_for(seed: int, name: str) -> int:
+    """The seed of what belongs to one boundary: the run's, changed by a name."""
+    return seed ^ zlib.crc32(name.encode())
 
 
 class StepRandomness(AbstractContextManager["StepRandomness"]):
@@ -143,4 +149,4 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
             torch.set_default_dtype(default)
 
 
-__all__ = ["StepRandomness", "random_state", "seeded", "set_random_state", "unchanged_randomness"]
+__all__ = ["StepRandomness", "random_state", "seed_for", "seeded", "set_random_state", "unchanged_randomness"]

@@ -31,7 +31,7 @@ class SettingsLog:
         if self._done_for is session or session.trace is None or not session.trainers:
             return
         self._done_for = session
-        config = {KEY: {**plain(session.settings), **_strategy(trainer), "boundaries": _boundaries(session)}}
+        config = {KEY: {**as_config(session.settings), **_strategy(trainer), "boundaries": _boundaries(session)}}
         for logger in trainer.loggers:  # they write on rank zero alone
             logger.log_hyperparams(config)
 
@@ -62,16 +62,16 @@ def _strategy(trainer: pl.Trainer) -> dict[str, Any]:
     return {"strategy": {**_options(strategy, _LEFT_OUT), "devices": getattr(strategy, "num_processes", 1)}}
 
 
-def plain(value: Any) -> Any:
+def as_config(value: Any) -> Any:
     """A value as numbers, strings, lists and dicts, which every logger can write."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: as_config(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
+        return {str(key): as_config(each) for key, each in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(each) for each in value]
+        return [as_config(each) for each in value]
     if inspect.isroutine(value) or isinstance(value, type):
         return getattr(value, "__qualname__", str(value))
     if isinstance(value, os.PathLike):
@@ -83,7 +83,7 @@ def _options(value: Any, left_out: tuple[str, ...] = ()) -> dict[str, Any]:
     """The arguments that an object was made with, as far as it keeps them under their names."""
     names = [name for name in inspect.signature(type(value).__init__).parameters if name not in ("self", *left_out)]
     kept = {name: getattr(value, name) for name in names if name in getattr(value, "__dict__", {})}
-    return {name: plain(each) for name, each in kept.items() if not isinstance(each, nn.Module)}
+    return {name: as_config(each) for name, each in kept.items() if not isinstance(each, nn.Module)}
 
 
-__all__ = ["KEY", "SettingsLog", "plain"]
+__all__ = ["KEY", "SettingsLog", "as_config"]

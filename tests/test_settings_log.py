@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning_sg import ExactGradients, PredictorTraining, SyntheticGradients, SyntheticGradientStrategy
 from lightning_sg.predictors import AutoPredictor
 from lightning_sg.settings import Settings
-from lightning_sg.settings_log import plain
+from lightning_sg.settings_log import as_config
 from tests.models import Classifier, loader, make_trainer
 from tests.ranks import run_ranks
 
@@ -86,7 +86,7 @@ def test_the_mean_cosine_is_that_of_the_boundaries(tmp_path: Path) -> None:
 
 def test_objects_are_written_in_plain_values() -> None:
     training = PredictorTraining(optimizer=torch.optim.Adam)
-    settings = plain(Settings(predictor={"a": AutoPredictor()}, training=training, context=lambda batch: batch))
+    settings = as_config(Settings(predictor={"a": AutoPredictor()}, training=training, context=lambda batch: batch))
     assert settings["predictor"]["a"]["class"] == "AutoPredictor"
     assert settings["training"]["optimizer"] == "Adam"
     assert isinstance(settings["context"], str)

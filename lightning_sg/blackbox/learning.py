@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from lightning_sg.blackbox.sampling import Draw
 from lightning_sg.errors import NonFinitePredictionError, SyntheticGradientsError
 from lightning_sg.options import PredictorTraining
 from lightning_sg.replicas import Replicas, is_of_a_collective
+from lightning_sg.rng import seed_for
 from lightning_sg.training.base import Profile
 from lightning_sg.training.learner import Learner
 
@@ -63,7 +63,7 @@ class Learning:
         self._name = name
         self._options = options
         self.profile: Profile = nullcontext
-        training, seed = options.training, options.seed ^ zlib.crc32(name.encode())
+        training, seed = options.training, seed_for(options.seed, name)
         template = copy.deepcopy(boundary.estimator)
         template.sampling = boundary.sampling
         self._learner: Learner[Estimator] = Learner(

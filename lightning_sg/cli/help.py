@@ -17,7 +17,7 @@ _ROLE = re.compile(r":[a-z:]+:`~?(?:[\w.]+\.)?([^`]+)`")
 _INTERNAL = re.compile(r"(?:, )?\blightning_sg(?:\.\w+){2,}")
 
 
-def plain(text: str) -> str:
+def without_markup(text: str) -> str:
     """Text of a docstring without cross-references and internal classes."""
     return _INTERNAL.sub("", _ROLE.sub(r"\1", text)).replace("known subclasses: , ", "known subclasses: ")
 
@@ -27,14 +27,14 @@ class PlainHelp(DefaultHelpFormatter):
 
     def start_section(self, heading: str | None) -> None:
         """Begins a group of options."""
-        super().start_section(None if heading is None else plain(heading))
+        super().start_section(None if heading is None else without_markup(heading))
 
     def add_text(self, text: str | None) -> None:
         """Adds a paragraph."""
-        super().add_text(None if text is None else plain(text))
+        super().add_text(None if text is None else without_markup(text))
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        return plain(super()._get_help_string(action) or "")
+        return without_markup(super()._get_help_string(action) or "")
 
 
 class Parser(LightningArgumentParser):
@@ -66,4 +66,4 @@ def hint(message: str, parser: argparse.ArgumentParser) -> str:
     return f". Did you mean {near[0]}?" if near else ""
 
 
-__all__ = ["Parser", "PlainHelp", "hint", "plain"]
+__all__ = ["Parser", "PlainHelp", "hint", "without_markup"]

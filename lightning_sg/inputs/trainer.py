@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -20,6 +19,7 @@ from lightning_sg.inputs.record import ActivationsAtHand, ActivationSource, Inpu
 from lightning_sg.inputs.settings import SyntheticInputs
 from lightning_sg.predictors.norms import squared_error, squared_norm
 from lightning_sg.replicas import Replicas
+from lightning_sg.rng import seed_for
 from lightning_sg.training.base import Profile
 from lightning_sg.training.learner import Learner
 from lightning_sg.training.ledger import Ledger
@@ -65,7 +65,7 @@ class InputTrainer:
         self._learner = Learner(
             settings.predictor,
             settings.optimizer,
-            seed=(seed ^ zlib.crc32(name.encode())) + _OF_INPUTS,
+            seed=seed_for(seed, name) + _OF_INPUTS,
             replicas=self._replicas,
         )
         self._warm_up = settings.warm_up

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from lightning_sg.predictors import MLPPredictor
 from lightning_sg.predictors.base import GradientPredictor, Gradients
 from lightning_sg.recurrent.settings import ThroughTime
 from lightning_sg.replicas import Replicas
+from lightning_sg.rng import seed_for
 from lightning_sg.training.learner import Learner
 
 
@@ -86,7 +86,7 @@ def auxiliary_of(
         predictor,
         training.optimizer,
         training.lr_scheduler,
-        seed=seed ^ zlib.crc32(f"{name} (auxiliary)".encode()),
+        seed=seed_for(seed, f"{name} (auxiliary)"),
         replicas=replicas,
     )
     return Auxiliary(learner, through_time.auxiliary)

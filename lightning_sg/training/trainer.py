@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from lightning_sg.finite.values import are_finite
 from lightning_sg.options import PredictorTraining
 from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
 from lightning_sg.replicas import Replicas, is_of_a_collective
+from lightning_sg.rng import seed_for
 from lightning_sg.training.base import BoundaryTrainer, Echo
 from lightning_sg.training.bound import TargetScale
 from lightning_sg.training.cost import OperationCount
@@ -60,7 +60,7 @@ class TrainerOptions:
             training.lr_scheduler,
             updates=training.updates,
             ema=training.ema,
-            seed=self.seed ^ zlib.crc32(name.encode()),
+            seed=seed_for(self.seed, name),
             replicas=self.replicas,
         )
 
