@@ -24,11 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from benchmarks.quiet import QUIET
-from lightning_sg import LinearPredictor, LocalLoss, SyntheticGradients, ZeroPredictor
+from lightning_sg import ExactGradients, LinearPredictor, LocalLoss, SyntheticGradients, ZeroPredictor
 from lightning_sg.lightning_api import pl
 
 #: Steps at the start that are not counted: the first is traced, and predictors are built.
 WARM = 12
+#: Exact gradients travel on every how many-th batch: the cost of a step is a mean over as many.
+EVERY = ExactGradients().every
 
 
 class Stack(pl.LightningModule):
@@ -167,6 +169,11 @@ MODELS: dict[str, Callable[[], tuple[Stack, list[str], tuple[Tensor, Tensor]]]] 
 ROWS = {"mlp": list(PREDICTORS), "cnn": ["plain", "default", "LocalLoss"]}
 
 
+def typical(steps: Sequence[float]) -> float:
+    """The cost of a step: the median over groups of steps, in each of which an exact gradient travels once."""
+    return statistics.median(statistics.fmean(group) for group in zip(*[iter(steps)] * EVERY))
+
+
 def main() -> None:
     """Measures, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -184,11 +191,11 @@ def main() -> None:
             for row in ROWS[model]:
                 meters[row].append(run(model, PREDICTORS[row](), options.steps))
         for row, own in meters.items():
-            cpu = [statistics.median(meter.cpu) for meter in own]
+            cpu = [typical(meter.cpu) for meter in own]
             plain = meters["plain"]
-            shares = [mine / statistics.median(other.cpu) for mine, other in zip(cpu, plain)]
-            walls = [statistics.median(a.wall) / statistics.median(b.wall) for a, b in zip(own, plain)]
-            counted = statistics.median(operations(model, PREDICTORS[row]()))
+            shares = [mine / typical(other.cpu) for mine, other in zip(cpu, plain)]
+            walls = [typical(a.wall) / typical(b.wall) for a, b in zip(own, plain)]
+            counted = typical(operations(model, PREDICTORS[row]()))
             print(
                 f"| {model} | {row} | {1000 * statistics.median(cpu):.1f} | {statistics.median(shares):.2f} "
                 f"({min(shares):.2f} to {max(shares):.2f}) | {statistics.median(walls):.2f} | {counted:.0f} |"

@@ -89,7 +89,7 @@ class MetricsLog:
         size = sum(parameter.numel() for parameter in session.module.parameters())
         for name, trainer in trainers:
             predictor = trainer.predictor
-            if name in self._announced or trainer.operations.flops is None:
+            if name in self._announced or trainer.operations is None:
                 continue
             self._announced.add(name)
             _warn_of_size(name, trainer)
@@ -121,7 +121,7 @@ def is_measured(trainer: Any, session: Session, batch_idx: int) -> bool:
 
 def _warn_of_size(name: str, trainer: PredictorTrainer) -> None:
     """Warns of a predictor that is large for its stage: decoupling has to gain more than it costs."""
-    stage, operations = trainer.stage, trainer.operations.flops
+    stage, operations = trainer.stage, trainer.operations
     if stage is None or operations is None:
         return
     own = sum(parameter.numel() for parameter in trainer.predictor.parameters())
@@ -146,7 +146,7 @@ def _metrics_of(trainer: BoundaryTrainer, session: Session) -> dict[str, Tensor]
 
 def _cost_of(trainer: BoundaryTrainer, session: Session) -> float | None:
     """The predictor's operations as a share of the model's, once both were counted."""
-    own = trainer.operations.flops if isinstance(trainer, PredictorTrainer) else None
+    own = trainer.operations if isinstance(trainer, PredictorTrainer) else None
     model = 0 if session.trace is None else sum(session.trace.flops)
     # A training step is about three forward passes.
     return own / (3 * model) if own is not None and model else None

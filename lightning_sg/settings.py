@@ -149,8 +149,16 @@ class Settings:
             seed: Seeds the predictors' initial weights.
             replicas: The replicas whose batches predictors learn from together.
         """
-        skips = self.on_non_finite == "skip"
-        return TrainerOptions(self.delay, self.training, self.exact.bootstrap, self.guard, seed, replicas, skips)
+        return TrainerOptions(
+            self.delay,
+            self.training,
+            self.exact.bootstrap,
+            self.guard,
+            seed,
+            replicas,
+            only_finite=self.on_non_finite == "skip",
+            matching=self.exact.every or 1,
+        )
 
 
 __all__ = ["MOST_DELAY", "Settings"]

@@ -53,16 +53,23 @@ class OperationCount:
         self._every = every
         self._counted: dict[str, int] = {}
 
-    @property
-    def flops(self) -> int | None:
-        """Floating-point operations for a batch on average; ``None`` until that is known."""
+    def flops(self, matched: float) -> int | None:
+        """Floating-point operations for a batch on average; ``None`` until that is known.
+
+        Args:
+            matched: The share of the batches it learns from whose target it learns from; on the others, it learns in
+                the pass in which it predicts.
+        """
         passing, prediction = self._counted.get("passing"), self._counted.get("prediction")
-        if passing is not None:
-            others = passing if prediction is None else prediction
-            return (passing + others * (self._every - 1)) // self._every
-        if prediction is None or "learning" not in self._counted:
-            return None
-        return prediction + self._counted["learning"] // self._every
+        learning = self._counted.get("learning")
+        of_target = None if prediction is None or learning is None else prediction + learning
+        learned = 0.0
+        for share, operations in ((matched, of_target), (1 - matched, passing)):
+            if share and operations is None:
+                return None
+            learned += share * (operations or 0)
+        others = passing if prediction is None else prediction
+        return int(learned + (others or 0) * (self._every - 1)) // self._every
 
     @contextmanager
     def counting(self, what: Literal["prediction", "learning", "passing"]) -> Iterator[None]:

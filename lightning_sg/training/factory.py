@@ -79,7 +79,7 @@ class TrainerFactory:
             SyntheticGradientsError: If predictors are given by name, but for other boundaries.
         """
         guard = options.guard
-        of_states = replace(options, guard=None if guard is None else guard.of_state())
+        of_states = replace(options, guard=None if guard is None else guard.of_state(), matching=1)
         return {
             name: _trainer(name, _of_state(template), of_states)
             if name in carried
@@ -121,7 +121,8 @@ class TrainerFactory:
                 if leave_out:
                     continue
                 raise
-            targets = 1.0 if name == trace.order[-1] else self._exact_share(template, shapes, context)
+            matched = 1 / (self._exact.every or 1)
+            targets = matched if name == trace.order[-1] else self._exact_share(template, shapes, context)
             cost = known[key]
             costs[name] = (cost.words if targets else cost.alone, cost.of_batch(self._training.every, targets))
         return costs

@@ -16,7 +16,7 @@ from lightning_sg import profiling
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.finite.values import are_finite
 from lightning_sg.options import PredictorTraining
-from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
+from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo, TargetUse
 from lightning_sg.replicas import Replicas, is_of_a_collective
 from lightning_sg.rng import seed_for
 from lightning_sg.training.base import BoundaryTrainer, Echo
@@ -41,6 +41,8 @@ class TrainerOptions:
         seed: Seeds the predictors' initial weights, together with the boundary's name.
         replicas: The replicas whose predictors learn from all their batches together.
         only_finite: Whether nothing is learned from a target that is not finite; else such values count as zero.
+        matching: On every how many-th batch that it learns from a predictor with a loss of its own also matches the
+            target, where that is always exact.
     """
 
     delay: int = 1
@@ -50,6 +52,7 @@ class TrainerOptions:
     seed: int = 0
     replicas: Replicas = Replicas()
     only_finite: bool = False
+    matching: int = 1
 
     def learner(self, name: str, template: GradientPredictor) -> Learner[GradientPredictor]:
         """An untrained copy of ``template`` for the boundary ``name``."""
@@ -76,7 +79,7 @@ class PredictorTrainer(BoundaryTrainer):
 
     def __init__(self, name: str, template: GradientPredictor, options: TrainerOptions) -> None:
         super().__init__(name, options.delay, options.replicas)
-        self.operations = OperationCount(options.training.every)
+        self._operations = OperationCount(options.training.every)
         guard = options.guard
         fallback = guard.fallback if guard is not None and isinstance(guard.fallback, GradientPredictor) else None
         self._template = template
@@ -114,6 +117,15 @@ class PredictorTrainer(BoundaryTrainer):
         use = self.predictor.target_use
         unbiased = self.distance == 1 or not self._bootstraps
         return use.learns_from_targets and (unbiased or self._options.bootstrap or not use.learns_without_targets)
+
+    @property
+    def operations(self) -> int | None:
+        """Its floating-point operations for a batch on average, forward and backward; ``None`` until that is known."""
+        if not self.ready:
+            return None
+        if not self._learner.learns_in_passing:
+            return self._operations.flops(matched=1.0)
+        return self._operations.flops(matched=1 / self._options.matching if self.matches else 0.0)
 
     @property
     def scale(self) -> TargetScale:
@@ -179,7 +191,13 @@ class PredictorTrainer(BoundaryTrainer):
         learns = self._learner.learns and (step % self._options.training.every == 0 or plan.exact)
         wants = learns and use.asks and (fit or plan.bootstrap)
         learns_target = fit or (plan.bootstrap and not use.learns_without_targets)
-        return wants or plan.exact or plan.coupled or self.waits or self.guarded, learns_target
+        if self.distance == 1 and use is TargetUse.OPTIONAL and not (plan.exact or plan.coupled or self._distrusted):
+            learns_target = step % (self._options.training.every * self._options.matching) == 0
+        return wants or plan.exact or plan.coupled or self._distrusted, learns_target
+
+    @property
+    def _distrusted(self) -> bool:
+        return self.waits or self.guarded
 
     def _predict(self, record: Record) -> Gradients | None:
         if record.empty:
@@ -188,7 +206,7 @@ class PredictorTrainer(BoundaryTrainer):
             prediction = self._predict_and_learn(record)
         else:
             explaining = self._explaining(record.activations, record.context)
-            with self.profile(profiling.PREDICT), explaining, self.operations.counting("prediction"):
+            with self.profile(profiling.PREDICT), explaining, self._operations.counting("prediction"):
                 raw = self._learner.predict(record.activations, record.context)
             if raw is None:
                 return None
@@ -210,7 +228,7 @@ class PredictorTrainer(BoundaryTrainer):
     def _predict_and_learn(self, record: Record) -> Gradients:
         """One pass for both; nothing is learned from a prediction that is not finite."""
         explaining = self._explaining(record.activations, record.context)
-        with self.profile(profiling.PREDICT), explaining, self.operations.counting("passing"):
+        with self.profile(profiling.PREDICT), explaining, self._operations.counting("passing"):
             raw, loss = self._learner.predict_in_passing(record.activations, record.context)
         prediction = self._predictions.bounded(raw, record)
         with self.profile(profiling.LEARN):
@@ -241,7 +259,7 @@ class PredictorTrainer(BoundaryTrainer):
         inputs = record.activations
         if echo is not None and targets:
             inputs, targets = echo(self._learner.predict, inputs, targets)
-        with self.operations.counting("learning"):
+        with self._operations.counting("learning"):
             self._metrics["loss"] = self._learner.learn(inputs, record.context, targets)
 
     def _goal(self, record: Record) -> Gradients | None:

@@ -20,8 +20,9 @@ from lightning_sg import (
     PredictorTraining,
     SyntheticGradientsError,
 )
-from lightning_sg.predictors.base import Gradients, LossInfo
+from lightning_sg.predictors.base import Gradients, LossInfo, TargetUse
 from lightning_sg.training import PredictorTrainer, Record, TrainerOptions
+from lightning_sg.training.record import TargetPlan
 
 
 class Memory(GradientPredictor):
@@ -48,7 +49,7 @@ def adam(parameters: Any) -> torch.optim.Optimizer:
 
 
 def trainer(template: GradientPredictor | None = None, **arguments: Any) -> PredictorTrainer:
-    own = {name: arguments.pop(name) for name in ("delay", "seed") if name in arguments}
+    own = {name: arguments.pop(name) for name in ("delay", "seed", "matching") if name in arguments}
     options = TrainerOptions(**{"seed": 3, **own}, training=PredictorTraining(**{"optimizer": adam, **arguments}))
     return PredictorTrainer("cut", template or LinearPredictor(), options)
 
@@ -105,6 +106,44 @@ def test_only_every_nth_batch_wants_a_target_and_is_learned_from(train_every: in
     assert [step for step, wants in enumerate(wanted) if wants] == due
     trained.learn_due(7)
     assert trained.predictor.learned == [float(step) for step in due]
+
+
+class MemoryWithALoss(Memory):
+    """Learns without targets too, and notes those as zero."""
+
+    target_use = TargetUse.OPTIONAL
+
+    def loss(self, activations: Gradients, context: Any, targets: Gradients) -> Tensor:
+        return super().loss(activations, context, targets or (torch.zeros_like(activations[0]),))
+
+
+@pytest.mark.parametrize(
+    ("use", "matching", "matched"),
+    [
+        (TargetUse.OPTIONAL, 3, [0, 3, 6]),
+        (TargetUse.OPTIONAL, 1, [0, 1, 2, 3, 4, 5, 6]),
+        (TargetUse.REQUIRED, 3, [0, 1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_a_predictor_with_a_loss_of_its_own_matches_at_times(use: TargetUse, matching: int, matched: list[int]) -> None:
+    template = MemoryWithALoss() if use is TargetUse.OPTIONAL else Memory()
+    trained = trainer(template, delay=0, matching=matching, optimizer=sgd)
+    for step in range(8):
+        record = take_in(trained, torch.ones(1, 3))
+        assert record.wants_target, "it is bounded and judged by each"
+        record.add_target([torch.full((1, 3), step + 1.0)])
+    assert [target - 1 for target in trained.predictor.learned if target] == matched
+    assert len(trained.predictor.learned) == 7
+
+
+def test_a_predictor_with_a_loss_of_its_own_matches_whatever_its_stage_waits_for() -> None:
+    trained = trainer(MemoryWithALoss(), delay=0, matching=3, optimizer=sgd)
+    for step in range(5):
+        record = trained.open([torch.ones(1, 3)], None, None, TargetPlan(coupled=True))
+        trained.learn_due(record.step)
+        trained.predict(record)
+        record.add_target([torch.full((1, 3), step + 1.0)])
+    assert trained.predictor.learned == [1.0, 2.0, 3.0, 4.0]
 
 
 class Elsewhere:
