@@ -203,6 +203,8 @@ ABLATIONS: dict[str, Method] = {
     "no weight decay": _adamw(lr=3e-3, weight_decay=0.0),
     "learning rate 1e-3": _adamw(lr=1e-3, weight_decay=0.3),
     "exact targets on every batch": Method(callback_arguments={"exact": ExactGradients(every=1)}),
+    "exact targets on every 8th batch": Method(callback_arguments={"exact": ExactGradients(every=8)}),
+    "exact targets on every 16th batch": Method(callback_arguments={"exact": ExactGradients(every=16)}),
     "bootstrapped targets on every batch": Method(callback_arguments=_BOOTSTRAPPED),
     "delay 0": Method(callback_arguments={"delay": 0}),
     "delay 4": Method(callback_arguments={"delay": 4}),
