@@ -35,7 +35,7 @@ LAYERS = (
     ("recurrent", "inputs", "blackbox"),
     (
         *("settings", "ownership", "automatic", "session", "each_crossing", "context_log", "runtime", "metrics_log"),
-        *("watched", "clipping", "optimizer_advice", "settings_log", "run_summary"),
+        *("watched", "clipping", "optimizer_advice", "settings_log", "run_summary", "step_clock", "times_log"),
     ),
     ("stage_randomness",),
     ("decoupling",),
