@@ -30,6 +30,7 @@ from lightning_sg.settings import Settings
 from lightning_sg.settings_log import SettingsLog
 from lightning_sg.stage_randomness import StageRandomness
 from lightning_sg.step_clock import clock_of
+from lightning_sg.summary_picture import SummaryPicture
 from lightning_sg.times_log import TimesLog
 from lightning_sg.training.base import BoundaryTrainer
 from lightning_sg.training.guard import AlignmentGuard
@@ -130,6 +131,7 @@ class SyntheticGradients(Callback):
         self._metrics = MetricsLog()
         self._settings_log = SettingsLog()
         self._times = TimesLog()
+        self._picture = SummaryPicture()
         self._chosen: list[str] | None = None
         self._restored: dict[str, Any] | None = None
         self._installed = False  # in the module of this run
@@ -239,6 +241,7 @@ class SyntheticGradients(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts the clock; warns of optimizers that do not suit late gradients."""
         self._times.begin(clock_of(trainer))
+        self._picture.begin()
         if self.session.exact.applies_late and (self._runtime.ownership.split or self.session.trainers):
             warn_of_adam(trainer.optimizers)
 
@@ -317,14 +320,14 @@ class SyntheticGradients(Callback):
         own = self._times.joined(self._metrics.of_process(session), session, clock) if measured else {}
         self._metrics.add(self._times.take(self._runtime.route(own)))
         if logs:
-            self._metrics.write(session)
-            self._times.write(trainer, clock)
+            self._picture.add(trainer, self._metrics.write(session), self._times.write(trainer, clock))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Says what the training was like."""
         clock = clock_of(trainer)
         times = Times(clock.milliseconds, len(clock.gaps), self._times.shares(clock))
         summarize(trainer, self.session.all_trainers, times)
+        self._picture.log(trainer, times)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lets what is carried in time begin anew."""

@@ -88,6 +88,19 @@ def _times(times: Times, order: Sequence[str]) -> list[str]:
     return said
 
 
+def label_of(name: str, place: int, processes: int) -> str:
+    """What a process is called: by its rank, and where its stages end."""
+    if processes == 1:
+        return "this one"
+    end = f"'{name}'" if name else "the loss"
+    return f"rank {processes - 1 - place}, up to {end}"
+
+
+def is_wandb(logger: Any) -> bool:
+    """Whether a logger is Lightning's for Weights & Biases, of either of Lightning's packages."""
+    return any(each.__name__ == "WandbLogger" for each in type(logger).__mro__)
+
+
 def _command(trainer: Any) -> str:
     """The next command: it shows the run beside a plain one."""
     folder = next((found for each in trainer.loggers if (found := folder_of(each))), None)
@@ -98,11 +111,11 @@ def _command(trainer: Any) -> str:
 
 def folder_of(logger: Any) -> str | None:
     """Where a logger has its run on disk, in a form that ``lightning-sg report`` reads; ``None`` if nowhere."""
-    if type(logger).__name__ == "WandbLogger":
+    if is_wandb(logger):
         files = getattr(logger.experiment, "dir", None)  # .../wandb/offline-run-.../files
         return str(Path(files).parent) if isinstance(files, str) and files else None
     folder = getattr(logger, "log_dir", None)
     return str(folder) if folder else None
 
 
-__all__ = ["Times", "folder_of", "lines", "summarize"]
+__all__ = ["Times", "folder_of", "is_wandb", "label_of", "lines", "summarize"]

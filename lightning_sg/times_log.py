@@ -54,18 +54,19 @@ class TimesLog:
                 self._others.setdefault(name, deque(maxlen=KEPT)).append(shares)
         return metrics
 
-    def write(self, trainer: pl.Trainer, clock: StepClock) -> None:
-        """Logs the time of the steps since it was last logged."""
+    def write(self, trainer: pl.Trainer, clock: StepClock) -> dict[str, float]:
+        """Logs the time of the steps since it was last logged; returns it."""
         spent = clock.take()
         shares = spent.shares
         if not trainer.loggers or shares is None:
-            return
+            return {}
         values = {"sg/seconds": clock.seconds, "sg/step_ms": 1000 * spent.whole / spent.steps}
         if self._others:
             waiting = [shares.waiting, *(each[-1].waiting for each in self._others.values())]
             values["sg/waiting"] = statistics.fmean(waiting)
         for logger in trainer.loggers:  # they write on rank zero alone
             logger.log_metrics(values, step=logged_step(trainer))
+        return values
 
     def shares(self, clock: StepClock) -> dict[str, Shares]:
         """How each process has spent its time, the first stage's first: by the boundary at its end, ``""`` for none."""

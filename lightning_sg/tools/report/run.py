@@ -109,8 +109,9 @@ def label(runs: Sequence[Run]) -> None:
     Args:
         runs: The runs of one report.
     """
-    # A file that is not called metrics.csv names its run; several may be in one folder.
-    places = [(run.folder if run.path.name == METRICS else run.path).absolute() for run in runs]
+    # A file that is not called metrics.csv names its run; several may be in one folder. One of Weights & Biases has a
+    # folder of its own.
+    places = [(run.folder if run.path.name == METRICS or _is_wandb(run.path) else run.path).absolute() for run in runs]
     versions = any(version_of(place) is not None for place in places)
     for depth in range(1, max(len(place.parts) for place in places) + 1):
         labels = ["/".join(place.parts[-depth:]) for place in places]
@@ -121,6 +122,10 @@ def label(runs: Sequence[Run]) -> None:
     for run, name in zip(runs, labels):
         seen[name] = seen.get(name, 0) + 1
         run.label = name if seen[name] == 1 else f"{name} ({seen[name]})"
+
+
+def _is_wandb(path: Path) -> bool:
+    return path.suffix == ".wandb" and "run-" in path.parent.name
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:

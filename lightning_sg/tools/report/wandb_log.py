@@ -52,6 +52,8 @@ def read_wandb(path: Path) -> tuple[dict[str, dict[int, float]], dict[int, float
         if not record.HasField("history"):
             continue
         row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        media = {name.removesuffix("_type") for name in row if name.endswith("/_type")}  # pictures and tables
+        row = {name: value for name, value in row.items() if not name.startswith(tuple(media))}
         step = row.get(STEP, row.get("_step"))
         if step is not None and "_timestamp" in row:
             clock.setdefault(int(step), float(row["_timestamp"]))

@@ -17,6 +17,7 @@ from lightning_sg.tools.style import png
 
 SECONDS = "seconds since training began"
 _MOST = 6  # panels of metrics
+_WAITING = ("Waiting", "share of the processes' time")
 
 _CAPTION = (
     "The same values over time: what is to be judged where a split makes steps faster and each of them less good. "
@@ -44,21 +45,24 @@ def draw_time(runs: Sequence[Run]) -> Picture | None:
     figure, places = panels(len(names) + 1 + waits, 3.1)
     paint = dict(zip(map(id, runs), paint_of(len(runs))))
 
-    def draw(axes: Axes, find: Callable[[Run], Series | None], titles: tuple[str, str], axis: str | None) -> None:
+    def draw(
+        axes: Axes, find: Callable[[Run], Series | None], titles: tuple[str, str], axis: str | None = None
+    ) -> None:
         found = [(run, series) for run in timed if (series := find(run)) is not None and series.steps]
         for run, series in reversed(found):  # the run itself last, on top
             baseline = run is not runs[0]
             plot(axes, series, paint[id(run)], dashed=baseline, raw=not (is_many(len(runs)) and baseline))
         drawn = [series for _, series in found]
-        lost = not_shown(drawn) if scale(axes, drawn) else ""
+        share = titles == _WAITING  # from zero on
+        lost = not_shown(drawn) if not share and scale(axes, drawn) else ""
         finish(axes, *titles, lost, axis)
 
     for axes, name in zip(places, names):
         find = _over_seconds(name)
         draw(axes, find, (shown(name, 45), shown(name)), SECONDS)
-    draw(places[len(names)], step_milliseconds, ("Time of a step", "ms a step"), None)
+    draw(places[len(names)], step_milliseconds, ("Time of a step", "ms a step"))
     if waits:
-        draw(places[-1], lambda run: run.metrics.get(WAITING), ("Waiting", "share of the processes' time"), None)
+        draw(places[-1], lambda run: run.metrics.get(WAITING), _WAITING)
         places[-1].set_ylim(0, max(0.1, places[-1].get_ylim()[1]))
     if len(runs) > 1:
         legend(figure, runs, list(paint.values()))
