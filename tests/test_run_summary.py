@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_sg import SyntheticGradients
 from lightning_sg.lightning_api import LOGGER
-from lightning_sg.run_summary import Times
+from lightning_sg.run_summary import Times, folder_of
 from lightning_sg.run_summary import lines as summary
+from lightning_sg.step_clock import Shares
 from tests.models import Classifier, loader, make_trainer
 from tests.ranks import run_ranks
 
@@ -86,3 +88,31 @@ def test_a_cosine_is_put_into_words(cosine: float, words: str) -> None:
     [_title, line, _next] = summary(metrics, ["net.1", "net.3"], Times(), "command")
     assert f"cosine {cosine:.2f}" in line
     assert words in line
+
+
+class WandbLogger:
+    """Stands for Lightning's, which keeps a run's files in a folder of the run."""
+
+    def __init__(self, files: str) -> None:
+        self.experiment = SimpleNamespace(dir=files)
+
+
+def test_the_next_command_names_the_log_of_the_run() -> None:
+    assert folder_of(WandbLogger("here/wandb/offline-run-1/files")) == str(Path("here/wandb/offline-run-1"))
+    assert folder_of(WandbLogger("")) is None
+    assert folder_of(SimpleNamespace(log_dir="outputs/version_0")) == "outputs/version_0"
+    assert folder_of(SimpleNamespace()) is None
+
+
+def test_processes_are_numbered_as_a_run_numbers_them() -> None:
+    shares = {"b": Shares(1.0), "a": Shares(0.5, 0.25, 0.25), "": Shares(waiting=1.0)}
+    metrics = {"sg/a/cosine": 0.5, "sg/b/cosine": 0.5}
+    said = summary(metrics, ["a", "b"], Times(3.0, 20, shares), "command")
+    assert said[1] == "  3.0 ms a step, the median of the last 20"
+    assert [line.split("  ")[1] for line in said[3:6]] == [
+        "rank 2, up to 'a'",
+        "rank 1, up to 'b'",
+        "rank 0, up to the loss",
+    ]
+    assert said[3].split()[-4:] == ["50%", "25%", "25%", "0%"]
+    assert said[-1].endswith(": command")
