@@ -49,6 +49,7 @@ from lightning_sg.recurrent import ThroughTime
 from lightning_sg.rules import DelayedGradient, TrueGradient, ZeroPredictor
 from lightning_sg.strategy import SyntheticGradientStrategy
 from lightning_sg.time_boundary import MessageBoundary, TimeBoundary
+from lightning_sg.tools.advise import advise
 from lightning_sg.tools.timeline import Timeline
 from lightning_sg.training import AlignmentGuard
 from lightning_sg.transport import Away
@@ -108,6 +109,7 @@ __all__ = [
     "Timeline",
     "TrueGradient",
     "ZeroPredictor",
+    "advise",
     "decouple",
     "parallel_streams",
 ]

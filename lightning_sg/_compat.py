@@ -82,6 +82,11 @@ def logs_now(trainer: pl.Trainer) -> bool:
     return trainer._logger_connector.should_update_logs
 
 
+def logged_step(trainer: pl.Trainer) -> int:
+    """The step under which the current training batch is logged. Lightning's own callbacks read it like this."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
 @contextmanager
 def progressed(module: nn.Module, steps: int, epochs: int) -> Iterator[None]:
     """Has a module's trainer be at a later optimizer step and epoch inside the context, as far as a step can see.
@@ -166,6 +171,7 @@ __all__ = [
     "enable_python_dispatcher",
     "goes_backward",
     "init_dist_connection",
+    "logged_step",
     "logs_now",
     "optimizers_to_device",
     "prepare_for_backward",

@@ -23,12 +23,15 @@ from lightning_sg.options import ExactGradients, LateGradients, PredictorTrainin
 from lightning_sg.predictors import GradientPredictor
 from lightning_sg.recurrent.settings import ThroughTime
 from lightning_sg.rules import BoundaryRule
-from lightning_sg.run_summary import RunSummary
+from lightning_sg.run_summary import Times, summarize
 from lightning_sg.runtime import OneProcess, Runtime
 from lightning_sg.session import Session
 from lightning_sg.settings import Settings
 from lightning_sg.settings_log import SettingsLog
 from lightning_sg.stage_randomness import StageRandomness
+from lightning_sg.step_clock import clock_of
+from lightning_sg.summary_picture import SummaryPicture
+from lightning_sg.times_log import TimesLog
 from lightning_sg.training.base import BoundaryTrainer
 from lightning_sg.training.guard import AlignmentGuard
 from lightning_sg.training.resumed import warn_of_fresh
@@ -127,7 +130,8 @@ class SyntheticGradients(Callback):
         self._randomness: StageRandomness | None = None
         self._metrics = MetricsLog()
         self._settings_log = SettingsLog()
-        self._summary = RunSummary()
+        self._times = TimesLog()
+        self._picture = SummaryPicture()
         self._chosen: list[str] | None = None
         self._restored: dict[str, Any] | None = None
         self._installed = False  # in the module of this run
@@ -206,7 +210,7 @@ class SyntheticGradients(Callback):
         Raises:
             BoundaryError: If a name is unknown or given twice.
         """
-        profile: Any = trainer.profiler.profile  # type: ignore[attr-defined]
+        profile = clock_of(trainer).profile
         session, batch, ownership = self._session, None, self._runtime.ownership
         if session is not None and session.fits(pl_module, self.names):
             session.install(self.names, ownership, profile)
@@ -235,7 +239,9 @@ class SyntheticGradients(Callback):
         return session
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Warns of optimizers that do not suit late gradients."""
+        """Starts the clock; warns of optimizers that do not suit late gradients."""
+        self._times.begin(clock_of(trainer))
+        self._picture.begin()
         if self.session.exact.applies_late and (self._runtime.ownership.split or self.session.trainers):
             warn_of_adam(trainer.optimizers)
 
@@ -281,6 +287,7 @@ class SyntheticGradients(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Tells the boundaries about the batch; checks the cut on the first one."""
+        clock_of(trainer).open()
         self.session.begin_batch(trainer, batch, BatchOrigin(trainer.current_epoch, batch_idx, batch))
         self._runtime.open_batch(trainer, batch, batch_idx)
 
@@ -300,8 +307,9 @@ class SyntheticGradients(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Logs the metrics of the targets that were learned from in this step."""
-        session = self.session
+        session, clock = self.session, clock_of(trainer)
         session.end_batch()
+        clock.tick()
         self._settings_log.write(trainer, session)
         # Logging takes longer than a small predictor: it is done only where its value is seen.
         logs = logs_now(trainer) or trainer.is_last_batch or trainer.global_step == trainer.max_steps
@@ -309,18 +317,21 @@ class SyntheticGradients(Callback):
             session.check_finite()
         self._metrics.announce(session)
         measured = logs or is_measured(trainer, session, batch_idx)
-        self._metrics.add(self._runtime.route(self._metrics.of_process(session) if measured else {}))
+        own = self._times.joined(self._metrics.of_process(session), session, clock) if measured else {}
+        self._metrics.add(self._times.take(self._runtime.route(own)))
         if logs:
-            self._metrics.write(session)
-        self._summary.tick()
+            self._picture.add(trainer, self._metrics.write(session), self._times.write(trainer, clock))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Says what the training was like."""
-        self._summary.say(trainer, self.session.all_trainers)
+        clock = clock_of(trainer)
+        times = Times(clock.milliseconds, len(clock.gaps), self._times.shares(clock))
+        summarize(trainer, self.session.all_trainers, times)
+        self._picture.log(trainer, times)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lets what is carried in time begin anew."""
-        self._summary.pause()
+        clock_of(trainer).pause()
         if self._session is not None:
             self._session.times.begin_evaluation()
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING or CHOICE.package == UNIFIED:
     from lightning.fabric.utilities.seed import pl_worker_init_function
     from lightning.pytorch.accelerators import Accelerator
     from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+    from lightning.pytorch.loggers import CSVLogger
     from lightning.pytorch.loggers.logger import DummyLogger
     from lightning.pytorch.loops.loop import _Loop
     from lightning.pytorch.overrides.distributed import prepare_for_backward
@@ -58,6 +59,7 @@ else:
     from lightning_fabric.utilities.seed import pl_worker_init_function
     from pytorch_lightning.accelerators import Accelerator
     from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+    from pytorch_lightning.loggers import CSVLogger
     from pytorch_lightning.loggers.logger import DummyLogger
     from pytorch_lightning.loops.loop import _Loop
     from pytorch_lightning.overrides.distributed import prepare_for_backward
@@ -94,6 +96,7 @@ __all__ = [
     "LOGGER",
     "STEP_OUTPUT",
     "Accelerator",
+    "CSVLogger",
     "Callback",
     "CheckpointIO",
     "ClusterEnvironment",

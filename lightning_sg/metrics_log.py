@@ -55,8 +55,8 @@ class MetricsLog:
         for name, values in metrics.items():
             self._waiting.setdefault(name, {}).update(values)
 
-    def write(self, session: Session) -> None:
-        """Logs what was kept."""
+    def write(self, session: Session) -> dict[str, Tensor]:
+        """Logs what was kept; returns the cosines among it."""
         module, watched, skipped = session.module, session.watched, session.finite.skipped
         if skipped is not None and watched.has_loss:
             count = float(skipped.get(watched.last, 0))
@@ -67,11 +67,12 @@ class MetricsLog:
                     self._log_once(module, f"sg/{name}/{key}", value)
                 elif key not in _DETAILS or session.settings.metrics == "all":
                     module.log(f"sg/{name}/{key}", value, on_step=True, on_epoch=False, batch_size=1)
-        cosines = [values["cosine"] for values in self._waiting.values() if "cosine" in values]
+        cosines = {name: values["cosine"] for name, values in self._waiting.items() if "cosine" in values}
         if cosines:
-            mean = torch.stack([value.float().cpu() for value in cosines]).mean()
+            mean = torch.stack([value.float().cpu() for value in cosines.values()]).mean()
             module.log("sg/cosine", mean, prog_bar=True, on_step=True, on_epoch=False, batch_size=1)
         self._waiting = {}
+        return cosines
 
     def _log_once(self, module: pl.LightningModule, name: str, value: Tensor) -> None:
         """Logs a constant: Lightning would repeat it in every row of an epoch."""

@@ -35,7 +35,16 @@ LAYERS = (
     ("recurrent", "inputs", "blackbox"),
     (
         *("settings", "ownership", "automatic", "session", "each_crossing", "context_log", "runtime", "metrics_log"),
-        *("watched", "clipping", "optimizer_advice", "settings_log", "run_summary"),
+        *(
+            "watched",
+            "clipping",
+            "optimizer_advice",
+            "settings_log",
+            "run_summary",
+            "step_clock",
+            "times_log",
+            "summary_picture",
+        ),
     ),
     ("stage_randomness",),
     ("decoupling",),

@@ -253,6 +253,7 @@ WITHOUT = {
     "Chunk",
     "AtomicCheckpointIO",
     "Decoupled",
+    "advise",  # tests/tools/advise/test_function.py
     "decouple",
 }
 

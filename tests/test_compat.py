@@ -77,6 +77,7 @@ def test_every_symbol_of_the_compat_module_has_its_row_here() -> None:
         "belongs_to",
         "goes_backward",
         "continue_loops",
+        "logged_step",
         "logs_now",
         "resume_from_nothing",
         "saves_at_step",
@@ -180,6 +181,24 @@ def test_what_is_logged_where_loggers_are_updated_reaches_them(compat: Any, tmp_
         rows = [row for row in csv.DictReader(file) if row["seen"]]
     every = [str(step) for step in range(3, trainer.global_step + 1, 3)]
     assert sorted({row["seen"].split(".")[0] for row in rows}) == every, "should_update_logs has another meaning"
+
+
+def test_a_callback_logs_under_the_step_of_what_the_module_logs(compat: Any, tmp_path: Path) -> None:
+    class Logs(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if compat.logs_now(trainer):
+                pl_module.log("theirs", float(batch_idx))
+                trainer.logger.log_metrics({"ours": float(batch_idx)}, step=compat.logged_step(trainer))
+
+    logger = CSVLogger(tmp_path)
+    trainer = make_trainer(max_epochs=1, log_every_n_steps=1, accumulate_grad_batches=2, logger=logger)
+    trainer.callbacks.append(Logs())
+    trainer.fit(Classifier(), loader())
+    with open(f"{logger.log_dir}/metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    found = {name: {row["step"]: row[name] for row in rows if row[name]} for name in ("ours", "theirs")}
+    assert found["ours"]
+    assert found["ours"] == found["theirs"]
 
 
 # ---------------------------------------------------------------------- tensors without data

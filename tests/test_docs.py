@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
 import lightning_sg
+from tests.ranks import free_port
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -54,3 +57,33 @@ def test_loops_run_as_they_stand(number: int, tmp_path: Path) -> None:
         [sys.executable, "loop.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
     )
     assert ran.returncode == 0, ran.stderr
+
+
+def test_the_page_for_lightnings_gallery_has_an_example_that_runs(tmp_path: Path) -> None:
+    page = (DOCS / "gallery" / "synthetic_gradients.rst").read_text()
+    script = re.findall(r"^\.\. code-block:: python\n\n((?:    .*\n|\n)+)", page, re.MULTILINE)[0]
+    (tmp_path / "script.py").write_text(textwrap.dedent(script))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port())}
+    ran = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "The stages on 2 processes" in ran.stderr
+
+
+@pytest.mark.timeout(300)
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    """Where Sphinx is installed, or `make docs` has run; without the tutorials, which that runs."""
+    python = ROOT / ".venv-docs" / "bin" / "python"
+    command = [str(python)] if (ROOT / ".venv-docs" / ".installed").exists() else [sys.executable]
+    if command == [sys.executable] and not all(map(importlib.util.find_spec, ("sphinx", "furo", "myst_nb"))):
+        pytest.skip("neither Sphinx nor .venv-docs, which `make docs` makes, is there")
+    options = ["-W", "--keep-going", "-q", "-D", "nb_execution_mode=off", "-d", str(tmp_path / "doctrees")]
+    ran = subprocess.run(
+        [*command, "-m", "sphinx", *options, str(DOCS), str(tmp_path / "html")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "html" / "index.html").exists()

@@ -37,12 +37,13 @@ def _init(arguments: list[str]) -> None:
 
 def _plan(arguments: list[str]) -> None:
     from lightning_sg.cli.lightning import build
-    from lightning_sg.tools.plan.command import DESCRIPTION, show
+    from lightning_sg.tools.plan.command import DESCRIPTION, overhead_in, show
 
     # Lightning warns that new processes would not get these arguments; planning starts none.
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+    overhead, arguments = overhead_in(arguments)
     cli = build("plan", DESCRIPTION, arguments)
-    show(cli.model, cli.datamodule, cli.trainer)
+    show(cli.model, cli.datamodule, cli.trainer, overhead)
 
 
 def _advise(arguments: list[str]) -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from lightning_sg import profiling
 from lightning_sg.distributed.metrics import MetricsRoute
 from lightning_sg.distributed.status import ProcessStatus, Stopping
-from lightning_sg.lightning_api import Profiler
 from lightning_sg.rng import StepRandomness
 from lightning_sg.session import Session
+from lightning_sg.step_clock import StepClock, clock_of
 from lightning_sg.transport import Compression, ProcessGrid
 
 
@@ -40,10 +40,9 @@ class Stage:
     predicts_inputs: bool = field(default=False)
 
     @property
-    def profiler(self) -> Profiler:
-        """The trainer's: waiting and sending are seen there beside Lightning's own actions."""
-        profiler: Profiler = self.session.module.trainer.profiler  # type: ignore[attr-defined]
-        return profiler
+    def profiler(self) -> StepClock:
+        """In front of the trainer's: waiting and sending are seen there beside Lightning's own actions."""
+        return clock_of(self.session.module.trainer)
 
     @property
     def keeps_graph(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.lightning_api import pl
 from lightning_sg.strategy import SyntheticGradientStrategy
 from lightning_sg.time_boundary import boundaries_in_time
-from lightning_sg.tools.plan.estimate import Plan, plan
+from lightning_sg.tools.plan.estimate import Overhead, Plan, plan
 from lightning_sg.tools.text import aligned
 
 #: What ``lightning-sg plan --help`` says.
@@ -18,19 +19,38 @@ DESCRIPTION = (
     "Shows how a configuration would be split, before anything is trained: the stages, which process has each, what "
     "they cost, what crosses between them, and the speed-up to expect at most. It reads one training batch and runs "
     "one step on tensors without data. It takes the options of 'fit'; those that matter most are --config, --model, "
-    "--data, --trainer.strategy, --trainer.devices and --sg.*."
+    "--data, --trainer.strategy, --trainer.devices and --sg.*. With --overhead PLAIN SPLIT, the two numbers that "
+    "'lightning-sg advise' ends with, it says which speed-up to expect on the machine that they were measured on."
 )
 
 _HEADINGS = ("stage", "rank", "parameters", "MFLOP forward", "ends at", "MiB", "predictor / model")
 
 
-def show(module: pl.LightningModule, data: pl.LightningDataModule, trainer: pl.Trainer) -> None:
+def overhead_in(arguments: Sequence[str]) -> tuple[Overhead, list[str]]:
+    """Takes ``--overhead`` out of the arguments of ``plan``; returns the others as well.
+
+    Raises:
+        SystemExit: If it is not two numbers.
+    """
+    parser = argparse.ArgumentParser(prog="lightning-sg plan", add_help=False, allow_abbrev=False)
+    parser.add_argument("--overhead", nargs=2, type=float, default=(0.0, 0.0))
+    found, rest = parser.parse_known_args(arguments)
+    try:
+        return Overhead(*found.overhead), rest
+    except ValueError as error:
+        parser.error(f"--overhead: {error}")
+
+
+def show(
+    module: pl.LightningModule, data: pl.LightningDataModule, trainer: pl.Trainer, overhead: Overhead = Overhead()
+) -> None:
     """Plans the split that a configuration asks for, and prints it.
 
     Args:
         module: The model.
         data: The data; one training batch is loaded.
         trainer: The trainer, with the strategy, the devices and the callback.
+        overhead: What a step costs besides operations.
 
     Raises:
         SystemExit: If the model cannot be split this way, with the reason.
@@ -42,7 +62,7 @@ def show(module: pl.LightningModule, data: pl.LightningDataModule, trainer: pl.T
     processes = strategy.stages_in_parallel if isinstance(strategy, SyntheticGradientStrategy) else 1
     module.trainer = data.trainer = trainer
     try:
-        print("\n".join([table(plan(module, _batch(data), callback, processes)), *_in_time(in_time)]))
+        print("\n".join([table(plan(module, _batch(data), callback, processes, overhead)), *_in_time(in_time)]))
     except SyntheticGradientsError as error:
         raise SystemExit(" ".join([str(error), *_in_time(in_time)])) from None
 
@@ -100,12 +120,13 @@ def _loads(planned: Plan) -> list[str]:
     shares = [load / planned.model_cost for load in planned.loads]
     if planned.processes == 1:
         return [f"In one process, predictors add {max(shares) - 1:.0%} to the model's operations."]
+    bound = "at most" if planned.overhead == Overhead() else "with this overhead about"
     loads = ", ".join(f"rank {planned.rank(process)} {share:.0%}" for process, share in enumerate(shares))
     return [
         f"Load with predictors, as a share of the model's operations: {loads}.",
-        f"Speed-up over plain backpropagation in one process: at most {planned.speedup:.2f} of "
+        f"Speed-up over plain backpropagation in one process: {bound} {planned.speedup:.2f} of "
         f"{planned.processes}; rank {planned.rank(planned.bottleneck)} is the bottleneck.",
     ]
 
 
-__all__ = ["show", "table"]
+__all__ = ["overhead_in", "show", "table"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lightning_sg.arguments import checked, instance, optional, whole
+from lightning_sg.arguments import check_fields, checked, instance, number, optional, whole
 from lightning_sg.automatic import choose_names
 from lightning_sg.boundary import Boundaries
 from lightning_sg.callback import SyntheticGradients
@@ -58,6 +58,30 @@ class BoundaryPlan:
 
 
 @dataclass(frozen=True)
+class Overhead:
+    """What a step costs besides the operations of the model and its predictors: Lightning's own work, data, sending.
+
+    ``lightning_sg.advise`` and ``lightning-sg advise`` measure it. Both are shares of the time for which a plain
+    step computes.
+
+    Attributes:
+        plain: That of a step of plain backpropagation in one process.
+        split: That of a step of one process among several.
+    """
+
+    plain: float = 0.0
+    split: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks both."""
+        check_fields("Overhead", self, plain=number(least=0), split=number(least=0))
+
+    def __str__(self) -> str:
+        """As the option of ``lightning-sg plan``."""
+        return f"{self.plain:.2f} {self.split:.2f}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """A split of a model.
 
@@ -65,11 +89,13 @@ class Plan:
         stages: The stages, in the order in which data passes them.
         boundaries: The boundaries between them: ``boundaries[i]`` ends ``stages[i]``.
         processes: The number of processes.
+        overhead: What a step costs besides, as measured; nothing by default.
     """
 
     stages: list[StagePlan]
     boundaries: list[BoundaryPlan]
     processes: int
+    overhead: Overhead = Overhead()
 
     @property
     def model_cost(self) -> float:
@@ -97,12 +123,16 @@ class Plan:
 
     @property
     def speedup(self) -> float:
-        """The upper bound on the speed-up over plain backpropagation in one process: only operations are counted."""
-        return self.model_cost / max(self.loads)
+        """The speed-up over plain backpropagation in one process; without an overhead, it is an upper bound."""
+        return (1 + self.overhead.plain) / (max(self.loads) / self.model_cost + self.overhead.split)
 
 
 def plan(
-    module: pl.LightningModule, batch: Any, callback: SyntheticGradients | None = None, processes: int = 1
+    module: pl.LightningModule,
+    batch: Any,
+    callback: SyntheticGradients | None = None,
+    processes: int = 1,
+    overhead: Overhead = Overhead(),
 ) -> Plan:
     """Plans a split without training anything.
 
@@ -111,6 +141,8 @@ def plan(
         batch: A training batch.
         callback: Gives the boundaries and the predictors; by default every ``Boundary`` and the default predictor.
         processes: The number of processes to spread the stages over.
+        overhead: What a step costs besides operations, as ``advise`` measures it. With it, the speed-up is what to
+            expect of this cut on the machine that it was measured on; without it, what no machine exceeds.
 
     Returns:
         The plan.
@@ -125,6 +157,7 @@ def plan(
     """
     callback = checked("plan", "callback", callback, optional(instance(SyntheticGradients)))
     processes = checked("plan", "processes", processes, whole(1, 100_000))
+    overhead = checked("plan", "overhead", overhead, instance(Overhead))
     settings = (callback or SyntheticGradients()).settings
     run, device = partial(call_training_step, module, batch, 0), torch.device("cpu")
     names = settings.names
@@ -161,7 +194,7 @@ def plan(
         )
         for stage, name in enumerate(trace.order)
     ]
-    return Plan(stages, cuts, processes)
+    return Plan(stages, cuts, processes, overhead)
 
 
-__all__ = ["BoundaryPlan", "Plan", "StagePlan", "plan"]
+__all__ = ["BoundaryPlan", "Overhead", "Plan", "StagePlan", "plan"]

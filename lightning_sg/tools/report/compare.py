@@ -54,12 +54,21 @@ def compare(run: Run, baselines: Sequence[Run]) -> list[Row]:
         A row for each metric that any of them has.
     """
     runs = [run, *baselines]
-    return [_row(metric, runs) for metric in metric_names(runs)]
+    rows = [_row(metric, runs) for metric in metric_names(runs)]
+    if any(each.seconds.values for each in runs):
+        rows.append(
+            _made("seconds", False, [each.seconds.values[-1] if each.seconds.values else None for each in runs])
+        )
+    return rows
 
 
 def _row(metric: str, runs: Sequence[Run]) -> Row:
     smoothed = any(is_noisy(each.metrics[metric], each.epochs) for each in runs if metric in each.metrics)
     values = [final(each.metrics[metric], smoothed) if metric in each.metrics else None for each in runs]
+    return _made(metric, smoothed, values)
+
+
+def _made(metric: str, smoothed: bool, values: list[float | None]) -> Row:
     own, others = values[0], values[1:]
     differences = [None if own is None or other is None else own - other for other in others]
     return Row(metric, smoothed, values, differences)

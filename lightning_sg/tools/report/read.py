@@ -9,6 +9,7 @@ from pathlib import Path
 from lightning_sg.tools.report.csv_log import read_csv
 from lightning_sg.tools.report.locate import locate
 from lightning_sg.tools.report.run import ReportError, Run, Series
+from lightning_sg.tools.report.times import take_seconds
 from lightning_sg.tools.report.wandb_log import read_wandb
 
 
@@ -30,15 +31,16 @@ def read_run(path: str | Path) -> Run:
     if found.is_dir():
         from lightning_sg.tools.report.events import read_events
 
-        points = read_events(found)
+        points, clock = read_events(found)
         epochs = len(set(points.pop("epoch", {}).values()))
     elif found.suffix == ".wandb":
-        points = read_wandb(found)
+        points, clock = read_wandb(found)
         epochs = len(set(points.pop("epoch", {}).values()))
     else:
         log = read_csv(found)
-        points, epochs = log.points, log.epochs
+        points, clock, epochs = log.points, {}, log.epochs
         notes = [*notes, *log.notes]
+    seconds = take_seconds(points, clock)
     columns = {name: Series.of(values) for name, values in points.items() if values}
     if not columns:
         raise ReportError(
@@ -46,6 +48,7 @@ def read_run(path: str | Path) -> Run:
             "flush_logs_every_n_steps=100, unless told otherwise: was the run too short, or has it only begun?"
         )
     run = Run.of(found, columns, epochs)
+    run.seconds = seconds
     run.notes = [*notes, *_not_finite(found, columns)]
     return run
 

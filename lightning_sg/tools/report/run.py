@@ -23,11 +23,11 @@ class Series:
     """The logged values of one quantity, in the order of their steps.
 
     Attributes:
-        steps: The training steps at which it was logged.
+        steps: The training steps at which it was logged, or the seconds at which it was.
         values: One value for each step, infinite or NaN if that is what was logged.
     """
 
-    steps: list[int] = field(default_factory=list)
+    steps: Sequence[float] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
 
     @classmethod
@@ -50,6 +50,7 @@ class Run:
         metrics: Every series that does not belong to a boundary, by name.
         boundaries: For each boundary, its series by key: ``cosine``, ``norm_ratio``, ...
         epochs: The number of epochs that logged something, 0 if unknown.
+        seconds: Seconds since training began, by step; empty if the log does not say.
         notes: What the reader of a report must know about how the run was read.
         label: A short name, unique among the runs of one report.
     """
@@ -58,6 +59,7 @@ class Run:
     metrics: dict[str, Series]
     boundaries: dict[str, dict[str, Series]]
     epochs: int = 0
+    seconds: Series = field(default_factory=Series)
     notes: list[str] = field(default_factory=list)
     label: str = ""
 
@@ -84,12 +86,12 @@ class Run:
     @property
     def first_step(self) -> int:
         """The first step at which anything was logged."""
-        return min(series.steps[0] for series in self.series().values())
+        return int(min(series.steps[0] for series in self.series().values()))
 
     @property
     def last_step(self) -> int:
         """The last step at which anything was logged."""
-        return max(series.steps[-1] for series in self.series().values())
+        return int(max(series.steps[-1] for series in self.series().values()))
 
     def series(self) -> dict[str, Series]:
         """Every series by the name of its column."""
@@ -107,8 +109,9 @@ def label(runs: Sequence[Run]) -> None:
     Args:
         runs: The runs of one report.
     """
-    # A file that is not called metrics.csv names its run; several may be in one folder.
-    places = [(run.folder if run.path.name == METRICS else run.path).absolute() for run in runs]
+    # A file that is not called metrics.csv names its run; several may be in one folder. One of Weights & Biases has a
+    # folder of its own.
+    places = [(run.folder if run.path.name == METRICS or _is_wandb(run.path) else run.path).absolute() for run in runs]
     versions = any(version_of(place) is not None for place in places)
     for depth in range(1, max(len(place.parts) for place in places) + 1):
         labels = ["/".join(place.parts[-depth:]) for place in places]
@@ -119,6 +122,10 @@ def label(runs: Sequence[Run]) -> None:
     for run, name in zip(runs, labels):
         seen[name] = seen.get(name, 0) + 1
         run.label = name if seen[name] == 1 else f"{name} ({seen[name]})"
+
+
+def _is_wandb(path: Path) -> bool:
+    return path.suffix == ".wandb" and "run-" in path.parent.name
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:

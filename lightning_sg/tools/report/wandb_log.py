@@ -25,14 +25,14 @@ def log_in(folder: Path) -> Path | None:
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def read_wandb(path: Path) -> dict[str, dict[int, float]]:
+def read_wandb(path: Path) -> tuple[dict[str, dict[int, float]], dict[int, float]]:
     """Reads what a run has logged.
 
     Args:
         path: The file ``run-*.wandb``.
 
     Returns:
-        Values by name and training step.
+        Values by name and training step, and when the first value of each step was logged, in seconds.
 
     Raises:
         ReportError: If wandb is not installed, or the file is none of its logs.
@@ -42,6 +42,7 @@ def read_wandb(path: Path) -> dict[str, dict[int, float]]:
     except ImportError as error:
         raise ReportError(f"{path} is a log of Weights & Biases. To read it: pip install wandb.") from error
     points: dict[str, dict[int, float]] = {}
+    clock: dict[int, float] = {}
     data = path.read_bytes()
     if data[:4] != b":W&B":
         raise ReportError(f"{path} is damaged, or not a log of Weights & Biases.")
@@ -51,12 +52,16 @@ def read_wandb(path: Path) -> dict[str, dict[int, float]]:
         if not record.HasField("history"):
             continue
         row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        media = {name.removesuffix("_type") for name in row if name.endswith("/_type")}  # pictures and tables
+        row = {name: value for name, value in row.items() if not name.startswith(tuple(media))}
         step = row.get(STEP, row.get("_step"))
+        if step is not None and "_timestamp" in row:
+            clock.setdefault(int(step), float(row["_timestamp"]))
         for name, value in row.items():
             own = not name.startswith("_") and name != STEP
             if step is not None and own and isinstance(value, (int, float)) and not isinstance(value, bool):
                 points.setdefault(name, {})[int(step)] = float(value)
-    return points
+    return points, clock
 
 
 def _records(data: bytes) -> Iterator[bytes]:

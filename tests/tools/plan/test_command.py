@@ -11,8 +11,8 @@ import torch
 
 from lightning_sg import Chunks
 from lightning_sg.cli import main
-from lightning_sg.tools.plan import BoundaryPlan, Plan, StagePlan
-from lightning_sg.tools.plan.command import show, table
+from lightning_sg.tools.plan import BoundaryPlan, Overhead, Plan, StagePlan
+from lightning_sg.tools.plan.command import overhead_in, show, table
 from tests.recurrent_models import Recurrent
 
 ROOT = Path(__file__).parents[3]
@@ -27,6 +27,29 @@ def test_table_shows_loads_speed_up_and_predictors() -> None:
     assert "at most 1.33 of 2; rank 0 is the bottleneck" in shown
     assert "Predictor at a, b: one" in shown
     assert "predictors add 25%" in table(Plan([StagePlan(s.parameters, s.flops, s.cost, 0) for s in stages], cuts, 1))
+
+
+def test_a_measured_overhead_makes_the_bound_an_estimate() -> None:
+    """A plain step computes for 1 and takes 1.2; a split one computes for 0.5 and takes 0.5 + 0.7."""
+    stages = [StagePlan(10, 100, 300.0, 0), StagePlan(10, 100, 300.0, 1)]
+    planned = Plan(stages, [BoundaryPlan("a", 8, "one", 0.0, True)], 2, Overhead(0.2, 0.7))
+    assert planned.speedup == pytest.approx(1.0)
+    assert "with this overhead about 1.00 of 2" in table(planned)
+
+
+def test_the_overhead_is_an_option() -> None:
+    assert overhead_in(["--config", "a.yaml"]) == (Overhead(), ["--config", "a.yaml"])
+    assert overhead_in(["--overhead", "0.2", "1.5", "--config", "a.yaml"]) == (
+        Overhead(0.2, 1.5),
+        ["--config", "a.yaml"],
+    )
+
+
+@pytest.mark.parametrize("numbers", [["-1", "0.5"], ["0.5"], ["0.5", "x"], ["nan", "0"]])
+def test_an_overhead_that_is_none_is_refused(numbers: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        overhead_in(["--overhead", *numbers])
+    assert "--overhead" in capsys.readouterr().err
 
 
 def test_plans_a_configuration(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_sg.tools.report import read_run
-from lightning_sg.tools.report.run import label, natural
+from lightning_sg.tools.report.run import Run, label, natural
 from tests.tools.report.runs import make_run
 
 
@@ -21,3 +21,10 @@ def test_numbers_in_names_are_sorted_as_numbers():
     assert sorted(["net.10", "net.2", "a", "net", "10", "net.2.b"], key=natural) == [
         *("10", "a", "net", "net.2", "net.2.b", "net.10")
     ]
+
+
+def test_a_run_of_weights_and_biases_is_called_by_its_folder(tmp_path):
+    paths = [tmp_path / name / f"run-{name}.wandb" for name in ("offline-run-1-a", "offline-run-2-b")]
+    runs = [Run(path, {}, {}) for path in paths]
+    label(runs)
+    assert [run.label for run in runs] == ["offline-run-1-a", "offline-run-2-b"]

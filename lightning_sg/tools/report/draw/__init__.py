@@ -11,6 +11,7 @@ from lightning_sg.tools.report.draw.alignment import draw_alignment
 from lightning_sg.tools.report.draw.boundaries import draw_boundaries
 from lightning_sg.tools.report.draw.guard import draw_guard
 from lightning_sg.tools.report.draw.metrics import draw_metrics
+from lightning_sg.tools.report.draw.time import draw_time
 from lightning_sg.tools.report.picture import Picture
 from lightning_sg.tools.report.run import Run
 from lightning_sg.tools.style import STYLE
@@ -24,12 +25,14 @@ def draw(run: Run, baselines: Sequence[Run] = ()) -> list[Picture]:
         baselines: Runs to compare it with; only their metrics are drawn.
 
     Returns:
-        The pictures, from the general to the particular: metrics, alignment over time, boundaries side by side, guard.
+        The pictures, from the general to the particular: metrics, the same over seconds, alignment over
+        steps, boundaries side by side, guard.
     """
     # Without pyplot, whose figures would stay open and mix with those of the user's program.
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # matplotlib draws a box instead
-        pictures = [draw_metrics([run, *baselines]), draw_alignment(run), draw_boundaries(run), draw_guard(run)]
+        runs = [run, *baselines]
+        pictures = [draw_metrics(runs), draw_time(runs), draw_alignment(run), draw_boundaries(run), draw_guard(run)]
     return [picture for picture in pictures if picture is not None]
 
 

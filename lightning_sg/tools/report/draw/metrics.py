@@ -12,6 +12,7 @@ from lightning_sg.tools.report.draw.panels import finish, panels, span
 from lightning_sg.tools.report.lines import handle, is_many, not_shown, plot, scale, shown
 from lightning_sg.tools.report.picture import Picture
 from lightning_sg.tools.report.run import Run
+from lightning_sg.tools.report.times import STEP_MS, WAITING
 from lightning_sg.tools.style import GREY, PALETTE, png
 
 _MOST_PANELS = 40
@@ -37,11 +38,11 @@ def draw_metrics(runs: Sequence[Run]) -> Picture | None:
     if not chosen:
         return None
     figure, places = panels(len(chosen), 3.1)
-    paint = _colours(len(runs))
+    paint = paint_of(len(runs))
     for axes, name in zip(places, chosen):
         _panel(axes, name, runs, paint)
     if len(runs) > 1:
-        _legend(figure, runs, paint)
+        legend(figure, runs, paint)
     left = [name for name in names if name not in chosen]
     caption = _CAPTION + (f" Only in the table: {', '.join(left)}." if left else "")
     return Picture("metrics", "Training and validation", caption, png(figure))
@@ -49,11 +50,16 @@ def draw_metrics(runs: Sequence[Run]) -> Picture | None:
 
 def _drawn(names: Sequence[str], runs: Sequence[Run]) -> list[str]:
     """The metrics to draw. Those with a single value are only in the table, unless there are no others."""
-    series = [name for name in names if any(len(run.metrics[name].steps) > 1 for run in runs if name in run.metrics)]
-    return list(series or names)[:_MOST_PANELS]
+    over_time = [name for name in names if name not in (STEP_MS, WAITING)]  # they have their own picture
+    return list(several_values(over_time, runs) or over_time)[:_MOST_PANELS]
 
 
-def _colours(count: int) -> list[str]:
+def several_values(names: Sequence[str], runs: Sequence[Run]) -> list[str]:
+    """Those of the metrics of which some run has more than one value."""
+    return [name for name in names if any(len(run.metrics[name].steps) > 1 for run in runs if name in run.metrics)]
+
+
+def paint_of(count: int) -> list[str]:
     """A colour for the run and each baseline. Many baselines are all grey: which is which no longer matters."""
     if is_many(count):
         return [PALETTE[0]] + [GREY] * (count - 1)
@@ -73,7 +79,8 @@ def _panel(axes: Axes, name: str, runs: Sequence[Run], paint: Sequence[str]) -> 
     span(axes, runs)
 
 
-def _legend(figure: Figure, runs: Sequence[Run], paint: Sequence[str]) -> None:
+def legend(figure: Figure, runs: Sequence[Run], paint: Sequence[str]) -> None:
+    """Shows which line is which run."""
     labels = [shown(run.label, 50) for run in runs]
     handles = [handle(colour, dashed=place > 0) for place, colour in enumerate(paint)]
     if is_many(len(runs)):
@@ -83,4 +90,4 @@ def _legend(figure: Figure, runs: Sequence[Run], paint: Sequence[str]) -> None:
     figure.legend(handles, labels, loc="outside upper left", ncols=2 if len(labels) < 5 else 3)
 
 
-__all__ = ["draw_metrics"]
+__all__ = ["draw_metrics", "legend", "paint_of", "several_values"]

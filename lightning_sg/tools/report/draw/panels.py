@@ -37,12 +37,20 @@ def panels(count: int, height: float, width: float = 11.0) -> tuple[Figure, list
     return figure, found[:count]
 
 
-def finish(axes: Axes, title: str, label: str, lost: str = "") -> None:
-    """Writes the title, the axis labels, and a remark on values that the axis cannot show."""
+def finish(axes: Axes, title: str, label: str, lost: str = "", along: str | None = None) -> None:
+    """Writes the title, the axis labels, and a remark on values that the axis cannot show.
+
+    Args:
+        axes: The axes, already drawn in.
+        title: The title.
+        label: What is drawn.
+        lost: The remark.
+        along: What it is drawn over; by default training steps.
+    """
     axes.set_title(title)
-    axes.set_xlabel(STEP)
+    axes.set_xlabel(along or STEP)
     axes.set_ylabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=along is None))
     if lost:
         axes.set_title(lost, loc="right", fontsize=8, fontweight="normal", color=DIM)
 
