@@ -23,14 +23,15 @@ class AlignmentGuard:
     restarts from new weights. On a CPU that happens at once; on other devices, and with replicas, at the next logging
     step, and until then the prediction is zero. Each change is a warning.
 
-    The guard reads the mean after every tenth batch, so that it hardly ever stops a device.
+    The guard reads the mean after every tenth target, so that it hardly ever stops a device. A predictor with a loss of
+    its own asks for a target on every fourth batch, after the first 64 (``ExactGradients(every=...)``).
 
     Args:
         threshold: The smallest mean cosine that is trusted, -1 to 1. By default 0: only predictions that point away
             from the target are refused. For states that are carried through time the default is -0.2: the future is
             uncertain, and cosines are so small that their mean falls below zero by chance now and then.
         margin: How far the mean must rise above the threshold before predictions are used again, 0 to 2.
-        patience: The number of batches to learn from before the guard judges.
+        patience: The number of targets to see before the guard judges.
         fallback: What the stage gets instead: ``"zero"`` (no gradient, as if detached), ``"couple"`` (the target, for
             which the stage then waits), or a predictor such as ``LocalLoss()``, which learns while it is in use.
 

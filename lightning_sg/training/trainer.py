@@ -16,7 +16,7 @@ from lightning_sg import profiling
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.finite.values import are_finite
 from lightning_sg.options import PredictorTraining
-from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo, TargetUse
+from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
 from lightning_sg.replicas import Replicas, is_of_a_collective
 from lightning_sg.rng import seed_for
 from lightning_sg.training.base import BoundaryTrainer, Echo
@@ -27,6 +27,9 @@ from lightning_sg.training.learner import Learner
 from lightning_sg.training.metrics import all_finite, known_finite, norms
 from lightning_sg.training.predictions import Predictions
 from lightning_sg.training.record import Record, TargetPlan
+
+#: The batches at the start on which every target is asked for: sizes change quickly, and the guard knows nothing yet.
+_KNOWN = 64
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class TrainerOptions:
         seed: Seeds the predictors' initial weights, together with the boundary's name.
         replicas: The replicas whose predictors learn from all their batches together.
         only_finite: Whether nothing is learned from a target that is not finite; else such values count as zero.
-        matching: On every how many-th batch that it learns from a predictor with a loss of its own also matches the
-            target, where that is always exact.
+        matching: On every how many-th batch that it learns from a predictor with a loss of its own also looks at the
+            target: to match it where it is always exact, and to be bounded and judged by it.
     """
 
     delay: int = 1
@@ -191,9 +194,13 @@ class PredictorTrainer(BoundaryTrainer):
         learns = self._learner.learns and (step % self._options.training.every == 0 or plan.exact)
         wants = learns and use.asks and (fit or plan.bootstrap)
         learns_target = fit or (plan.bootstrap and not use.learns_without_targets)
-        if self.distance == 1 and use is TargetUse.OPTIONAL and not (plan.exact or plan.coupled or self._distrusted):
-            learns_target = step % (self._options.training.every * self._options.matching) == 0
-        return wants or plan.exact or plan.coupled or self._distrusted, learns_target
+        must = plan.exact or plan.coupled or self._distrusted
+        if use.learns_without_targets and not must:
+            turn = step % (self._options.training.every * self._options.matching) == 0
+            learns_target = learns_target and (turn or self.distance > 1 or not use.learns_from_targets)
+            needed = learns_target and use.learns_from_targets
+            wants = wants and (needed or turn or step < _KNOWN)
+        return wants or must, learns_target
 
     @property
     def _distrusted(self) -> bool:

@@ -130,10 +130,35 @@ def test_a_predictor_with_a_loss_of_its_own_matches_at_times(use: TargetUse, mat
     trained = trainer(template, delay=0, matching=matching, optimizer=sgd)
     for step in range(8):
         record = take_in(trained, torch.ones(1, 3))
-        assert record.wants_target, "it is bounded and judged by each"
+        assert record.wants_target, "at the start it is bounded and judged by each"
         record.add_target([torch.full((1, 3), step + 1.0)])
     assert [target - 1 for target in trained.predictor.learned if target] == matched
     assert len(trained.predictor.learned) == 7
+
+
+@pytest.mark.parametrize(
+    ("use", "matching", "asks"),
+    [
+        (TargetUse.OPTIONAL, 3, [66, 69, 72]),
+        (TargetUse.BOUND, 4, [64, 68, 72]),
+        (TargetUse.BOUND, 1, list(range(64, 74))),
+        (TargetUse.REQUIRED, 3, list(range(64, 74))),
+        (TargetUse.NONE, 3, []),
+    ],
+)
+def test_later_it_is_bounded_and_judged_by_the_targets_of_some_batches(
+    use: TargetUse, matching: int, asks: list[int]
+) -> None:
+    template = MemoryWithALoss()
+    template.target_use = use
+    trained = trainer(template, delay=0, matching=matching, optimizer=sgd)
+    wanted = []
+    for _step in range(74):
+        record = take_in(trained, torch.ones(1, 3))
+        record.add_target([torch.ones(1, 3)])
+        wanted += [record.step] * record.wants_target
+    assert [step for step in wanted if step >= 64] == asks
+    assert len(trained.predictor.learned) == 73
 
 
 def test_a_predictor_with_a_loss_of_its_own_matches_whatever_its_stage_waits_for() -> None:
