@@ -53,16 +53,18 @@ class OperationCount:
         self._every = every
         self._counted: dict[str, int] = {}
 
-    def flops(self, matched: float) -> int | None:
+    def flops(self, matched: float | None) -> int | None:
         """Floating-point operations for a batch on average; ``None`` until that is known.
 
         Args:
-            matched: The share of the batches it learns from whose target it learns from; on the others, it learns in
-                the pass in which it predicts.
+            matched: The share of the batches it learns from whose target it learns from; on the others it learns in
+                the pass in which it predicts. ``None`` if that is not known: then it is taken to be all or none.
         """
         passing, prediction = self._counted.get("passing"), self._counted.get("prediction")
         learning = self._counted.get("learning")
         of_target = None if prediction is None or learning is None else prediction + learning
+        if matched is None:
+            matched = 1.0 if passing is None else 0.0
         learned = 0.0
         for share, operations in ((matched, of_target), (1 - matched, passing)):
             if share and operations is None:

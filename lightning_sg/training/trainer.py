@@ -128,7 +128,7 @@ class PredictorTrainer(BoundaryTrainer):
             return None
         if not self._learner.learns_in_passing:
             return self._operations.flops(matched=1.0)
-        return self._operations.flops(matched=1 / self._options.matching if self.matches else 0.0)
+        return self._operations.flops(1 / self._options.matching if self.matches and self.distance == 1 else None)
 
     @property
     def scale(self) -> TargetScale:
