@@ -52,6 +52,7 @@ class OperationCount:
     def __init__(self, every: int) -> None:
         self._every = every
         self._counted: dict[str, int] = {}
+        self._steps = 0  # of learning from targets
 
     def flops(self, matched: float | None) -> int | None:
         """Floating-point operations for a batch on average; ``None`` until that is known.
@@ -65,6 +66,8 @@ class OperationCount:
         of_target = None if prediction is None or learning is None else prediction + learning
         if matched is None:
             matched = 1.0 if passing is None else 0.0
+        if passing is None and self._steps > 1:  # it has learned twice, and from targets both times
+            matched = 1.0
         learned = 0.0
         for share, operations in ((matched, of_target), (1 - matched, passing)):
             if share and operations is None:
@@ -76,6 +79,7 @@ class OperationCount:
     @contextmanager
     def counting(self, what: Literal["prediction", "learning", "passing"]) -> Iterator[None]:
         """Counts what is done meanwhile, the first time."""
+        self._steps += what == "learning"
         if what in self._counted:
             yield
             return
