@@ -318,6 +318,7 @@ _UNTOLD = frozenset(
         "stack",
         "cat",
         "clone",
+        "contiguous",
         "view_as",
         "expand",
         "expand_as",

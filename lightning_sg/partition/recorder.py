@@ -33,6 +33,7 @@ from lightning_sg.partition.numbers import Number, number
 _SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]
 _SIZES = (_SHAPE, Tensor.size)
 _READS = (Tensor.item,)
+_FROM_PYTHON = (torch.tensor, torch.as_tensor, torch.asarray)
 # They change nothing that a tensor's value depends on, despite the underscore.
 _HARMLESS = ("requires_grad_", "detach_", "retain_grad", "share_memory_", "register_hook", "rename_")
 _IN_PLACE = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__ipow__", "__iand__")
@@ -111,7 +112,9 @@ class Recorder(TorchFunctionMode):
             self._remember(tensors[0], self._filled(fill, tensors[0]))
         elif changed is not None:
             self._change(changed, func, inputs)
-        elif func in (torch.clone, Tensor.clone, Tensor.contiguous) and tensors:
+        elif func in _FROM_PYTHON and not list(values_in(inputs)) and tensors:
+            self._value(tensors[0])  # numbers that Python or NumPy may have computed from the batch
+        elif func in (torch.clone, Tensor.clone) and tensors:
             self._remember(tensors[0], self._value(args[0] if args else next(iter(kwargs.values()))))
         else:
             self._take_results(func, inputs, result, tensors)

@@ -98,6 +98,16 @@ KINDS: dict[str, tuple[Any, Any, Any, str, str]] = {
         "batch[1]",
         "mse_loss",
     ),
+    "parts that are copied to lie in one piece": (
+        lambda x, y, c, w: (x, y, w),
+        lambda m, out, b: (
+            F.mse_loss(out[:, 1:].contiguous().view(-1), b[1][:, 1:].contiguous().view(-1))
+            + (out[:, 0] * b[2]).square().mean()
+        ),
+        lambda b: b[0],
+        "batch[1], batch[2]",
+        "own loss",
+    ),
     "two terms": (
         lambda x, y, c, w: (x, y, c[:, 0].clamp(max=1)),
         lambda m, out, b: (
@@ -226,6 +236,9 @@ NOTHING: dict[str, Callable[..., Tensor]] = {
     "nothing of the batch": lambda m, out, b: out.square().mean(),
     "what a generator draws": lambda m, out, b: F.mse_loss(out, torch.randn(b[1].shape, generator=torch.Generator())),
     "what numpy has computed": lambda m, out, b: F.mse_loss(out, torch.from_numpy(b[1].numpy() * 2)),
+    "what Python has computed, beside a mask": lambda m, out, b: F.mse_loss(
+        out * (b[1] > 0), torch.tensor([[2 * each for each in row] for row in b[1].tolist()])
+    ),
     "a buffer that changes": lambda m, out, b: F.mse_loss(out, b[1] / m.scale.mul_(1.01)),
 }
 
