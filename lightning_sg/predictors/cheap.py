@@ -35,7 +35,7 @@ class ScalePredictor(GradientPredictor):
 
     def build(self, activations: Gradients, context: Any, loss: LossInfo | None) -> None:
         """Makes a factor and a constant for each feature, or one of each."""
-        self.sizes = FirstSizes(activations)
+        self._sizes = FirstSizes(activations)
         rows = join_rows(activations)
         size = 1 if self.shared else rows.shape[-1]
         self.factor = nn.Parameter(torch.zeros(size, device=rows.device))
@@ -43,9 +43,9 @@ class ScalePredictor(GradientPredictor):
 
     def forward(self, activations: Gradients, context: Any) -> Gradients:
         """See :meth:`GradientPredictor.forward`."""
-        rows, seen = self.sizes.rows(activations)
+        rows, seen = self._sizes.rows(activations)
         gradients = split_rows(self.scale(rows) * self.factor + self.constant, seen)
-        gradients = self.sizes.back(gradients, activations)
+        gradients = self._sizes.back(gradients, activations)
         if self.target_rms is None:
             return gradients
         return tuple(gradient * rms for gradient, rms in zip(gradients, self.target_rms))

@@ -54,17 +54,17 @@ class MLPPredictor(GradientPredictor):
         """Makes the layers. Integer context of K classes becomes K inputs."""
         if self.conditional and isinstance(context, Tensor) and is_label(context):
             self.classes = count_classes(context, loss)
-        self.sizes = FirstSizes(activations)
+        self._sizes = FirstSizes(activations)
         rows = join_rows(activations)
         self.scale.update(rows)
-        self.told: int | None = None
+        self._told: int | None = None
         self.net = zero_ended(self._inputs(rows, context).shape[-1], self.hidden, self.layers, rows.shape[-1])
 
     def forward(self, activations: Gradients, context: Any) -> Gradients:
         """See :meth:`GradientPredictor.forward`."""
-        rows, seen = self.sizes.rows(activations)
+        rows, seen = self._sizes.rows(activations)
         gradients = split_rows(self.net(self._inputs(rows, context)), seen)
-        gradients = self.sizes.back(gradients, activations)
+        gradients = self._sizes.back(gradients, activations)
         if self.target_rms is None:
             return gradients
         return tuple(gradient * rms for gradient, rms in zip(gradients, self.target_rms))
@@ -78,9 +78,9 @@ class MLPPredictor(GradientPredictor):
         rows = self.scale(rows)
         if self.conditional and isinstance(context, Tensor):
             features = context_features(context, self.classes)
-            if self.told is None:
-                self.told = features.shape[-1]
-            rows = beside(rows, resampled(features, -1, self.told))
+            if self._told is None:
+                self._told = features.shape[-1]
+            rows = beside(rows, resampled(features, -1, self._told))
         return rows
 
 

@@ -93,11 +93,11 @@ class View(nn.Module):
             else:
                 channels, stride = self._joined_maps(activations)[0].shape[1], 2
             self.convolutions = convolutions(channels, self.conv_width, self.conv_layers, stride, self.conv_norm)
-        self.sizes = FirstSizes(activations)
+        self._sizes = FirstSizes(activations)
         self.update(activations)
         with torch.no_grad():
-            self.features = int(self._seen(activations).shape[-1])
-        return self.features
+            self._features = int(self._seen(activations).shape[-1])
+        return self._features
 
     def passes(self, activations: Gradients) -> bool:
         """Whether the rows are the activations as they are."""
@@ -107,7 +107,7 @@ class View(nn.Module):
     def forward(self, activations: Gradients) -> Tensor:
         """One row for each place: ``(N, D)``, ``(N, T, D)`` or ``(N, H, W, D)``, of as many features as at first."""
         rows = self._seen(activations)
-        return rows if rows.shape[-1] == self.features else self._seen(self.sizes.of(activations))
+        return rows if rows.shape[-1] == self._features else self._seen(self._sizes.of(activations))
 
     def _seen(self, activations: Gradients) -> Tensor:
         if self.convolutions is not None and self.place == "sample":

@@ -33,9 +33,9 @@ def a_part(x: Tensor, y: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
 
 
 def noise(x: Tensor, y: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    level = torch.randint(4, (len(x),))
-    added = torch.randn_like(y)
-    return torch.cat([x[:, :2] * level.unsqueeze(1), added], dim=1), lambda out: added
+    level = torch.randint(1, 4, (len(x), 1))
+    added = torch.randn(len(x), OUTPUTS)
+    return torch.cat([x[:, :2] * level, added], dim=1), lambda out: added * level
 
 
 def dropped(x: Tensor, y: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -133,7 +133,7 @@ def test_drawing_again_leaves_the_users_numbers_alone() -> None:
 def test_it_is_said_what_is_drawn() -> None:
     found = traced(Drawing(noise)).inputs
     assert found.context is not None
-    assert "what the step draws (randn_like), by the model's mse_loss" in found.context.words
+    assert "what the step draws (randint, randn), by the model's mse_loss" in found.context.words
 
 
 def of_a_generator(x: Tensor, y: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
