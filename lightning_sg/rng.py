@@ -61,7 +61,11 @@ class StepRandomness(AbstractContextManager["StepRandomness"]):
 
     def next_stage(self) -> None:
         """The step has come to the next stage."""
-        self._stage += 1
+        self.begin(self._stage + 1)
+
+    def begin(self, stage: int) -> None:
+        """The step begins a stage, the first of which is 0; a network that runs again has stages of other numbers."""
+        self._stage = stage
         self._seed()
 
     def __exit__(

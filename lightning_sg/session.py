@@ -224,7 +224,7 @@ class Session:
             )
         self.late.watch(trace, self.boundaries.sites)
         if self.batch is not None:
-            self.batch.context, self.batch.loss = self.told.of(self.batch.origin.data), self.told.loss
+            self.batch.context, self.batch.loss = self.told.of(self.batch.origin.data, self.batches), self.told.loss
             self.batch.plan = self.exact.plan(self.batches, self.batch.context)
             self.replays.begin(self.batch)
             announce_context(self.told, self.trainers.values(), found=self.batch.context is not None)
@@ -239,7 +239,7 @@ class Session:
 
     def begin_batch(self, trainer: pl.Trainer, batch: Any, origin: BatchOrigin) -> BatchContext:
         """A training batch begins."""
-        context = self.told.of(batch)
+        context = self.told.of(batch, self.batches)
         self.batch = BatchContext(
             self.batches,
             context,

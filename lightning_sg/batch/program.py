@@ -92,6 +92,19 @@ class Constant(Node):
 
 
 @dataclass(eq=False)
+class StageNumbers(Node):
+    """The random numbers of a stage, before any of them is drawn.
+
+    Attributes:
+        stage: The stage, as :class:`~lightning_sg.rng.StepRandomness` counts them.
+        after: What was drawn last before, if anything was.
+    """
+
+    stage: int = 0
+    after: Value | None = None
+
+
+@dataclass(eq=False)
 class Operation(Node):
     """A call of a function on values.
 
@@ -102,6 +115,7 @@ class Operation(Node):
         shapes: The shapes of the tensors that it returned.
         size: Whether it only asks for the size of a tensor.
         within: The name of the loss that it is a part of, if its callers say so.
+        after: If it draws random numbers: what was drawn last before, or the stage's numbers.
     """
 
     function: Callable[..., Any] = torch.clone
@@ -110,6 +124,7 @@ class Operation(Node):
     shapes: tuple[tuple[int, ...], ...] = ()
     size: bool = False
     within: str = ""
+    after: Value | None = None
 
     @property
     def inputs(self) -> list[Value]:
@@ -196,6 +211,7 @@ class Program:
     Attributes:
         paths: The places of the batch that it uses.
         buffers: The names of the buffers that it uses.
+        draws: Whether it draws random numbers again that a step has drawn.
     """
 
     def __init__(
@@ -211,6 +227,12 @@ class Program:
         self._wanted = [self._slots[value] for value in wanted]
         self.paths = [node.path for node, *_ in self._steps if isinstance(node, FromBatch)]
         self.buffers = [node.name for node, *_ in self._steps if isinstance(node, FromModule)]
+        self.draws = any(isinstance(node, StageNumbers) for node, *_ in self._steps)
+
+    @property
+    def leaves(self) -> list[Value]:
+        """The tensors of the batch that it uses, also those that only earlier draws depend on."""
+        return [Value(node) for node, *_ in self._steps if isinstance(node, FromBatch)]
 
     def _add(self, wanted: Value) -> None:
         pending = [wanted]
@@ -237,7 +259,9 @@ class Program:
             self._steps[self._done[node]][3].append((slot, value.place))
 
     def _inputs(self, node: Node) -> list[Value]:
-        return [self._replaced.get(each, each) for each in node.inputs] if isinstance(node, Operation) else []
+        inputs = [self._replaced.get(each, each) for each in node.inputs] if isinstance(node, Operation) else []
+        before = node.after if isinstance(node, (Operation, StageNumbers)) else None
+        return inputs if before is None else [*inputs, before]
 
     def _slot(self, value: Any) -> Any:
         return _Slot(self._slots[self._replaced.get(value, value)]) if isinstance(value, Value) else value
@@ -245,13 +269,20 @@ class Program:
     def __deepcopy__(self, _memo: Any) -> Program:
         return self  # it holds the model's buffers, and never changes
 
-    def run(self, batch: Any, given: Sequence[Any] = (), device: torch.device | None = None) -> list[Any]:
+    def run(
+        self,
+        batch: Any,
+        given: Sequence[Any] = (),
+        device: torch.device | None = None,
+        begin: Callable[[int], None] | None = None,
+    ) -> list[Any]:
         """Computes the values that are wanted.
 
         Args:
             batch: What paths lead into.
             given: The given values.
             device: Where constants are taken to; by default they stay where they are.
+            begin: Sets the generators to the numbers of a stage; without it what is drawn are other numbers.
         """
         table: list[Any] = [*given, *[None] * (len(self._slots) - self._given)]
 
@@ -267,6 +298,8 @@ class Program:
                 result = node.function(*mapped(args, filled), **mapped(kwargs, filled))
             elif isinstance(node, FromBatch):
                 result = plain_tensor(node.path.of(batch))
+            elif isinstance(node, StageNumbers):
+                result = None if begin is None else begin(node.stage)
             else:
                 tensor = node.now if isinstance(node, FromModule) else node.tensor  # type: ignore[attr-defined]
                 result = tensor if device is None else tensor.to(device)
@@ -281,24 +314,34 @@ def size_of(value: Value, place: int) -> Value:
 
 
 def described(value: Value) -> str:
-    """The value in words: where in the batch it comes from."""
+    """The value in words: where in the batch it comes from, and what is drawn for it."""
     paths = sorted({str(leaf.node.path) for leaf in leaves_of(value) if isinstance(leaf.node, FromBatch)})
-    return ", ".join(paths) if paths else "constants"
+    drawn = drawn_for(value)
+    return ", ".join([*paths, *([drawn] if drawn else [])]) or "constants"
 
 
 def leaves_of(value: Value) -> Iterator[Value]:
     """The tensors of the batch that a value was computed from."""
+    yield from (Value(node) for node in _ancestors(value) if isinstance(node, FromBatch))
+
+
+def drawn_for(value: Value) -> str:
+    """The random numbers that a value was computed from, in words; empty if there are none."""
+    names = {node.name for node in _ancestors(value) if isinstance(node, Operation) and node.after is not None}
+    return f"what the step draws ({', '.join(sorted(names))})" if names else ""
+
+
+def _ancestors(value: Value) -> Iterator[Node]:
     seen: set[Node] = set()
-    pending = [value]
+    pending = [value.node]
     while pending:
-        each = pending.pop()
-        if each.node in seen:
+        node = pending.pop()
+        if node in seen:
             continue
-        seen.add(each.node)
-        if isinstance(each.node, FromBatch):
-            yield each
-        elif isinstance(each.node, Operation):
-            pending.extend(each.node.inputs)
+        seen.add(node)
+        yield node
+        if isinstance(node, Operation):
+            pending.extend(each.node for each in node.inputs)
 
 
 __all__ = [
@@ -308,8 +351,10 @@ __all__ = [
     "Node",
     "Operation",
     "Program",
+    "StageNumbers",
     "Value",
     "described",
+    "drawn_for",
     "leaves_of",
     "mapped",
     "size_of",

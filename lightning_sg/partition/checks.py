@@ -57,6 +57,11 @@ def check_cuts(trace: Trace, *, split: bool) -> None:
 
 def _remedy(trace: Trace, leak: Leak, *, split: bool) -> str:
     """What to do about an activation that goes around a boundary."""
+    if leak.operation == "grad":
+        return (
+            "It is differentiated across the boundary, as for a gradient penalty, and a synthetic gradient has no "
+            "gradient of its own. Put no boundary into the network whose gradient is taken."
+        )
     through = "ass the activation through the boundary too (`a, b = boundary(a, b)`)"
     if NUMBERS in leak.makers:
         return (

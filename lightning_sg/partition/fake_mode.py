@@ -91,7 +91,7 @@ class WithoutData(FakeTensorMode):
                 return func(*args, **kwargs)
             if deciding and not _has_fakes(deciding):
                 return self._on_zeros(func, args, kwargs, _SIZED[func].computed)
-        self.drawn += _draws(func, args, kwargs)
+        self.drawn += draws(func, args, kwargs)
         return super().__torch_dispatch__(func, types, args, kwargs)
 
     def without_data(self, tensor: Tensor, device: torch.device | None = None) -> Tensor:
@@ -114,7 +114,7 @@ def _zeros(tensor: Tensor) -> Tensor:
     return torch.zeros((), dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
 
 
-def _draws(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+def draws(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether an operation draws random numbers: dropout in evaluation does not."""
     if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):
         return False
@@ -127,4 +127,4 @@ def _has_fakes(arguments: Any) -> bool:
     return any(isinstance(leaf, FakeTensor) for leaf in tree_leaves(arguments))
 
 
-__all__ = ["WithoutData", "values_deciding"]
+__all__ = ["WithoutData", "draws", "values_deciding"]

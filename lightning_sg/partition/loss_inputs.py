@@ -9,20 +9,23 @@ weights. It is the context of the predictors. If one function that predictors kn
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_sg.batch.program import FromModule, Operation, Program, Value, leaves_of, size_of
+from lightning_sg.batch.program import FromModule, Operation, Program, Value, size_of
 from lightning_sg.batch.seen import SeenContext
 from lightning_sg.partition.affine import is_affine, is_layer, only_reshapes
 from lightning_sg.partition.losses import SeenCall, call_of
 from lightning_sg.partition.recorder import Recorder
 from lightning_sg.predictors.base import LossInfo
 from lightning_sg.predictors.replayed import ReplayedLoss
+from lightning_sg.rng import unchanged_randomness
 
 # Parameters that a loss uses by themselves, such as a dispersion for each gene, are learned again by the head up to
 # this number of elements.
@@ -315,6 +318,7 @@ _UNTOLD = frozenset(
         "stack",
         "cat",
         "clone",
+        "contiguous",
         "view_as",
         "expand",
         "expand_as",
@@ -371,14 +375,15 @@ def _check(entries: list[Value], samples: int, replay: ReplayedLoss | None = Non
     """
     if samples < 2:
         return
-    leaves = list(dict.fromkeys(leaf for entry in entries for leaf in leaves_of(entry)))
-    program = Program(entries, leaves)
+    leaves = Program(entries).leaves
+    program, batch = Program(entries, leaves), _batch_size(leaves, samples)
     try:
-        with torch.no_grad():
-            found = program.run(None, [_cut(leaf, samples) for leaf in leaves])
-            if replay is not None:
+        with torch.no_grad(), unchanged_randomness():
+            found = program.run(None, [_cut(leaf, batch) for leaf in leaves])
+            left = _left(entries, found, samples, batch)
+            if replay is not None and left is not None:
                 device = next((each.device for each in found if isinstance(each, Tensor)), torch.device("cpu"))
-                outputs = [_zeros(shape, samples, device) for shape in replay.shapes]
+                outputs = [_zeros(shape, samples, left, device) for shape in replay.shapes]
                 context = found[0] if len(found) == 1 else dict(zip(replay.names, found))
                 parameters = [each.to(device) for each in replay.parameters]
                 replay(outputs, context, parameters)
@@ -388,17 +393,31 @@ def _check(entries: list[Value], samples: int, replay: ReplayedLoss | None = Non
         ) from error
 
 
-def _cut(leaf: Value, samples: int) -> Tensor:
+def _batch_size(leaves: list[Value], samples: int) -> int:
+    """How many samples the batch has: rows that cross the boundary may be positions, or some of the samples."""
+    sizes = Counter(leaf.shape[0] for leaf in leaves if leaf.shape)
+    return samples if samples in sizes or not sizes else sizes.most_common(1)[0][0]
+
+
+def _cut(leaf: Value, batch: int) -> Tensor:
     tensor: Tensor = leaf.node.tensor  # type: ignore[attr-defined]
-    return tensor[: samples - 1] if tensor.ndim and tensor.shape[0] == samples else tensor
+    return tensor[: batch - 1] if tensor.ndim and tensor.shape[0] == batch else tensor
 
 
-def _zeros(shape: tuple[int, ...], samples: int, device: torch.device) -> Tensor:
-    """Outputs for one sample less; samples may be first, or first together with positions."""
+def _left(entries: list[Value], found: list[Any], samples: int, batch: int) -> int | None:
+    """How many rows would cross the boundary of the smaller batch; ``None`` if that cannot be told."""
+    for entry, smaller in zip(entries, found):
+        if isinstance(smaller, Tensor) and entry.shape[:1] == (samples,):
+            return int(smaller.shape[0])
+    return samples // batch * (batch - 1) if samples % batch == 0 else None
+
+
+def _zeros(shape: tuple[int, ...], samples: int, left: int, device: torch.device) -> Tensor:
+    """Outputs for the smaller batch; samples may be first, or first together with positions."""
     if shape and shape[0] % samples == 0:
-        shape = (shape[0] // samples * (samples - 1), *shape[1:])
+        shape = (shape[0] // samples * left, *shape[1:])
     else:
-        shape = tuple(size - 1 if size == samples else size for size in shape)
+        shape = tuple(left if size == samples else size for size in shape)
     return torch.zeros(shape, device=device)
 
 

@@ -6,11 +6,16 @@ a step is traced, sizes are integers that remember from which tensor they come.
 
 from __future__ import annotations
 
+import builtins
 import operator
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
+from torch import Tensor
+
 from lightning_sg.batch.program import Operation, Value
+from lightning_sg.partition.shadow import shadowed
 
 
 class Number:
@@ -48,6 +53,20 @@ def number(result: Any, value: Value | None) -> Any:
         return result
     made.value = value
     return made
+
+
+_len = len
+
+
+def lengths_of_tensors() -> AbstractContextManager[None]:
+    """While entered, ``len(x)`` of a tensor is ``x.shape[0]``; Python would make it a plain integer."""
+    return shadowed([(builtins, "len", _length)])
+
+
+def _length(of: Any, /) -> int:
+    if isinstance(of, Tensor) and type(of).__len__ is Tensor.__len__ and of.ndim:
+        return of.shape[0]
+    return _len(of)
 
 
 def _remembering(compute: Callable[..., Any], plain: Callable[..., Any], *, swapped: bool) -> Callable[..., Any]:
@@ -91,4 +110,4 @@ for _kind, _base in ((Integer, int), (Decimal, float)):
         )
 
 
-__all__ = ["Decimal", "Integer", "Number", "number"]
+__all__ = ["Decimal", "Integer", "Number", "lengths_of_tensors", "number"]

@@ -24,15 +24,16 @@ from lightning_sg.batch.program import (
     size_of,
     values_in,
 )
+from lightning_sg.partition.draws import Draws
 from lightning_sg.partition.expected import expected
 from lightning_sg.partition.fakes import is_fake
 from lightning_sg.partition.naming import loss_around
 from lightning_sg.partition.numbers import Number, number
-from lightning_sg.partition.uses import RANDOM
 
 _SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]
 _SIZES = (_SHAPE, Tensor.size)
 _READS = (Tensor.item,)
+_FROM_PYTHON = (torch.tensor, torch.as_tensor, torch.asarray)
 # They change nothing that a tensor's value depends on, despite the underscore.
 _HARMLESS = ("requires_grad_", "detach_", "retain_grad", "share_memory_", "register_hook", "rename_")
 _IN_PLACE = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__ipow__", "__iand__")
@@ -52,6 +53,7 @@ class Recorder(TorchFunctionMode):
     Attributes:
         loss: The loss that the step returned or went backward from, once there is one.
         calls: The operations that depend on parameters, in order.
+        draws: The random numbers of the step; it is told when another stage begins.
         changed: The names of the buffers that the step changed.
     """
 
@@ -59,6 +61,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.loss: Value | None = None
         self.calls: list[Operation] = []
+        self.draws = Draws()
         self.changed: set[str] = set()
         self._metric = ""
         self._buffers = dict(module.named_buffers())
@@ -95,7 +98,8 @@ class Recorder(TorchFunctionMode):
         in_place = _changes(func, kwargs)
         inputs = self._noted((tuple(args), kwargs))
         changed = args[0] if in_place and args and isinstance(args[0], Tensor) else None
-        result = func(*args, **kwargs)
+        with self.draws.watching():
+            result = func(*args, **kwargs)
         if func in _SIZES:
             return self._sized(args, kwargs, result)
         if func is Tensor.numel:
@@ -108,7 +112,9 @@ class Recorder(TorchFunctionMode):
             self._remember(tensors[0], self._filled(fill, tensors[0]))
         elif changed is not None:
             self._change(changed, func, inputs)
-        elif func in (torch.clone, Tensor.clone, Tensor.contiguous) and tensors:
+        elif func in _FROM_PYTHON and not list(values_in(inputs)) and tensors:
+            self._value(tensors[0])  # numbers that Python or NumPy may have computed from the batch
+        elif func in (torch.clone, Tensor.clone) and tensors:
             self._remember(tensors[0], self._value(args[0] if args else next(iter(kwargs.values()))))
         else:
             self._take_results(func, inputs, result, tensors)
@@ -137,13 +143,12 @@ class Recorder(TorchFunctionMode):
         tensors = [value for value in values if not value.is_size]
         network, batch = any(v.node.network for v in tensors), any(v.node.batch for v in values)
         obstacle = next((v.node.obstacle for v in values if v.node.obstacle and not v.node.network), "")
-        name = getattr(func, "__name__", "")
-        if name in RANDOM and not network:
-            obstacle = f"it is drawn at random ({name.strip('_')})"
+        own = kwargs.get("generator") is not None
         kwargs = {key: each for key, each in kwargs.items() if key != "generator"}
         shapes = tuple(tuple(map(int, tensor.shape)) for tensor in results)
         sized = batch and all(v.node.sized for v in values if v.node.batch)
         made = Operation(network, batch, obstacle, sized, func, args, kwargs, shapes)
+        self.draws.take(made, own_generator=own)
         if network:
             self.calls.append(made)
             if any(value.node.batch and not value.node.network for value in tensors):

@@ -20,11 +20,13 @@ from lightning_sg.lightning_api import STEP_OUTPUT, pl
 from lightning_sg.partition.copies import CopiedTensors
 from lightning_sg.partition.fakes import FakeTensors
 from lightning_sg.partition.loss_inputs import LossInputs, inputs_of_loss
+from lightning_sg.partition.numbers import lengths_of_tensors
 from lightning_sg.partition.recorder import Recorder
 from lightning_sg.partition.shadow import shadowed
 from lightning_sg.partition.trace import Trace
 from lightning_sg.partition.tracer import Tracer
 from lightning_sg.partition.undo import undone
+from lightning_sg.passes import hearing_passes
 from lightning_sg.subclasses import fakes_stay_plain
 
 #: How many steps are run to see whether later ones show what the first does not.
@@ -144,9 +146,10 @@ def _follow(following: Following, run: Callable[[], STEP_OUTPUT]) -> tuple[Trace
         recorder = Recorder(module, following.batch, fakes.origin)
         tracer.expects = recorder.expected
         stack.enter_context(tracer.following_modules())
-        stack.enter_context(tracer.following_numbers(module))
+        stack.enter_context(tracer.following_numbers(module, recorder.draws.next_stage))
         stack.enter_context(tracer.following_time(module))
         stack.enter_context(counter)
+        stack.enter_context(lengths_of_tensors())
         stack.enter_context(recorder)  # before the tracer, which shall not see what the recorder does
         stack.enter_context(tracer)
         try:
@@ -200,6 +203,8 @@ def inputs_on_values(
         stack.enter_context(copies)
         stack.enter_context(fakes_stay_plain(lambda *both: recorder.take_same(*both)))
         recorder = Recorder(module, batch, copies.origin)
+        stack.enter_context(hearing_passes(module, sites, recorder.draws.next_stage))
+        stack.enter_context(lengths_of_tensors())
         stack.enter_context(recorder)
         try:
             for site in sites:

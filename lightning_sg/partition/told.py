@@ -33,15 +33,19 @@ class Told:
         trace = self._trace
         return self._source == "auto" and trace is not None and not trace.order and trace.inputs == LossInputs()
 
-    def of(self, batch: Any) -> Any:
+    def of(self, batch: Any, number: int = 0) -> Any:
         """The context of a batch, detached; ``None`` if there is none.
+
+        Args:
+            batch: The batch.
+            number: Which training batch it is.
 
         Raises:
             SyntheticGradientsError: If the batch has no such entry.
         """
         if self._source != "auto" or self.guesses:
             return context_of(batch, self._source)
-        return None if self._seen is None else detached(self._seen.of(batch))
+        return None if self._seen is None else detached(self._seen.of(batch, number))
 
     @property
     def loss(self) -> LossInfo | None:

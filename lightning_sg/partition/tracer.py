@@ -314,11 +314,17 @@ class Tracer(TorchFunctionMode):
             for handle in handles:
                 handle.remove()
 
-    def following_numbers(self, module: nn.Module) -> AbstractContextManager[None]:
-        """Notes where a step gets other random numbers, which follow none that only some stage draws."""
+    def following_numbers(self, module: nn.Module, passed: Callable[[], None]) -> AbstractContextManager[None]:
+        """Notes where a step gets other random numbers, which follow none that only some stage draws.
+
+        Args:
+            module: The LightningModule.
+            passed: Is called there, too.
+        """
 
         def pass_on() -> None:
             self._drawn_before = self._fakes.drawn
+            passed()
 
         return hearing_passes(module, list(self._sites.values()), pass_on)
 

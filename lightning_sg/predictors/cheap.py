@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
 from lightning_sg.predictors.direct import MLPPredictor
 from lightning_sg.predictors.features import join_rows, split_rows
 from lightning_sg.predictors.normalize import InputScale
+from lightning_sg.predictors.sizes import FirstSizes
 from lightning_sg.predictors.stage_size import StageSize
 
 #: The largest share of its stage's parameters and operations that a cheap predictor takes.
@@ -34,6 +35,7 @@ class ScalePredictor(GradientPredictor):
 
     def build(self, activations: Gradients, context: Any, loss: LossInfo | None) -> None:
         """Makes a factor and a constant for each feature, or one of each."""
+        self._sizes = FirstSizes(activations)
         rows = join_rows(activations)
         size = 1 if self.shared else rows.shape[-1]
         self.factor = nn.Parameter(torch.zeros(size, device=rows.device))
@@ -41,8 +43,9 @@ class ScalePredictor(GradientPredictor):
 
     def forward(self, activations: Gradients, context: Any) -> Gradients:
         """See :meth:`GradientPredictor.forward`."""
-        rows: Tensor = self.scale(join_rows(activations))
-        gradients = split_rows(rows * self.factor + self.constant, activations)
+        rows, seen = self._sizes.rows(activations)
+        gradients = split_rows(self.scale(rows) * self.factor + self.constant, seen)
+        gradients = self._sizes.back(gradients, activations)
         if self.target_rms is None:
             return gradients
         return tuple(gradient * rms for gradient, rms in zip(gradients, self.target_rms))

@@ -18,6 +18,7 @@ from lightning_sg.predictors.features import (
 )
 from lightning_sg.predictors.layers import DEPTH, WIDTH, zero_ended
 from lightning_sg.predictors.normalize import NORMALIZATION, InputScale, Normalization
+from lightning_sg.predictors.sizes import FirstSizes, resampled
 
 
 class MLPPredictor(GradientPredictor):
@@ -53,14 +54,17 @@ class MLPPredictor(GradientPredictor):
         """Makes the layers. Integer context of K classes becomes K inputs."""
         if self.conditional and isinstance(context, Tensor) and is_label(context):
             self.classes = count_classes(context, loss)
+        self._sizes = FirstSizes(activations)
         rows = join_rows(activations)
         self.scale.update(rows)
+        self._told: int | None = None
         self.net = zero_ended(self._inputs(rows, context).shape[-1], self.hidden, self.layers, rows.shape[-1])
 
     def forward(self, activations: Gradients, context: Any) -> Gradients:
         """See :meth:`GradientPredictor.forward`."""
-        rows = join_rows(activations)
-        gradients = split_rows(self.net(self._inputs(rows, context)), activations)
+        rows, seen = self._sizes.rows(activations)
+        gradients = split_rows(self.net(self._inputs(rows, context)), seen)
+        gradients = self._sizes.back(gradients, activations)
         if self.target_rms is None:
             return gradients
         return tuple(gradient * rms for gradient, rms in zip(gradients, self.target_rms))
@@ -73,7 +77,10 @@ class MLPPredictor(GradientPredictor):
     def _inputs(self, rows: Tensor, context: Any) -> Tensor:
         rows = self.scale(rows)
         if self.conditional and isinstance(context, Tensor):
-            rows = beside(rows, context_features(context, self.classes))
+            features = context_features(context, self.classes)
+            if self._told is None:
+                self._told = features.shape[-1]
+            rows = beside(rows, resampled(features, -1, self._told))
         return rows
 
 

@@ -40,7 +40,7 @@ def join_rows(activations: Gradients) -> Tensor:
 
     Args:
         activations: Tensors of shape ``(N, ...)``. All but the first may have samples second, as an LSTM's states
-            ``(layers, N, D)`` do.
+            ``(layers, N, D)`` do. Others are left out, such as these states beside a packed sequence.
 
     Returns:
         ``(..., D_1 + D_2 + ...)`` if all have the same leading dimensions, else ``(N, all features)``.
@@ -50,7 +50,8 @@ def join_rows(activations: Gradients) -> Tensor:
         return rows[0]
     if any(row.shape[:-1] != rows[0].shape[:-1] for row in rows):
         samples = activations[0].shape[0]
-        rows = [_samples_first(activation, samples).flatten(1) for activation in activations]
+        first = [_samples_first(activation, samples) for activation in activations]
+        rows = [activation.flatten(1) for activation in first if activation.shape[0] == samples]
     return torch.cat(rows, dim=-1)
 
 
@@ -61,20 +62,26 @@ def split_rows(rows: Tensor, like: Gradients) -> Gradients:
         parts = rows.split([shape[-1] for shape in shapes], dim=-1)
         return tuple(from_rows(part, activation) for part, activation in zip(parts, like))
     samples = like[0].shape[0]
-    parts = rows.split([activation.numel() // samples for activation in like], dim=-1)
+    firsts = [_samples_first(activation, samples) for activation in like]
+    seen = [first for first in firsts if first.shape[0] == samples]
+    parts = iter(rows.split([first.numel() // samples for first in seen], dim=-1))
     gradients = []
-    for part, activation in zip(parts, like):
-        first = _samples_first(activation, samples)
-        part = part.reshape(first.shape)
-        gradients.append(part if first.shape == activation.shape else part.movedim(0, 1))
+    for first, activation in zip(firsts, like):
+        if first.shape[0] != samples:
+            gradients.append(torch.zeros_like(activation))
+            continue
+        gradients.append(next(parts).reshape(first.shape).movedim(0, sample_dimension(activation, samples)))
     return tuple(gradients)
+
+
+def sample_dimension(tensor: Tensor, samples: int) -> int:
+    """The dimension of the samples: 0 in ``(N, ...)``, 1 in ``(L, N, ...)``."""
+    return int(tensor.shape[0] != samples and tensor.ndim > 1 and tensor.shape[1] == samples)
 
 
 def _samples_first(tensor: Tensor, samples: int) -> Tensor:
     """Moves samples to the front: ``(N, ...)`` from ``(N, ...)`` or ``(L, N, ...)``."""
-    if tensor.shape[0] != samples and tensor.ndim > 1 and tensor.shape[1] == samples:
-        return tensor.movedim(1, 0)
-    return tensor
+    return tensor.movedim(sample_dimension(tensor, samples), 0)
 
 
 def count_classes(labels: Tensor, loss: LossInfo | None) -> int:
@@ -132,5 +139,6 @@ __all__ = [
     "from_rows",
     "is_label",
     "join_rows",
+    "sample_dimension",
     "split_rows",
 ]

@@ -15,6 +15,7 @@ from lightning_sg.predictors.features import join_rows
 from lightning_sg.predictors.layers import HiddenNorm, convolutions
 from lightning_sg.predictors.normalize import InputScale, Normalization
 from lightning_sg.predictors.resize import at_most, resize
+from lightning_sg.predictors.sizes import FirstSizes
 
 Place = Literal["sample", "position", "cell"]
 
@@ -92,9 +93,11 @@ class View(nn.Module):
             else:
                 channels, stride = self._joined_maps(activations)[0].shape[1], 2
             self.convolutions = convolutions(channels, self.conv_width, self.conv_layers, stride, self.conv_norm)
+        self._sizes = FirstSizes(activations)
         self.update(activations)
         with torch.no_grad():
-            return int(self(activations).shape[-1])
+            self._features = int(self._seen(activations).shape[-1])
+        return self._features
 
     def passes(self, activations: Gradients) -> bool:
         """Whether the rows are the activations as they are."""
@@ -102,7 +105,11 @@ class View(nn.Module):
         return plain and len(activations) == 1 and activations[0].ndim == 2
 
     def forward(self, activations: Gradients) -> Tensor:
-        """One row for each place: ``(N, D)``, ``(N, T, D)`` or ``(N, H, W, D)``."""
+        """One row for each place: ``(N, D)``, ``(N, T, D)`` or ``(N, H, W, D)``, of as many features as at first."""
+        rows = self._seen(activations)
+        return rows if rows.shape[-1] == self._features else self._seen(self._sizes.of(activations))
+
+    def _seen(self, activations: Gradients) -> Tensor:
         if self.convolutions is not None and self.place == "sample":
             return self._convolved(self.convolutions, activations)
         rows: Tensor = self.scale(self.rows(activations))

@@ -65,6 +65,21 @@ def test_gradients_of_gradients_across_a_boundary_are_refused() -> None:
         fit(Penalized)
 
 
+class PenalizedBetween(Two):
+    """The gradient at an activation of the first stage, as a critic's at what a generator has made."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        between = self.first(batch[0])
+        logits = self.second(self.cut(torch.relu(between)))
+        (slope,) = torch.autograd.grad(logits.sum(), between, create_graph=True)
+        return F.cross_entropy(logits, batch[1]) + slope.square().mean()
+
+
+def test_a_penalty_on_a_gradient_at_an_activation_is_refused_by_name() -> None:
+    with pytest.raises(BoundaryError, match=r"as for a gradient penalty, .* Put no boundary into the network"):
+        fit(PenalizedBetween)
+
+
 class PartlyUsed(Two):
     """One of the boundary's two outputs is unused. Weight decay shows whether its gradient is missing or zero."""
 

@@ -98,6 +98,16 @@ KINDS: dict[str, tuple[Any, Any, Any, str, str]] = {
         "batch[1]",
         "mse_loss",
     ),
+    "parts that are copied to lie in one piece": (
+        lambda x, y, c, w: (x, y, w),
+        lambda m, out, b: (
+            F.mse_loss(out[:, 1:].contiguous().view(-1), b[1][:, 1:].contiguous().view(-1))
+            + (out[:, 0] * b[2]).square().mean()
+        ),
+        lambda b: b[0],
+        "batch[1], batch[2]",
+        "own loss",
+    ),
     "two terms": (
         lambda x, y, c, w: (x, y, c[:, 0].clamp(max=1)),
         lambda m, out, b: (
@@ -224,8 +234,11 @@ def test_it_is_said_in_one_line_what_was_found(caplog: pytest.LogCaptureFixture)
 
 NOTHING: dict[str, Callable[..., Tensor]] = {
     "nothing of the batch": lambda m, out, b: out.square().mean(),
-    "what is drawn at random": lambda m, out, b: F.mse_loss(out, torch.randn_like(b[1])),
+    "what a generator draws": lambda m, out, b: F.mse_loss(out, torch.randn(b[1].shape, generator=torch.Generator())),
     "what numpy has computed": lambda m, out, b: F.mse_loss(out, torch.from_numpy(b[1].numpy() * 2)),
+    "what Python has computed, beside a mask": lambda m, out, b: F.mse_loss(
+        out * (b[1] > 0), torch.tensor([[2 * each for each in row] for row in b[1].tolist()])
+    ),
     "a buffer that changes": lambda m, out, b: F.mse_loss(out, b[1] / m.scale.mul_(1.01)),
 }
 
@@ -301,6 +314,32 @@ def test_other_predictors_use_what_was_found(kind: str, predictor: Any) -> None:
 
 
 # Other batches and steps
+
+
+class Positions(pl.LightningModule):
+    """A network on positions as rows, however many samples they are of; the loss sees samples again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.cut, self.last = nn.Linear(WIDTH, 16), Boundary(), nn.Linear(16, 1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, goal = batch
+        rows = self.last(self.cut(self.first(x.reshape(-1, WIDTH)).relu()))
+        return F.mse_loss(rows.view(len(x), x.shape[1]) * goal.std(1, keepdim=True), goal)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=1e-2)
+
+
+def test_rows_that_are_no_samples_are_no_hindrance() -> None:
+    x = torch.randn(8, 5, WIDTH)
+    batch = x, x[..., 0] * 2
+    found = traced(Positions(), batch).inputs
+    assert found.context is not None, found.reason
+    assert found.context.words.startswith("batch[1], by the model's")
+    _trainer, callback = fit(Positions(), DataLoader([(x[:7], batch[1][:7]), batch], batch_size=None))
+    assert isinstance(callback.trainers["cut"].predictor.chosen, LossModelPredictor)
 
 
 class Sequences(pl.LightningModule):
