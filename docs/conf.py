@@ -17,7 +17,7 @@ extensions = [
     "sphinx_design",
 ]
 suppress_warnings = ["toc.not_included"]  # decisions are linked from their own page, not from the menu
-exclude_patterns = ["_build", "gallery/*.rst", "**/.ipynb_checkpoints", "**/outputs", "**/lightning_logs"]
+exclude_patterns = ["_build", "**/.ipynb_checkpoints", "**/outputs", "**/lightning_logs"]
 
 # Links between pages work on the site as they do in the repository.
 myst_heading_anchors = 4
