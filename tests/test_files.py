@@ -133,6 +133,7 @@ _RIGHT = {
     ("files.py", 'part.open("xb")'),
     ("checkpoint/torch_file.py", "torch.save(value, digesting)"),
     ("objects.py", "torch.save(value, stream)"),  # to memory
+    ("summary_picture.py", "figure.savefig(path"),  # in a temporary folder
     ("tools/style.py", "figure.savefig(file"),  # to memory
     ("tools/timeline/profiler.py", 'files.open(path, "w")'),  # on another machine
 }
