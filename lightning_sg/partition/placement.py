@@ -177,6 +177,13 @@ def assign(placement: Placement, module: nn.Module, trace: Trace, *, tied: bool 
     return replace(placement, owner=owner, shared=frozenset(shared), tied=copies, unused=frozenset(unused))
 
 
+_OF_AVERAGES = (
+    " If the step reads it only to update an average of the weights (EMA, a mean teacher, a momentum encoder), update "
+    "that in a hook, such as on_train_batch_end; an average that the step itself runs needs its original in its own "
+    "process."
+)
+
+
 def _used_by_several(module: nn.Module, trace: Trace, name: str) -> PartitionError:
     others = [second for second, original in _second_names(module).items() if original == name]
     aliases = f" (also named {others})" if others else ""
@@ -186,7 +193,7 @@ def _used_by_several(module: nn.Module, trace: Trace, name: str) -> PartitionErr
         f"{between(trace.order, stages[-1])}, which are on different processes. A tied parameter needs all "
         "its uses in one process: move a boundary, use fewer processes, or untie it. "
         "SyntheticGradientStrategy(tied_weights='synchronize') keeps its copies equal, but then stages wait for each "
-        "other in every step."
+        f"other in every step.{'' if others else _OF_AVERAGES}"
     )
 
 

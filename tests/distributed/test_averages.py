@@ -268,3 +268,24 @@ def test_an_average_that_another_stage_uses_is_warned_of_by_name() -> None:
     (words,) = last
     assert "Teacher.on_train_batch_end uses 'fast." in words
     assert "stage 0 (rank 1)" in words
+
+
+class InStep(Student):
+    """The step itself updates the average, before it runs the network."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        with torch.no_grad():
+            for slow, fast in zip(self.slow.parameters(), self.fast.parameters()):
+                slow.lerp_(fast, 0.2)
+        return super().training_step(batch, batch_idx)
+
+
+def test_an_average_that_the_step_updates_is_refused_with_what_to_do() -> None:
+    def work() -> None:
+        strategy = SyntheticGradientStrategy(timeout=20.0)
+        make_trainer(devices=2, strategy=strategy, callbacks=[SyntheticGradients()]).fit(InStep(), loader())
+
+    failures = run_ranks(2, work, may_fail=True)
+    assert {failure.kind for failure in failures} == {"PartitionError"}
+    assert all("to update an average of the weights" in failure.message for failure in failures)
+    assert all("in a hook, such as on_train_batch_end" in failure.message for failure in failures)
