@@ -35,7 +35,7 @@ class ExactGradients:
         ValueError: If a number is out of range, or there is a correction without exact gradients.
     """
 
-    every: int = 4
+    every: int = 8
     bootstrap: bool = False
     correction: float = 0.0
     warm_up: int = 0

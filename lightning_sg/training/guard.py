@@ -24,7 +24,7 @@ class AlignmentGuard:
     step, and until then the prediction is zero. Each change is a warning.
 
     The guard reads the mean after every tenth target, so that it hardly ever stops a device. A predictor with a loss of
-    its own asks for a target on every fourth batch, after the first 64 (``ExactGradients(every=...)``).
+    its own asks for a target on every eighth batch, after the first 64 (``ExactGradients(every=...)``).
 
     Args:
         threshold: The smallest mean cosine that is trusted, -1 to 1. By default 0: only predictions that point away
