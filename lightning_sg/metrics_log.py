@@ -35,7 +35,7 @@ class MetricsLog:
     def __init__(self) -> None:
         self._waiting: Metrics = {}
         self._announced: set[str] = set()
-        self._logged_once: set[str] = set()
+        self._logged: dict[str, float] = {}
 
     def of_process(self, session: Session) -> Metrics:
         """The metrics of the targets that this process learned from in this batch, by boundary."""
@@ -64,7 +64,7 @@ class MetricsLog:
         for name, values in self._waiting.items():
             for key, value in values.items():
                 if key == "cost":
-                    self._log_once(module, f"sg/{name}/{key}", value)
+                    self._log_change(module, f"sg/{name}/{key}", value)
                 elif key not in _DETAILS or session.settings.metrics == "all":
                     module.log(f"sg/{name}/{key}", value, on_step=True, on_epoch=False, batch_size=1)
         cosines = {name: values["cosine"] for name, values in self._waiting.items() if "cosine" in values}
@@ -74,11 +74,11 @@ class MetricsLog:
         self._waiting = {}
         return cosines
 
-    def _log_once(self, module: pl.LightningModule, name: str, value: Tensor) -> None:
-        """Logs a constant: Lightning would repeat it in every row of an epoch."""
+    def _log_change(self, module: pl.LightningModule, name: str, value: Tensor) -> None:
+        """Logs what hardly changes when it does: Lightning would repeat it in every row of an epoch."""
         module.log(name, value, logger=False, on_step=True, on_epoch=False, batch_size=1)
-        if name not in self._logged_once:
-            self._logged_once.add(name)
+        if self._logged.get(name) != float(value):
+            self._logged[name] = float(value)
             for logger in module.trainer.loggers:
                 logger.log_metrics({name: float(value)}, step=max(0, module.trainer.global_step - 1))
 

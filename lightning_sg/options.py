@@ -19,9 +19,9 @@ class ExactGradients:
     Args:
         every: On every how many-th batch the exact gradient travels up; 0 for never. It does so only if a predictor
             learns from targets or ``correction`` is above 0. :class:`~lightning_sg.DelayedGradient` needs it on every
-            batch, whatever this says. At the last boundary, where every target is exact, predictors with a loss of
-            their own match it on as many batches; 0 means on all of them there. After the first 64 batches, such
-            predictors also ask for a target on as many only, by which they are bounded and judged.
+            batch, whatever this says. After the first 64 batches, predictors with a loss of their own look at targets
+            on as many batches only, to be bounded and judged by them, and at the last boundary, where all are exact,
+            to match them. There, 0 means on all batches.
         bootstrap: Whether predictors also learn on the batches between, from targets that are themselves predictions
             in part. The targets of the last boundary are always exact.
         correction: How much of the error of its synthetic gradient, g - ĝ, a stage applies when the exact gradient

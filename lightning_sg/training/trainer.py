@@ -28,7 +28,7 @@ from lightning_sg.training.metrics import all_finite, known_finite, norms
 from lightning_sg.training.predictions import Predictions
 from lightning_sg.training.record import Record, TargetPlan
 
-#: The batches at the start on which every target is asked for: sizes change quickly, and the guard knows nothing yet.
+#: The batches at the start whose targets are all looked at: heads have everything to learn, and sizes change quickly.
 _KNOWN = 64
 
 
@@ -45,7 +45,7 @@ class TrainerOptions:
         replicas: The replicas whose predictors learn from all their batches together.
         only_finite: Whether nothing is learned from a target that is not finite; else such values count as zero.
         matching: On every how many-th batch that it learns from a predictor with a loss of its own also looks at the
-            target: to match it where it is always exact, and to be bounded and judged by it.
+            target, after the first batches: to match it where it is always exact, and to be bounded and judged by it.
     """
 
     delay: int = 1
@@ -196,10 +196,9 @@ class PredictorTrainer(BoundaryTrainer):
         learns_target = fit or (plan.bootstrap and not use.learns_without_targets)
         must = plan.exact or plan.coupled or self._distrusted
         if use.learns_without_targets and not must:
-            turn = step % (self._options.training.every * self._options.matching) == 0
-            learns_target = learns_target and (turn or self.distance > 1 or not use.learns_from_targets)
-            needed = learns_target and use.learns_from_targets
-            wants = wants and (needed or turn or step < _KNOWN)
+            looks = step < _KNOWN or step % (self._options.training.every * self._options.matching) == 0
+            learns_target = learns_target and (looks or self.distance > 1 or not use.learns_from_targets)
+            wants = wants and (looks or (learns_target and use.learns_from_targets))
         return wants or must, learns_target
 
     @property

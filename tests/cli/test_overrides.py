@@ -38,9 +38,9 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
 
 def test_an_option_changes_only_itself(settings: Callable[..., Settings]) -> None:
     before = settings("--config", CONFIG)
-    after = settings("--config", CONFIG, "--sg.delay", "3", "--sg.exact.every=8")
+    after = settings("--config", CONFIG, "--sg.delay", "3", "--sg.exact.every=16")
     assert (before.delay, after.delay) == (1, 3)
-    assert (before.exact.every, after.exact.every) == (4, 8)
+    assert (before.exact.every, after.exact.every) == (8, 16)
     assert after.exact.bootstrap == before.exact.bootstrap
     assert isinstance(after.predictor, LossModelPredictor)
     assert after.predictor.hidden == 128
