@@ -67,19 +67,10 @@ $(PY313)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 # The documentation site, in docs/_build/html. A warning is an error, and so is an error in a tutorial, all of which run.
-DOCS := .venv-docs
-
-docs: $(DOCS)/.installed
-	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(DOCS)/bin/python -m sphinx -W --keep-going -q \
+docs: $(INSTALLED)
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(BIN)/python -m sphinx -W --keep-going -q \
 		-d docs/_build/doctrees docs docs/_build/html
 	@echo "Open docs/_build/html/index.html"
-
-$(DOCS)/.installed: docs/requirements.txt $(INSTALLED)
-	test -x $(DOCS)/bin/python || $(BIN)/python -m venv $(DOCS)
-	packages='import sysconfig; print(sysconfig.get_path("purelib"))'; \
-		$(BIN)/python -c "$$packages" > "$$($(DOCS)/bin/python -c "$$packages")/development.pth"
-	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
-	touch $@
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -87,14 +78,15 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) $(LOWEST) $(PY313) $(DOCS)
+	rm -rf $(VENV) $(CLIENTS) $(LOWEST) $(PY313) docs/_build
 
 # torch is named on its own: the exact version picks the build that fits a machine without a GPU.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt docs/requirements.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "lightning-sg needs Python 3.11 or newer"'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e '.[dev]' -r docs/requirements.txt
 	touch $@
 
 # It sees the packages of .venv by a path file. Every other package is pinned and comes without its dependencies.

@@ -17,6 +17,7 @@ class Perceptron(Client):
     """An MLP by ``NeuralForecast.fit``, cut after its first layer."""
 
     boundaries = ("mlp.0",)
+    context = 'batch["temporal"]'
     epochs = 40
     long = 200
     lightning = pl
