@@ -75,12 +75,8 @@ def _times(times: Times, order: Sequence[str]) -> list[str]:
     kinds = [each.name for each in fields(Shares)]
     rows = [["process", *kinds]]
     for place, name in enumerate(names):
-        called = (
-            "this one"
-            if len(names) == 1
-            else f"rank {len(names) - 1 - place}, " + (f"up to '{name}'" if name else "up to the loss")
-        )
-        rows.append([called, *(f"{getattr(times.shares[name], kind):.0%}" for kind in kinds)])
+        shares = [f"{getattr(times.shares[name], kind):.0%}" for kind in kinds]
+        rows.append([label_of(name, place, len(names)), *shares])
     widths = [max(len(row[column]) for row in rows) for column in range(len(kinds) + 1)]
     for row in rows:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]

@@ -116,9 +116,7 @@ def _candidates(module: pl.LightningModule, data: Any, settings: Settings, proce
     batch, copied = _first_batch(data), copy.deepcopy(module)
     choose = partial(_choose, settings, copied, batch)
     found.append(choose(processes))
-    more = choose(
-        processes + 1
-    )  # one cut too many: without the last it is an earlier cut, without the first a later one
+    more = choose(processes + 1)  # one cut too many: without the last they come earlier, without the first later
     found += [more[:-1], more[1:]] if more else []
     return [names for place, names in enumerate(found) if names and names not in found[:place]]
 
