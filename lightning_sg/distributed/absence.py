@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 
 from lightning_sg.distributed.status import ProcessStatus
 from lightning_sg.transport import Link
@@ -37,8 +36,9 @@ class Absence:
         away = self._away
         if away is None or self._link.inbox.silent < away.patience:
             return False
-        self._since = self._since or time.monotonic()
-        return self._batches < away.batches and time.monotonic() - self._since < away.seconds
+        now = self._link.clock.now()
+        self._since = now if self._since is None else self._since
+        return self._batches < away.batches and now - self._since < away.seconds
 
     def went_on(self) -> None:
         """A batch goes on without an answer, as the neighbour is silent or was killed before it answered."""

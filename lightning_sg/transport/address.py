@@ -32,8 +32,8 @@ def address_in_run(store: Store, rank: int, processes: int, watch: Watch) -> str
     own = _towards(*(place_of(store) or ("localhost", 9)))
     store.set(f"address/{rank}", own)
     keys = [f"address/{other}" for other in range(processes)]
-    deadline = time.monotonic() + watch.timeout
-    while ipaddress.ip_address(own).is_loopback and not store.check(keys) and time.monotonic() < deadline:
+    deadline = watch.clock.now() + watch.timeout
+    while ipaddress.ip_address(own).is_loopback and not store.check(keys) and watch.clock.now() < deadline:
         watch.check()
         time.sleep(_SLICE)
     if ipaddress.ip_address(own).is_loopback:

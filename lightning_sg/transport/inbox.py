@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -64,7 +63,7 @@ class Neighbour:
         name: Its name, for messages.
         doing: What it is doing, by its last message.
         waits: Whether it was waiting for a neighbour of its own.
-        heard: When its last sign of life came, on the monotonic clock.
+        heard: When its last sign of life came, on the clock of this process's waits.
         meeting: The meeting that it has come to: its number and what it is for.
         may_return: Whether a new process may take its place.
         remark: What else there is to say if it is gone.
@@ -73,7 +72,7 @@ class Neighbour:
     name: str
     doing: str = ""
     waits: bool = False
-    heard: float = field(default_factory=time.monotonic)
+    heard: float = 0.0
     meeting: tuple[int, str] | None = None
     may_return: bool = False
     remark: str = ""
@@ -119,6 +118,7 @@ class Inbox:
         self.sender = sender
         self._device = device
         self._watch = watch
+        sender.heard = watch.clock.now()
         self._messages: dict[_Key, tuple[Message, torch.cuda.Event | None]] = {}
         self._dropped: set[_Key] = set()
         self._newest: dict[type[Message], int] = {}  # the largest number of each type that has come
@@ -155,7 +155,7 @@ class Inbox:
 
         The message is dropped if it comes later. ``place`` is its crossing or part, see :func:`place_of`.
         """
-        began = time.monotonic()
+        began = self._watch.clock.now()
         with self._changed:
             self._watch.waits = True
             try:
@@ -165,8 +165,8 @@ class Inbox:
                     if goes_on():
                         self._dropped.add((kind, number, place))
                         return None
-                    self._check(kind, number, waiting_for, time.monotonic() - began)
-                    self._changed.wait(_SLICE)
+                    self._check(kind, number, waiting_for, self._watch.clock.now() - began)
+                    self._changed.wait(min(_SLICE, self._watch.interval))
             finally:
                 self._watch.waits = False
             message, event = self._messages.pop((kind, number, place))
@@ -201,8 +201,8 @@ class Inbox:
 
     @property
     def silent(self) -> float:
-        """For how many seconds there has been no sign of life."""
-        return time.monotonic() - self.sender.heard
+        """For how many seconds in which this process ran there has been no sign of life."""
+        return self._watch.clock.now() - self.sender.heard
 
     def begin_at(self, number: int) -> None:
         """One of the two processes was started anew: nothing comes of batches before this one, or is wanted."""
@@ -331,7 +331,7 @@ class Inbox:
             self._line.redial(self.number)
             return True
         self.on_heard(heard)
-        self.sender.heard = time.monotonic()
+        self.sender.heard = self._watch.clock.now()
         if number and number <= self.number:
             return True  # the connection was made again, and this had come before
         self.number = number or self.number

@@ -10,6 +10,7 @@ import torch
 from lightning_sg.errors import StageLostError
 from lightning_sg.transport.away import Away
 from lightning_sg.transport.carrier import Carrier, Carriers
+from lightning_sg.transport.clock import RunningClock
 from lightning_sg.transport.inbox import Inbox, Neighbour
 from lightning_sg.transport.line import Contact, Dial, Line, Position
 from lightning_sg.transport.message import Alive, Arrived, End, Failed, Message, Rejoined
@@ -72,6 +73,11 @@ class Link:
         """How long the neighbour may be silent; ``None`` for not at all."""
         return self._watch.away
 
+    @property
+    def clock(self) -> RunningClock:
+        """What the neighbour's silence is measured by."""
+        return self._watch.clock
+
     def carry(self, carrier: Carrier) -> None:
         """Has the tensors of batches take another way from now on; nothing about batches may be under way."""
         self._carriers.of_batches = carrier
@@ -95,6 +101,7 @@ class Link:
         )
 
     def _alive(self) -> Alive | None:
+        self.clock.now()  # while nobody else reads it, as this process computes
         if self._watch.returning:
             return None  # it goes on without this process for as long as it may
         return Alive(doing=self._watch.doing, waits=self._watch.waits)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Sequence
 from datetime import timedelta
 from itertools import pairwise
@@ -72,13 +71,13 @@ def _neighbour(name: str, rank: int, watch: Watch) -> Neighbour:
 
 
 def _reach(dial: Dial, name: str, watch: Watch) -> Contact:
-    began = time.monotonic()
+    began = watch.clock.now()
     while True:
         watch.check()
         try:
             return dial(0, _SLICE)
         except OSError as error:
-            if time.monotonic() - began >= watch.timeout:
+            if watch.clock.now() - began >= watch.timeout:
                 raise StageLostError(
                     f"{name} could not be reached within {watch.timeout:g} s ({first_line(error)}). Its process has "
                     "ended, or a firewall keeps the two apart: its own output says which."

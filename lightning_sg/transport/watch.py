@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from lightning_sg.transport.away import Away
+from lightning_sg.transport.clock import RunningClock
 
 
 def _nothing() -> None:
@@ -42,6 +44,11 @@ class Watch:
         """After how many seconds without a message a process says that it runs."""
         shortest = min(1.0, self.timeout / 8)
         return shortest if self.away is None else min(shortest, self.away.patience / 4)
+
+    @cached_property
+    def clock(self) -> RunningClock:
+        """What waits are measured by; made at the first use."""
+        return RunningClock(self.interval)
 
 
 __all__ = ["Watch"]
