@@ -56,8 +56,8 @@ test-py313: $(PY313)/.installed
 $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt \
-		-e '.[cli,report]' cloudpickle hatchling pytest pytest-cov pytest-timeout pytest-xdist pytorch-lightning \
-		ruff scikit-learn tensorboard
+		-e '.[cli,report]' cloudpickle hatchling pytest pytest-cov pytest-rerunfailures pytest-timeout \
+		pytest-xdist pytorch-lightning ruff scikit-learn tensorboard
 	touch $@
 
 $(PY313)/.installed: pyproject.toml constraints.txt

@@ -44,10 +44,15 @@ def no_launcher_around() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests that start processes, which take most of the time: ``make check`` does without them."""
+    """Marks tests that start processes, which take most of the time: ``make check`` does without them.
+
+    Such a test runs once more when it fails, as a busy machine may keep one of its processes from its time limits. The
+    end of the log lists it as RERUN. It may be a race, so look for the cause.
+    """
     for item in items:
         if isinstance(item, pytest.Function) and any(starts_processes(each) for each in functions_of(item)):
             item.add_marker(pytest.mark.processes)
+            item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 def functions_of(item: pytest.Function) -> Iterator[Callable[..., Any]]:
