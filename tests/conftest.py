@@ -1,5 +1,6 @@
 """One thread a process, no output from Lightning that hides the tests' own, a mark on tests that start processes."""
 
+import gc
 import logging
 import os
 import subprocess
@@ -53,6 +54,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if isinstance(item, pytest.Function) and any(starts_processes(each) for each in functions_of(item)):
             item.add_marker(pytest.mark.processes)
             item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+def pytest_collection_finish() -> None:
+    """Spares each start of ranks a look for garbage in all that torch, Lightning and the tests have made until now."""
+    gc.collect()
+    gc.freeze()
 
 
 def functions_of(item: pytest.Function) -> Iterator[Callable[..., Any]]:
