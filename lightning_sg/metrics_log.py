@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_sg.lightning_api import LOGGER, pl
+from lightning_sg.past_log import to_loggers
 from lightning_sg.predictors import AutoPredictor
 from lightning_sg.runtime import Metrics
 from lightning_sg.session import Session
@@ -79,8 +80,7 @@ class MetricsLog:
         module.log(name, value, logger=False, on_step=True, on_epoch=False, batch_size=1)
         if self._logged.get(name) != float(value):
             self._logged[name] = float(value)
-            for logger in module.trainer.loggers:
-                logger.log_metrics({name: float(value)}, step=max(0, module.trainer.global_step - 1))
+            to_loggers(module.trainer, {name: float(value)})
 
     def announce(self, session: Session) -> None:
         """Says, once, what was chosen for each boundary and what it costs."""

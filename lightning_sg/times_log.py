@@ -9,8 +9,8 @@ from collections.abc import Collection
 
 import torch
 
-from lightning_sg._compat import logged_step
 from lightning_sg.lightning_api import pl
+from lightning_sg.past_log import to_loggers
 from lightning_sg.runtime import Metrics
 from lightning_sg.session import Session
 from lightning_sg.step_clock import KEPT, Shares, StepClock
@@ -64,8 +64,7 @@ class TimesLog:
         if self._others:
             waiting = [shares.waiting, *(each[-1].waiting for each in self._others.values())]
             values["sg/waiting"] = statistics.fmean(waiting)
-        for logger in trainer.loggers:  # they write on rank zero alone
-            logger.log_metrics(values, step=logged_step(trainer))
+        to_loggers(trainer, values)
         return values
 
     def shares(self, clock: StepClock) -> dict[str, Shares]:

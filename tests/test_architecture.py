@@ -42,6 +42,7 @@ LAYERS = (
             "settings_log",
             "run_summary",
             "step_clock",
+            "past_log",
             "times_log",
             "summary_picture",
         ),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from lightning.pytorch.loggers import CSVLogger
 
@@ -21,12 +22,14 @@ from tests.ranks import run_ranks
 NAMES = ["net.1", "net.3", "net.5"]
 
 
-def train(folder: Path, callback: SyntheticGradients, **arguments: Any) -> tuple[dict[str, Any], list[dict[str, str]]]:
+def train(
+    folder: Path, callback: SyntheticGradients, module: Classifier | None = None, **arguments: Any
+) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """The config and the rows that a CSVLogger has of a short run."""
     trainer = make_trainer(
         logger=CSVLogger(folder, name="run", version=0), callbacks=[callback], log_every_n_steps=1, **arguments
     )
-    trainer.fit(Classifier(), loader())
+    trainer.fit(module or Classifier(), loader())
     if not trainer.is_global_zero:
         return {}, []
     config = yaml.safe_load((folder / "run" / "version_0" / "hparams.yaml").read_text())
@@ -71,6 +74,29 @@ def test_few_metrics_unless_all_are_asked_for(metrics: Any, tmp_path: Path) -> N
         for detail in ("loss", "bias", "variance"):
             assert (f"sg/{name}/{detail}" in logged) == (metrics == "all")
         assert sum(bool(row[f"sg/{name}/cost"]) for row in rows) == 1  # it is constant
+
+
+class TwoStepsABatch(Classifier):
+    """Lightning then counts two steps, and logs what a batch logs under one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        optimizer = self.optimizers()
+        self.manual_backward(F.cross_entropy(self.net(x), y))
+        for _time in range(2):
+            optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_what_goes_past_lightnings_log_has_the_step_that_lightning_gives_to_its_batch(tmp_path: Path) -> None:
+    _config, rows = train(tmp_path, SyntheticGradients(), module=TwoStepsABatch())
+    steps = [int(row["step"]) for row in rows]
+    assert steps == sorted(steps)
+    assert steps[-1] == 2 * len(loader()) - 1  # of two epochs
 
 
 def test_the_mean_cosine_is_that_of_the_boundaries(tmp_path: Path) -> None:
