@@ -103,19 +103,20 @@ def place(
     module: nn.Module,
     trace: Trace,
     processes: int,
-    predictors: Mapping[str, float] | None = None,
+    added: Mapping[str, float] | None = None,
     *,
     tied: bool = False,
 ) -> Placement:
     """Gives each process neighbouring stages, so that the slowest process is as fast as possible.
 
-    A stage costs what :func:`stage_costs` says, plus the predictor at its end.
+    A stage costs what :func:`stage_costs` says, plus what the boundary at its end adds.
 
     Args:
         module: The model.
         trace: A traced step.
         processes: The number of processes.
-        predictors: The floating-point operations of the predictor at each boundary, for a batch.
+        added: The floating-point operations that each boundary adds to the stage before it, for a batch: those of its
+            predictor and of late gradients.
         tied: Whether several processes may use one parameter.
 
     Raises:
@@ -127,7 +128,7 @@ def place(
         raise too_few_stages(stages, processes)
     costs = stage_costs(module, trace)
     for stage, name in enumerate(trace.order):
-        costs[stage] += (predictors or {}).get(name, 0.0)
+        costs[stage] += (added or {}).get(name, 0.0)
     return assign(Placement(list(trace.order), balance(costs, processes)), module, trace, tied=tied)
 
 

@@ -132,6 +132,25 @@ class TrainerFactory:
         costs = self.costs(trace, told, batch, names, leave_out=True)
         return {name: operations for name, (_words, operations) in costs.items()}
 
+    def late_operations(self, trace: Trace) -> dict[str, float]:
+        """What late gradients cost the stage before each boundary, in floating-point operations for a batch on average.
+
+        That is a second backward pass, of about twice the operations of the stage's forward pass, and with
+        ``recompute`` the forward pass again. Boundaries with a rule of their own have none.
+
+        Args:
+            trace: A traced step.
+        """
+        late, templates = self._late, self.templates(trace.order)
+        if late is None:
+            return {}
+        passes = (2 if late.share < 1 else 0) + late.recompute
+        return {
+            name: passes * trace.flops[stage] / late.every
+            for stage, name in enumerate(trace.order)
+            if late.share == 1 or isinstance(templates[name], GradientPredictor)
+        }
+
     def _exact_share(self, template: Template, shapes: list[tuple[int, ...]], context: Any) -> float:
         """On which share of the batches a boundary before the last has a target to learn from."""
         if not isinstance(template, GradientPredictor):

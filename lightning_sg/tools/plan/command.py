@@ -118,12 +118,14 @@ def _predictors(planned: Plan) -> list[str]:
 def _loads(planned: Plan) -> list[str]:
     """What the predictors add in one process, or the load of each process and the speed-up."""
     shares = [load / planned.model_cost for load in planned.loads]
+    late = sum(boundary.late for boundary in planned.boundaries)
+    what = "predictors and late gradients" if late else "predictors"
     if planned.processes == 1:
-        return [f"In one process, predictors add {max(shares) - 1:.0%} to the model's operations."]
+        return [f"In one process, {what} add {max(shares) - 1:.0%} to the model's operations."]
     bound = "at most" if planned.overhead == Overhead() else "with this overhead about"
     loads = ", ".join(f"rank {planned.rank(process)} {share:.0%}" for process, share in enumerate(shares))
     return [
-        f"Load with predictors, as a share of the model's operations: {loads}.",
+        f"Load with {what}, as a share of the model's operations: {loads}.",
         f"Speed-up over plain backpropagation in one process: {bound} {planned.speedup:.2f} of "
         f"{planned.processes}; rank {planned.rank(planned.bottleneck)} is the bottleneck.",
     ]

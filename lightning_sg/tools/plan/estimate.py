@@ -48,6 +48,7 @@ class BoundaryPlan:
         predictor: A description of the predictor.
         cost: Floating-point operations that the predictor spends on the batch, predicting and learning.
         between_processes: Whether the stages beside it are on different processes.
+        late: Floating-point operations that late gradients cost the stage before it, for a batch on average.
     """
 
     name: str
@@ -55,6 +56,7 @@ class BoundaryPlan:
     predictor: str
     cost: float
     between_processes: bool
+    late: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -104,12 +106,12 @@ class Plan:
 
     @property
     def loads(self) -> list[float]:
-        """The cost of each process: its stages and the predictors at their ends."""
+        """The cost of each process: its stages, their late gradients, and the predictors at their ends."""
         loads = [0.0] * self.processes
         for stage in self.stages:
             loads[stage.process] += stage.cost
         for stage, boundary in zip(self.stages, self.boundaries):
-            loads[stage.process] += boundary.cost
+            loads[stage.process] += boundary.cost + boundary.late
         return loads
 
     def rank(self, process: int) -> int:
@@ -173,8 +175,10 @@ def plan(
     check_gradients(module, trace)
     told = Told(settings.context, trace)
     in_time = list(boundaries_in_time(module))
-    costs = settings.factory(in_time).costs(trace, told, batch)
-    placement = place(module, trace, processes, {name: cost for name, (_words, cost) in costs.items()})
+    factory = settings.factory(in_time)
+    costs, late = factory.costs(trace, told, batch), factory.late_operations(trace)
+    added = {name: cost + late.get(name, 0.0) for name, (_words, cost) in costs.items()}
+    placement = place(module, trace, processes, added)
     sizes = dict(module.named_parameters())
     stages = [
         StagePlan(
@@ -191,6 +195,7 @@ def plan(
             trace.bytes[name],
             *costs[name],
             placement.process_of(stage) != placement.process_of(stage + 1),
+            late.get(name, 0.0),
         )
         for stage, name in enumerate(trace.order)
     ]

@@ -9,10 +9,13 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_sg import (
     BoundaryError,
     DelayedGradient,
+    LateGradients,
+    LocalLoss,
     LossModelPredictor,
     PartitionError,
     SyntheticGradients,
@@ -129,3 +132,68 @@ class Unrunnable(pl.LightningModule):
 def test_step_that_cannot_run_on_fake_tensors_is_refused() -> None:
     with pytest.raises((PartitionError, BoundaryError)):
         plan(Unrunnable(), BATCH, SyntheticGradients(boundaries=["first", "last"]))
+
+
+class Operations(pl.Callback):
+    """Counts the floating-point operations of the batches after the first ones, in which no late gradient has come."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.batches = 0
+        self.counter = FlopCounterMode(display=False)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == self.first:
+            self.counter.__enter__()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.batches += batch_idx >= self.first
+        if trainer.is_last_batch:
+            self.counter.__exit__(None, None, None)
+
+    @property
+    def of_batch(self) -> float:
+        return self.counter.get_total_flops() / self.batches
+
+
+def operations_of_batch(late: LateGradients | None) -> float:
+    count = Operations(first=12)
+    callback = SyntheticGradients(predictor=LocalLoss(), late=late)
+    trainer = make_trainer(max_epochs=1, callbacks=[callback, count])
+    trainer.fit(Classifier(), loader(samples=36 * len(BATCH[0]), batch_size=len(BATCH[0]), shuffle=False))
+    return count.of_batch
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_late_gradients_cost_what_a_run_computes(every: int) -> None:
+    late = LateGradients(0.5, every)
+    planned = plan(Classifier(), BATCH, SyntheticGradients(predictor=LocalLoss(), late=late))
+    first, *_, last = (stage.flops for stage in planned.stages)
+    # The first layer computes no gradient of its input, and the last stage only where somebody wants it.
+    differs = (last - first) / every
+    measured = operations_of_batch(late) - operations_of_batch(None)
+    assert measured == pytest.approx(sum(boundary.late for boundary in planned.boundaries) + differs)
+    assert planned.boundaries[0].late == 2 * first / every
+
+
+def test_running_a_batch_again_costs_its_forward_pass() -> None:
+    def costs(**options: Any) -> list[float]:
+        late = LateGradients(**options)
+        return [each.late for each in plan(Classifier(), BATCH, SyntheticGradients(late=late)).boundaries]
+
+    forward = [stage.flops for stage in plan(Classifier(), BATCH).stages[:-1]]
+    assert costs(share=0.5, recompute=True) == [3 * flops for flops in forward]
+    assert costs(share=1, recompute=True) == forward
+    assert costs(share=1) == [0.0, 0.0, 0.0]  # in place of the backward pass of the newest batch
+
+
+def test_late_gradients_count_when_stages_are_spread() -> None:
+    """Every stage but the last goes backward twice, so the last process can take more of them."""
+    model = Classifier()
+    alone = plan(model, BATCH, SyntheticGradients(predictor=LocalLoss()), 2)
+    late = plan(model, BATCH, SyntheticGradients(predictor=LocalLoss(), late=LateGradients(0.5)), 2)
+    assert late.model_cost == alone.model_cost
+    assert max(late.loads) > max(alone.loads)
+    assert late.speedup < alone.speedup
+    ruled = plan(model, BATCH, SyntheticGradients(predictor=TrueGradient(), late=LateGradients(0.5)), 2)
+    assert ruled.loads == plan(model, BATCH, SyntheticGradients(predictor=TrueGradient()), 2).loads
