@@ -87,16 +87,16 @@ class MetricsLog:
         trainers = [(name, each) for name, each in session.all_trainers.items() if isinstance(each, PredictorTrainer)]
         if len(self._announced) == len(trainers):
             return
-        size = sum(parameter.numel() for parameter in session.module.parameters())
         for name, trainer in trainers:
-            predictor = trainer.predictor
             if name in self._announced or trainer.operations is None:
                 continue
+            predictor = trainer.predictor
             self._announced.add(name)
             _warn_of_size(name, trainer)
             if not isinstance(predictor, AutoPredictor):
                 continue
             own = sum(parameter.numel() for parameter in predictor.parameters())
+            size = sum(parameter.numel() for parameter in session.module.parameters())
             share = f"{own / size:.1%} of the model's parameters" if size else ""
             cost = _cost_of(trainer, session)
             if share and cost is not None:

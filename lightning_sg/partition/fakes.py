@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
+from itertools import chain
 from types import TracebackType
 from typing import Any, Self
 
@@ -142,6 +143,7 @@ class _Cached:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
+        self._holds_tensors = next(chain(module.parameters(), module.buffers()), None) is not None
         self._results: dict[Any, tuple[Any, list[torch.Size]]] = {}
         self._reading: set[Any] = set()  # signatures of calls that read values
 
@@ -149,6 +151,8 @@ class _Cached:
         arguments = [*args, *kwargs.values()]
         if not all(argument is None or isinstance(argument, _PLAIN) for argument in arguments):
             return self.forward(*args, **kwargs)  # the block may change a list or an object
+        if not self._holds_tensors and not any(map(is_fake, arguments)):
+            return self.forward(*args, **kwargs)  # an activation function in a stage of this process
         kind = next((argument.device.type for argument in arguments if isinstance(argument, Tensor)), "cpu")
         cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         key = (self._module.training, kind, cast, len(args), *kwargs, *map(_signature, arguments))

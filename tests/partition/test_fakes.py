@@ -141,3 +141,18 @@ def test_modules_of_torch_without_tensors_answer_fakes_from_memory_and_compute_w
         assert module[1](torch.tensor([-1.0, 2.0])).tolist() == [0.0, 2.0]
         assert module[1](torch.tensor([3.0, -2.0])).tolist() == [3.0, 0.0]
         memory.remove()
+
+
+def test_an_activation_function_in_a_stage_of_this_process_runs_without_being_watched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would cost many times its arithmetic, in every step."""
+
+    def watch() -> None:
+        raise AssertionError("watched")
+
+    memory = FakeOutputs([activation := nn.ReLU()])
+    monkeypatch.setattr("lightning_sg.partition.fakes.Reads", watch)
+    memory.install()
+    assert activation(torch.tensor([-1.0, 2.0])).tolist() == [0.0, 2.0]
+    memory.remove()
