@@ -70,7 +70,10 @@ def functions_of(item: pytest.Function) -> Iterator[Callable[..., Any]]:
 
 
 def starts_processes(function: Callable[..., Any]) -> bool:
-    """Whether ``run_ranks`` or ``subprocess`` is used by ``function``, or by what it calls in this repository."""
+    """Whether ``run_ranks``, ``subprocess`` or the service of Weights & Biases, a process, is used by ``function``.
+
+    What it calls in this repository counts, too.
+    """
     seen: set[Any] = set()
     pending: list[Any] = [function]
     while pending:
@@ -78,8 +81,9 @@ def starts_processes(function: Callable[..., Any]) -> bool:
         if not isinstance(each, FunctionType) or each in seen or ROOT not in Path(each.__code__.co_filename).parents:
             continue
         seen.add(each)
-        used = [each.__globals__.get(name) for name in names_in(each.__code__)]
-        if any(value is run_ranks or value is subprocess for value in used):
+        names = list(names_in(each.__code__))
+        used = [each.__globals__.get(name) for name in names]
+        if "WandbLogger" in names or any(value is run_ranks or value is subprocess for value in used):
             return True
         pending += used
     return False
