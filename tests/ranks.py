@@ -13,6 +13,7 @@ import pickle
 import random
 import signal
 import socket
+import subprocess
 import time
 import traceback
 from collections import deque
@@ -111,6 +112,12 @@ def run_ranks(count: int, work: Callable[[], Any], *, may_fail: bool = False, pa
     if failures and not may_fail:
         raise AssertionError("\n".join(f"rank {rank}: {failure.trace or failure}" for rank, failure in failures))
     return results
+
+
+def stop_this_process(seconds: float) -> None:
+    """Stops the calling process, and has another let it go on."""
+    subprocess.Popen(["sh", "-c", f"sleep {seconds}; kill -CONT {os.getpid()}"], start_new_session=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 class _Pickled:

@@ -235,12 +235,11 @@ class StartUp:
 
     def _placed(self, stage: Stage, trace: Trace, batch: Any) -> Placement:
         session, processes = stage.session, len(self._grid.ranks)
-        added: dict[str, float] = {}
+        predictors: dict[str, float] = {}
         if trace.stages > processes:  # else there is nothing to balance
-            added = session.factory.operations(trace, Told(self._cutter.settings.context, trace), batch)
-            for name, late in session.factory.late_operations(trace).items():
-                added[name] = added.get(name, 0.0) + late
-        placement = place(session.module, trace, processes, added, tied=self._options.tied)
+            predictors = session.factory.operations(trace, Told(self._cutter.settings.context, trace), batch)
+        late = session.factory.late_operations(trace)
+        placement = place(session.module, trace, processes, predictors, late, tied=self._options.tied)
         first = self._of_first_replica(placement.first)
         if first != placement.first:
             return assign(Placement(placement.order, first), session.module, trace, tied=self._options.tied)

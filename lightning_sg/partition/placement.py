@@ -103,20 +103,19 @@ def place(
     module: nn.Module,
     trace: Trace,
     processes: int,
-    added: Mapping[str, float] | None = None,
-    *,
+    *added: Mapping[str, float],
     tied: bool = False,
 ) -> Placement:
     """Gives each process neighbouring stages, so that the slowest process is as fast as possible.
 
-    A stage costs what :func:`stage_costs` says, plus what the boundary at its end adds.
+    A stage costs what :func:`stage_costs` says, plus all that is added at its end.
 
     Args:
         module: The model.
         trace: A traced step.
         processes: The number of processes.
-        added: The floating-point operations that each boundary adds to the stage before it, for a batch: those of its
-            predictor and of late gradients.
+        *added: Floating-point operations that boundaries add to the stages before them, for a batch: those of
+            predictors, of late gradients.
         tied: Whether several processes may use one parameter.
 
     Raises:
@@ -128,7 +127,7 @@ def place(
         raise too_few_stages(stages, processes)
     costs = stage_costs(module, trace)
     for stage, name in enumerate(trace.order):
-        costs[stage] += (added or {}).get(name, 0.0)
+        costs[stage] += sum(each.get(name, 0.0) for each in added)
     return assign(Placement(list(trace.order), balance(costs, processes)), module, trace, tied=tied)
 
 

@@ -141,9 +141,10 @@ class TrainerFactory:
         Args:
             trace: A traced step.
         """
-        late, templates = self._late, self.templates(trace.order)
+        late = self._late
         if late is None:
             return {}
+        templates = self.templates(trace.order)
         passes = (2 if late.share < 1 else 0) + late.recompute
         return {
             name: passes * trace.flops[stage] / late.every

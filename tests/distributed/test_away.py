@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +13,7 @@ from torch import Tensor
 
 from lightning_sg import Away, LateGradients, SyntheticGradients, SyntheticGradientsError, SyntheticGradientStrategy
 from tests.models import Classifier, assert_same_state, loader, make_trainer
-from tests.ranks import run_ranks
+from tests.ranks import run_ranks, stop_this_process
 
 BATCHES = 40
 
@@ -44,13 +42,8 @@ class Disturbed(Classifier):
 
 
 def stopped_for(seconds: float) -> Callable[[Any], None]:
-    """Stops the process, and has another let it go on."""
-
-    def disturb(trainer: Any) -> None:
-        subprocess.Popen(["sh", "-c", f"sleep {seconds}; kill -CONT {os.getpid()}"], start_new_session=True)
-        os.kill(os.getpid(), signal.SIGSTOP)
-
-    return disturb
+    """Stops the process for a while."""
+    return lambda trainer: stop_this_process(seconds)
 
 
 def cut_connection(trainer: Any) -> None:

@@ -30,6 +30,7 @@ from lightning_sg.transport import (
     Watch,
     open_chain,
 )
+from lightning_sg.transport.away import Away
 from lightning_sg.transport.message import End, Failed, TensorSpec
 from tests.ranks import DEVICE, run_ranks
 
@@ -152,7 +153,11 @@ NAMES = ["stage 0 (rank 0)", "stage 1 (rank 1)", "stage 2 (rank 2)"]
 
 
 def connected(
-    work: Callable[[Any, Any], Any], processes: int = 2, timeout: float = 20.0, ranks: list[int] | None = None
+    work: Callable[[Any, Any], Any],
+    processes: int = 2,
+    timeout: float = 20.0,
+    ranks: list[int] | None = None,
+    away: Away | None = None,
 ) -> list[Any]:
     """Calls ``work`` with the links of each process; rank 0 outlives the others, whose store it holds."""
 
@@ -161,7 +166,7 @@ def connected(
         order = tuple(ranks or range(processes))
         device, backend = (CPU, "gloo") if DEVICE == "cpu" else (torch.device(DEVICE, 0), "nccl")
         grid = ProcessGrid((order,), 0, order.index(dist.get_rank()), device, backend, timeout)
-        chain = open_chain(grid, default_store(), Watch(timeout), NAMES[:processes])
+        chain = open_chain(grid, default_store(), Watch(timeout, away=away), NAMES[:processes])
         return work(chain.upstream, chain.downstream)
 
     return run_ranks(processes, run)

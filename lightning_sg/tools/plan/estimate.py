@@ -177,8 +177,7 @@ def plan(
     in_time = list(boundaries_in_time(module))
     factory = settings.factory(in_time)
     costs, late = factory.costs(trace, told, batch), factory.late_operations(trace)
-    added = {name: cost + late.get(name, 0.0) for name, (_words, cost) in costs.items()}
-    placement = place(module, trace, processes, added)
+    placement = place(module, trace, processes, {name: cost for name, (_words, cost) in costs.items()}, late)
     sizes = dict(module.named_parameters())
     stages = [
         StagePlan(
