@@ -28,6 +28,7 @@ RATE = 3e-3
 
 BACKPROPAGATION = "backpropagation"
 WHOLE = "whole"  # the split of plain backpropagation, which has no boundary
+AUTO = "auto"  # the split that the package chooses for the processes
 
 # How hard HardMnist is made: plain backpropagation then errs 5 to 10 % with the MLP, and about 5 % with the CNN.
 MLP_DIFFICULTY, CNN_DIFFICULTY = 1.0, 1.3
@@ -66,10 +67,12 @@ class Split:
     Attributes:
         model: Arguments of the model that cut it so.
         bar: How far decoupled training may be behind backpropagation; ``None`` if that is not asked.
+        boundaries: Those of ``SyntheticGradients``; ``None`` for those that the model has.
     """
 
     model: dict[str, Any]
     bar: float | None = None
+    boundaries: Literal["auto"] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Task:
         model: Makes the model from ``learning_rate`` and a split's arguments.
         data: Makes the data from the folder that holds them and a seed.
         epochs: How long.
-        splits: By name; :data:`WHOLE` has no boundary.
+        splits: By name; :data:`WHOLE` has no boundary, :data:`AUTO` those that the package chooses.
         halves: The name of the split into two stages, for two processes.
         metric: What counts.
         folder: Which data it needs: the name of a command line option, or ``None`` if it makes its own.
@@ -128,10 +131,12 @@ class Method:
             look_ahead(module)
         data.batch_size *= self.batch  # type: ignore[attr-defined]
 
-    def callback(self) -> lightning_sg.SyntheticGradients:
+    def callback(self, split: Split) -> lightning_sg.SyntheticGradients:
         """Makes the callback."""
         predictor = "auto" if self.predictor is None else getattr(lightning_sg, self.predictor)(**self.arguments)
-        return lightning_sg.SyntheticGradients(predictor=predictor, **self.callback_arguments)
+        return lightning_sg.SyntheticGradients(
+            predictor=predictor, boundaries=split.boundaries, **self.callback_arguments
+        )
 
 
 def look_ahead(module: pl.LightningModule) -> None:
@@ -279,6 +284,7 @@ _SQUARED_ERROR = Metric("test_loss", "val_loss", "squared error", 4, relative=Tr
 def _cuts(**bars: float) -> dict[str, Split]:
     return {
         WHOLE: Split({"cuts": "none"}),
+        AUTO: Split({"cuts": "none"}, boundaries="auto"),
         **{cuts: Split({"cuts": cuts}, bars.get(cuts)) for cuts in ("every", "four", "middle")},
     }
 
@@ -286,6 +292,7 @@ def _cuts(**bars: float) -> dict[str, Split]:
 def _stages(bars: dict[int, float | None]) -> dict[str, Split]:
     return {
         WHOLE: Split({"stages": 1}),
+        AUTO: Split({"stages": 1}, boundaries="auto"),
         **{f"{count} stages": Split({"stages": count}, bar) for count, bar in bars.items()},
     }
 

@@ -2,12 +2,13 @@
 
     python -m benchmarks.time_to_quality --shakespeare FOLDER --tasks char-800 --seeds 0 1 2 --out times.jsonl
 
-Each process has one thread. Runs take turns, never two at a time, plain and decoupled of one seed side by side. The
-validation metric is noted at regular steps, and the clock stands still while validating, for all ways to train; what
-remains is the training, data loading and the exchange between the processes included. The quality to be reached is
-what plain backpropagation with the same seed has after its last step; the time to it, for plain and decoupled alike,
-that of the first point of the curve which is as good. The record of each run is appended to the file as soon as it
-ends, and what the file has is not trained again.
+The package chooses where to cut, so that both processes have about the same to do. Each process has one thread. Runs
+take turns, never two at a time, plain and decoupled of one seed side by side. The validation metric is noted at regular
+steps, and the clock stands still while validating, for all ways to train; what remains is the training, data loading
+and the exchange between the processes included. The quality to be reached is what plain backpropagation with the same
+seed has after its last step; the time to it, for plain and decoupled alike, that of the first point of the curve which
+is as good. The record of each run is appended to the file as soon as it ends, and what the file has is not trained
+again.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from collections.abc import Iterable, Sequence
 
 from benchmarks.accuracy import spread
 from benchmarks.runs import Record, Run, add_folders, add_records, execute, folder_arguments, read
-from benchmarks.tasks import BACKPROPAGATION, METHODS, TASKS, WHOLE, Metric
+from benchmarks.tasks import AUTO, BACKPROPAGATION, METHODS, TASKS, WHOLE, Metric
 
 DEVICES = 2
+HALVES = "halves"
 
 
 def plan(options: argparse.Namespace) -> list[Run]:
@@ -32,10 +34,14 @@ def plan(options: argparse.Namespace) -> list[Run]:
             common = {"seed": seed, "learning_rate": task.learning_rate, "points": options.points}
             runs.append(Run(name, WHOLE, BACKPROPAGATION, **common))
             runs += [
-                Run(name, task.halves, method, budget=options.budget, devices=DEVICES, **common)
+                Run(name, _split(name, options.split), method, budget=options.budget, devices=DEVICES, **common)
                 for method in options.methods
             ]
     return runs
+
+
+def _split(task: str, chosen: str) -> str:
+    return TASKS[task].halves if chosen == HALVES else chosen
 
 
 def time_to(record: Record, quality: float, metric: Metric) -> float | None:
@@ -56,8 +62,10 @@ def table(records: Iterable[Record]) -> str:
     parts = []
     for name, task in TASKS.items():
         group = [record for record in records if record["task"] == name]
-        ways = sorted({(record["points"], record["budget"]) for record in group if record["devices"] == DEVICES})
-        for points, budget in ways:
+        ways = sorted(
+            {(record["split"], record["points"], record["budget"]) for record in group if record["devices"] == DEVICES}
+        )
+        for split, points, budget in ways:
             base = {
                 record["seed"]: record
                 for record in group
@@ -70,7 +78,8 @@ def table(records: Iterable[Record]) -> str:
                     record
                     for record in group
                     if record["method"] == method and record["devices"] == DEVICES
-                    if (record["points"], record["budget"]) == (points, budget) and record["seed"] in base
+                    if (record["split"], record["points"], record["budget"]) == (split, points, budget)
+                    if record["seed"] in base
                 ]
                 if chosen:
                     rows.append(_row(f"{method}, two processes", chosen, base, task.metric))
@@ -78,7 +87,7 @@ def table(records: Iterable[Record]) -> str:
                 continue  # nothing to compare with yet
             share = "" if budget == 1 else f", {budget:g} × the steps"
             head = (
-                f"| {task.halves} | {task.metric.title}, validation, at the end | seconds to the baseline's quality | "
+                f"| {split} | {task.metric.title}, validation, at the end | seconds to the baseline's quality | "
                 "over backpropagation | ms a step | over backpropagation | reached |"
             )
             parts.append("\n".join([f"### {name}{share}\n", head, "|---" * 7 + "|", *rows]))
@@ -122,6 +131,12 @@ def main() -> None:
     add_records(parser)
     parser.add_argument(
         "--budget", type=float, default=1.0, help="steps of decoupled training, as a multiple of backpropagation's"
+    )
+    parser.add_argument(
+        "--split",
+        choices=[AUTO, HALVES],
+        default=AUTO,
+        help='where to cut: as boundaries="auto" chooses, or in the middle of the layers (default: %(default)s)',
     )
     parser.add_argument("--points", type=int, default=20, help="how many points each curve has")
     options = parser.parse_args()

@@ -128,7 +128,11 @@ def train(run: Run, folders: dict[str, Path | None]) -> dict[str, Any] | None:
         accelerator="cpu",
         devices=run.devices,
         strategy=SyntheticGradientStrategy(wire=run.wire) if run.devices > 1 else "auto",  # type: ignore[arg-type]
-        callbacks=[curve, fingerprint, *([method.callback()] if method and not method.whole else [])],
+        callbacks=[
+            curve,
+            fingerprint,
+            *([method.callback(task.splits[run.split])] if method and not method.whole else []),
+        ],
         max_steps=steps,
         max_epochs=-1,
         val_check_interval=math.ceil(steps / run.points),

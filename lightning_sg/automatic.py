@@ -13,6 +13,7 @@ from lightning_sg.lightning_api import LOGGER, pl
 from lightning_sg.partition.automatic import Run, choose_boundaries
 from lightning_sg.partition.told import Told
 from lightning_sg.partition.trace import Trace
+from lightning_sg.partition.work import Work
 from lightning_sg.settings import Settings
 from lightning_sg.time_boundary import boundaries_in_time
 
@@ -48,10 +49,10 @@ def choose_names(
         raise SyntheticGradientsError("boundaries='auto' takes one predictor for all boundaries, not one by name.")
     factory = settings.factory(list(boundaries_in_time(module)))
 
-    def operations(trace: Trace, names: Sequence[str]) -> dict[str, float]:
-        return factory.operations(trace, Told(settings.context, trace), batch, names)
+    def work(trace: Trace, names: Sequence[str]) -> dict[str, Work]:
+        return factory.work(trace, Told(settings.context, trace), batch, names)
 
-    choice = choose_boundaries(module, stages, run, device, operations, batch, tied=tied)
+    choice = choose_boundaries(module, stages, run, device, work, batch, tied=tied)
     _log.info(
         f"boundaries='auto' cuts after {choice.names}. To keep the cuts, write these names in its place."
         f"{choice.left_out}"

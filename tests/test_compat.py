@@ -309,7 +309,7 @@ def test_the_operation_counter_counts_what_a_matrix_product_and_its_gradient_tak
         y = x @ w
     with OperationCounter() as backward:
         torch.autograd.grad(y.sum(), w)
-    assert forward.flops == backward.flops == 2 * 5 * 3 * 4
+    assert forward.work.flops == backward.work.flops == 2 * 5 * 3 * 4
 
 
 def test_a_trainer_asks_its_strategy_for_the_accelerator_and_keeps_its_own(compat: Any) -> None:

@@ -27,7 +27,9 @@ BETWEEN_STEPS = (
     "on_before_zero_grad",
     "configure_gradient_clipping",
 )
-_ALWAYS = 20  # the first calls of each hook; of the others, some
+# Calls of each hook that are looked at: the first ones, then two of ten, later two of fifty. To look takes longer than
+# a small network's step has.
+_ALWAYS, _OFTEN = 20, 500
 
 
 class HookWatch:
@@ -68,7 +70,8 @@ class HookWatch:
         """
         placement, calls = self._runtime.ownership.placement, self._calls.get(name, 0)
         self._calls[name] = calls + 1
-        looks = calls < _ALWAYS or calls % 10 in (0, 9)  # as hooks do something at every so many steps
+        every = 10 if calls < _OFTEN else 50  # as hooks do something at every so many steps
+        looks = calls < _ALWAYS or calls % every in (0, every - 1)
         if placement is None or not looks or name in self._warned:
             yield
             return

@@ -38,6 +38,7 @@ from lightning_sg.partition.step import (
 )
 from lightning_sg.partition.told import Told
 from lightning_sg.partition.trace import Trace
+from lightning_sg.partition.work import Work
 from lightning_sg.session import Session
 from lightning_sg.settings import Settings
 from lightning_sg.transport import Away, Chain, Compression, ProcessGrid
@@ -235,10 +236,10 @@ class StartUp:
 
     def _placed(self, stage: Stage, trace: Trace, batch: Any) -> Placement:
         session, processes = stage.session, len(self._grid.ranks)
-        predictors: dict[str, float] = {}
+        predictors: dict[str, Work] = {}
         if trace.stages > processes:  # else there is nothing to balance
-            predictors = session.factory.operations(trace, Told(self._cutter.settings.context, trace), batch)
-        late = session.factory.late_operations(trace)
+            predictors = session.factory.work(trace, Told(self._cutter.settings.context, trace), batch)
+        late = session.factory.late_work(trace)
         placement = place(session.module, trace, processes, predictors, late, tied=self._options.tied)
         first = self._of_first_replica(placement.first)
         if first != placement.first:

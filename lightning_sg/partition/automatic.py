@@ -22,11 +22,12 @@ from lightning_sg.partition.balance import balance
 from lightning_sg.partition.placement import stage_costs
 from lightning_sg.partition.step import trace_step
 from lightning_sg.partition.trace import Trace
+from lightning_sg.partition.work import Work
 
 Run = Callable[[], STEP_OUTPUT]
-#: Takes a trace and some of its boundaries. Returns the floating-point operations of the predictor at each boundary for
-#: one batch, and leaves out the boundaries where no predictor can be built.
-CostOfPredictors = Callable[[Trace, list[str]], dict[str, float]]
+#: Takes a trace and some of its boundaries. Returns the work of the predictor at each boundary for one batch, and
+#: leaves out the boundaries where no predictor can be built.
+WorkOfPredictors = Callable[[Trace, list[str]], dict[str, Work]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def choose_boundaries(
     stages: int,
     run: Run,
     device: torch.device,
-    cost_of_predictors: CostOfPredictors,
+    work_of_predictors: WorkOfPredictors,
     batch: Any = None,
     *,
     tied: bool = False,
@@ -65,7 +66,7 @@ def choose_boundaries(
         stages: The number of stages.
         run: Calls the step on a real batch.
         device: The device that the step runs on.
-        cost_of_predictors: Estimates what predictors would cost.
+        work_of_predictors: Estimates the work of predictors.
         batch: The batch that the step is run on.
         tied: Whether stages on several processes may use one parameter.
 
@@ -103,8 +104,9 @@ def choose_boundaries(
             f"Use Trainer(devices={len(kept) + 1}) or fewer, or put `lightning_sg.Boundary()` where several tensors "
             "can cross together."
         )
-    predictors = cost_of_predictors(trace, [trace.order[place] for place in kept])
-    ends = [predictors.get(trace.order[place], math.inf) for place in kept]
+    places = [trace.order[place] for place in kept]
+    predictors = work_of_predictors(trace, places)
+    ends = [predictors[name].on(trace.device) if name in predictors else math.inf for name in places]
     bounds = [0, *(place + 1 for place in kept), trace.stages]
     pieces = [sum(costs[start:end]) for start, end in itertools.pairwise(bounds)]
     return Choice([trace.order[kept[start - 1]] for start in balance(pieces, stages, [*ends, 0.0])[1:]], left_out)

@@ -11,6 +11,7 @@ from lightning_sg.errors import PartitionError
 from lightning_sg.partition.balance import balance
 from lightning_sg.partition.checks import between
 from lightning_sg.partition.trace import Trace
+from lightning_sg.partition.work import Work, work_of_update
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def place(
     module: nn.Module,
     trace: Trace,
     processes: int,
-    *added: Mapping[str, float],
+    *added: Mapping[str, Work],
     tied: bool = False,
 ) -> Placement:
     """Gives each process neighbouring stages, so that the slowest process is as fast as possible.
@@ -114,8 +115,7 @@ def place(
         module: The model.
         trace: A traced step.
         processes: The number of processes.
-        *added: Floating-point operations that boundaries add to the stages before them, for a batch: those of
-            predictors, of late gradients.
+        *added: The work that boundaries add to the stages before them, for a batch: predictors, late gradients.
         tied: Whether several processes may use one parameter.
 
     Raises:
@@ -127,7 +127,7 @@ def place(
         raise too_few_stages(stages, processes)
     costs = stage_costs(module, trace)
     for stage, name in enumerate(trace.order):
-        costs[stage] += sum(each.get(name, 0.0) for each in added)
+        costs[stage] += sum(each[name].on(trace.device) for each in added if name in each)
     return assign(Placement(list(trace.order), balance(costs, processes)), module, trace, tied=tied)
 
 
@@ -214,19 +214,18 @@ def too_few_stages(stages: int, processes: int) -> PartitionError:
 
 
 def stage_costs(module: nn.Module, trace: Trace) -> list[float]:
-    """The cost of a training step of each stage in floating-point operations, without its predictors.
+    """The cost of a training step of each stage, without its predictors: the operations that take as long.
 
     Args:
         module: The model.
         trace: A traced step.
     """
-    operations = [float(flops) for flops in trace.flops]
-    weights = [0.0] * trace.stages
+    trained = [0.0] * trace.stages
     for name, parameter in module.named_parameters():
         for stage in trace.uses.get(name, ()):
-            weights[stage] += parameter.numel()
-    # Forward and backward together take about three times the forward operations, an optimizer about ten per parameter.
-    return [3 * flops + 10 * count + 1 for flops, count in zip(operations, weights)]
+            trained[stage] += parameter.numel() * parameter.requires_grad
+    # At least one, for stages that cost nothing to be spread evenly.
+    return [1 + (work.step + work_of_update(count)).on(trace.device) for work, count in zip(trace.work, trained)]
 
 
 __all__ = ["Placement", "assign", "place", "stage_costs", "too_few_stages"]

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_sg.batch.copying import copy_of
 from lightning_sg.boundary import Crossing, Site
@@ -26,6 +25,7 @@ from lightning_sg.partition.shadow import shadowed
 from lightning_sg.partition.trace import Trace
 from lightning_sg.partition.tracer import Tracer
 from lightning_sg.partition.undo import undone
+from lightning_sg.partition.work import WorkCounter
 from lightning_sg.passes import hearing_passes
 from lightning_sg.subclasses import fakes_stay_plain
 
@@ -133,8 +133,9 @@ def _follow(following: Following, run: Callable[[], STEP_OUTPUT]) -> tuple[Trace
     module, sites, device = following.module, following.sites, following.device
     without_gradient, has_loss = following.without_gradient, False
     fakes = FakeTensors(module, None, device, trainable=True)
-    counter = FlopCounterMode(display=False)
+    counter = WorkCounter()
     tracer = Tracer(module, sites, fakes, counter)
+    tracer.trace.device = device.type
     stopped: Exception | None = None
     with ExitStack() as stack:
         stack.enter_context(
@@ -296,7 +297,7 @@ def _look_ahead(
 ) -> None:
     """Traces a few more steps, each as far as it goes."""
     fakes = FakeTensors(module, None, device, trainable=True)
-    counter = FlopCounterMode(display=False)
+    counter = WorkCounter()
     tracers = [Tracer(module, sites, fakes, counter) for _ in range(STEPS_AHEAD)]
     with ExitStack() as stack:
         stack.enter_context(undone(module, device))

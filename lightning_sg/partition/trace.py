@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from lightning_sg.gradient_flow import Blocked
 from lightning_sg.partition.loss_inputs import LossInputs
+from lightning_sg.partition.work import StageWork
 from lightning_sg.predictors.base import LossInfo
 from lightning_sg.predictors.stage_size import StageSize
 
@@ -66,7 +67,8 @@ class Trace:
         sizes: For each parameter that the step used, the number of its elements.
         shapes: For each boundary, the shapes of the floating-point tensors that cross it first.
         bytes: For each boundary, the total size of the tensors that cross it.
-        flops: For each stage, the floating-point operations of its forward pass, as torch counts them.
+        work: For each stage, its work in one step.
+        device: The kind of device that the step runs on.
         leaks: Activations that go around a boundary.
         turned_back: Outputs of later stages that the step runs through earlier ones.
         blocked: For each boundary through which no gradient flows back, why.
@@ -84,7 +86,8 @@ class Trace:
     sizes: dict[str, int] = field(default_factory=dict)
     shapes: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
-    flops: list[int] = field(default_factory=list)
+    work: list[StageWork] = field(default_factory=list)
+    device: str = "cpu"
     leaks: list[Leak] = field(default_factory=list)
     turned_back: list[TurnedBack] = field(default_factory=list)
     blocked: dict[str, Blocked] = field(default_factory=dict)
@@ -97,6 +100,11 @@ class Trace:
     def stages(self) -> int:
         """The number of stages: one more than boundaries."""
         return len(self.order) + 1
+
+    @property
+    def flops(self) -> list[int]:
+        """For each stage, the floating-point operations of its forward pass, as torch counts them."""
+        return [int(work.forward.flops) for work in self.work]
 
     def size_of(self, stage: int) -> StageSize:
         """The size of a stage; a training step takes about three times the operations of a forward pass."""

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_sg._compat import DATA_DEPENDENT_ERRORS, tree_leaves
 from lightning_sg.boundary import Crossing, Site
@@ -29,6 +29,7 @@ from lightning_sg.partition.uses import (
     values_among,
     written,
 )
+from lightning_sg.partition.work import StageWork, WorkCounter
 from lightning_sg.passes import hearing_passes
 from lightning_sg.subclasses import call_beside_fakes
 from lightning_sg.time_boundary import boundaries_in_time
@@ -61,7 +62,7 @@ class Tracer(TorchFunctionMode):
         expects: What a value is that the step reads, if it checks whether numbers are finite; ``None`` if not.
     """
 
-    def __init__(self, module: nn.Module, sites: Sequence[Site], fakes: FakeTensors, counter: FlopCounterMode) -> None:
+    def __init__(self, module: nn.Module, sites: Sequence[Site], fakes: FakeTensors, counter: WorkCounter) -> None:
         super().__init__()
         self.trace = Trace()
         self._sites = {site.name: site for site in sites}
@@ -80,7 +81,7 @@ class Tracer(TorchFunctionMode):
         self._marked: list[Tensor] = []
         self._notes = Notes()
         self._stage = 0
-        self._counted = 0  # of the operations
+        self._counted = StageWork(counter.forward, counter.step)
 
     @property
     def in_last_stage(self) -> bool:
@@ -107,7 +108,8 @@ class Tracer(TorchFunctionMode):
             return _READS[func] if known is None else type(_READS[func])(known)
         self._check_reads(func, values)
         try:
-            result = call_beside_fakes(func, args, kwargs)
+            trained = [each for each in arguments if self._needs_gradient(each)]
+            result = self._counter.call(lambda: call_beside_fakes(func, args, kwargs), trained)
         except Exception:
             self._add(name_of(func), arguments, values)
             raise
@@ -208,6 +210,10 @@ class Tracer(TorchFunctionMode):
         note: Note | None = getattr(tensor, "_sg_note", None)
         return note is not None and not note.free
 
+    def _needs_gradient(self, tensor: Tensor) -> bool:
+        """Whether a backward pass computes its gradient; in an evaluation step, whether that of a training step may."""
+        return tensor.requires_grad if torch.is_grad_enabled() else self._is_touched(tensor)
+
     def _is_untrue(self, tensor: Tensor) -> bool:
         """Whether a tensor has data, which are not what they would be, as tensors without were written into it."""
         return not is_fake(tensor) and self._is_touched(tensor) and bool(self._makers_of(tensor) - {NUMBERS})
@@ -259,10 +265,10 @@ class Tracer(TorchFunctionMode):
             uses = [use for tensor in tensors for use in self._uses_of(tensor, "cross", True, True)]
             if again:
                 self._notes.claim([use.note for use in uses], number, trace.order)
-                self._count_flops()
+                self._count_work()
             else:
                 trace.order.append(site.name)
-                trace.flops.append(self._count_flops())
+                self._end_stage()
                 trace.shapes[site.name] = [tuple(tensor.shape) for tensor in tensors if tensor.is_floating_point()]
             trace.crossings[site.name] = trace.crossings.get(site.name, 0) + 1
             names = [name for tensor in tensors for name in (*self._parameter_of(tensor), *self._buffers_of(tensor))]
@@ -292,10 +298,14 @@ class Tracer(TorchFunctionMode):
 
         return cross
 
-    def _count_flops(self) -> int:
-        """The operations since they were counted last."""
-        before, self._counted = self._counted, self._counter.get_total_flops()
-        return self._counted - before
+    def _end_stage(self) -> None:
+        """Notes the work of the stage that ends here."""
+        self.trace.work.append(self._count_work())
+
+    def _count_work(self) -> StageWork:
+        """The work since it was counted last."""
+        before, self._counted = self._counted, StageWork(self._counter.forward, self._counter.step)
+        return StageWork(self._counted.forward - before.forward, self._counted.step - before.step)
 
     @contextmanager
     def following_modules(self) -> Iterator[None]:
@@ -406,9 +416,10 @@ class Tracer(TorchFunctionMode):
             BoundaryError: If the step did not reach every boundary, or one only without a gradient.
         """
         trace = self.settle()
-        trace.flops.append(self._count_flops())
-        times = [trace.crossings[name] for name in trace.order]
-        trace.flops = [flops * count for flops, count in zip(trace.flops, [*times, *times[-1:]] or [1])]
+        self._end_stage()
+        passes = [trace.crossings[name] for name in trace.order]
+        passes = [*passes, *passes[-1:]] or [1]
+        trace.work = [work * count for work, count in zip(trace.work, passes)]
         missing = self._missing()
         passed = next((name for name in missing if self._sites[name].blocked), None)
         if passed is not None:

@@ -1,4 +1,4 @@
-"""Counts floating-point operations, backward passes included."""
+"""Counts the work of predictors, backward passes included."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.utils.flop_counter import flop_registry
 from lightning_sg._compat import TorchDispatchMode
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.lightning_api import move_data_to_device
+from lightning_sg.partition.work import Work, bytes_moved
 from lightning_sg.predictors.auto import AutoPredictor
 from lightning_sg.predictors.base import GradientPredictor, LossInfo
 from lightning_sg.rules import BoundaryRule
@@ -19,17 +20,17 @@ from lightning_sg.training.learner import Learner
 
 
 class OperationCounter(TorchDispatchMode):
-    """Counts operations while entered, as torch's ``FlopCounterMode`` does.
+    """Counts the work of operations while entered, floating-point operations as torch's ``FlopCounterMode`` does.
 
     ``FlopCounterMode`` follows modules with hooks on gradients, which ``torch.autograd.grad`` refuses in predictors.
 
     Attributes:
-        flops: What was counted.
+        work: What was counted.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.flops = 0
+        self.work = Work()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -37,8 +38,8 @@ class OperationCounter(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         count = flop_registry.get(func._overloadpacket)
-        if count is not None:
-            self.flops += int(count(*args, **kwargs, out_val=result))
+        flops = 0 if count is None else int(count(*args, **kwargs, out_val=result))
+        self.work += Work(flops, bytes_moved(func, args, kwargs, result))
         return result
 
 
@@ -85,35 +86,35 @@ class OperationCount:
             return
         with OperationCounter() as counter:
             yield
-        self._counted[what] = counter.flops
+        self._counted[what] = int(counter.work.flops)
 
 
 class PredictorCost(NamedTuple):
-    """What a predictor would cost at a boundary, in floating-point operations for a batch.
+    """What a predictor would cost at a boundary.
 
     Attributes:
         words: What predicts there, if targets come that it could match.
         alone: What predicts there if none do.
-        predicting: The cost of one prediction.
-        learning_from_target: The cost of one step of learning from a target.
-        learning_without: The cost of one step on a batch whose target is not learned from.
+        predicting: The work of one prediction.
+        learning_from_target: The work of one step of learning from a target.
+        learning_without: The work of one step on a batch whose target is not learned from.
     """
 
     words: str
     alone: str
-    predicting: float
-    learning_from_target: float
-    learning_without: float
+    predicting: Work = Work()
+    learning_from_target: Work = Work()
+    learning_without: Work = Work()
 
-    def of_batch(self, every: int, targets: float) -> float:
-        """The average cost of a batch.
+    def of_batch(self, every: int, targets: float) -> Work:
+        """The average work of a batch.
 
         Args:
             every: The predictor learns from every how many-th batch.
             targets: The share of those batches that has a target to learn from.
         """
-        learning = targets * self.learning_from_target + (1 - targets) * self.learning_without
-        return self.predicting + learning / every
+        learning = self.learning_from_target * targets + self.learning_without * (1 - targets)
+        return self.predicting + learning * (1 / every)
 
 
 def cost_of_predictor(
@@ -136,7 +137,7 @@ def cost_of_predictor(
         SyntheticGradientsError: If it cannot be built for this boundary.
     """
     if isinstance(template, BoundaryRule) or not shapes:
-        return PredictorCost(type(template).__name__, type(template).__name__, 0.0, 0.0, 0.0)
+        return PredictorCost(type(template).__name__, type(template).__name__)
     context = move_data_to_device(context, "cpu")
     learner = Learner(template, None)
     plain = torch.autocast("cpu", enabled=False)  # as in training
@@ -150,24 +151,25 @@ def cost_of_predictor(
         with OperationCounter() as predicting:
             learner.predict(activations, context)
 
-        def learning(targets: tuple[torch.Tensor, ...]) -> float:
+        def learning(targets: tuple[torch.Tensor, ...]) -> Work:
             with OperationCounter() as counter:
                 learner.learn(activations, context, targets)
-            return float(counter.flops)
+            work: Work = counter.work
+            return work
 
         use = predictor.target_use
-        with_target = without = learning(activations if use.asks else ()) if learner.learns else 0.0
+        with_target = without = learning(activations if use.asks else ()) if learner.learns else Work()
         if learner.learns_in_passing:  # one pass, in place of the prediction
             with OperationCounter() as passing:
                 learner.predict_in_passing(activations, context)
-            without = float(passing.flops - predicting.flops)
+            without = passing.work - predicting.work
             with_target = with_target if use.learns_from_targets else without
         elif learner.learns and use.learns_without_targets:
             without = learning(())
     words = alone = type(predictor).__name__
     if isinstance(predictor, AutoPredictor):
         words, alone = predictor.describe(), predictor.describe(matches=False)
-    return PredictorCost(words, alone, float(predicting.flops), with_target, without)
+    return PredictorCost(words, alone, predicting.work, with_target, without)
 
 
 __all__ = ["OperationCount", "OperationCounter", "PredictorCost", "cost_of_predictor"]

@@ -11,6 +11,7 @@ from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.options import ExactGradients, LateGradients, PredictorTraining
 from lightning_sg.partition.told import Told
 from lightning_sg.partition.trace import Trace
+from lightning_sg.partition.work import StageWork, Work
 from lightning_sg.predictors import AutoPredictor, GradientPredictor
 from lightning_sg.rules import BoundaryRule, DelayedGradient
 from lightning_sg.training.base import BoundaryTrainer
@@ -89,7 +90,7 @@ class TrainerFactory:
 
     def costs(
         self, trace: Trace, told: Told, batch: Any, names: Sequence[str] | None = None, *, leave_out: bool = False
-    ) -> dict[str, tuple[str, float]]:
+    ) -> dict[str, tuple[str, Work]]:
         """What predictors would cost at the boundaries of a traced step.
 
         Args:
@@ -100,7 +101,7 @@ class TrainerFactory:
             leave_out: Leave out those that cannot be built for their boundary.
 
         Returns:
-            For each boundary, in words what predicts there, and its floating-point operations for a batch.
+            For each boundary, in words what predicts there, and its work for a batch on average.
 
         Raises:
             SyntheticGradientsError: If one cannot be built, unless those are left out.
@@ -127,16 +128,16 @@ class TrainerFactory:
             costs[name] = (cost.words if targets else cost.alone, cost.of_batch(self._training.every, targets))
         return costs
 
-    def operations(self, trace: Trace, told: Told, batch: Any, names: Sequence[str] | None = None) -> dict[str, float]:
-        """The operations alone, of those predictors that can be built; see :meth:`costs`."""
+    def work(self, trace: Trace, told: Told, batch: Any, names: Sequence[str] | None = None) -> dict[str, Work]:
+        """The work alone, of those predictors that can be built; see :meth:`costs`."""
         costs = self.costs(trace, told, batch, names, leave_out=True)
-        return {name: operations for name, (_words, operations) in costs.items()}
+        return {name: work for name, (_words, work) in costs.items()}
 
-    def late_operations(self, trace: Trace) -> dict[str, float]:
-        """What late gradients cost the stage before each boundary, in floating-point operations for a batch on average.
+    def late_work(self, trace: Trace) -> dict[str, Work]:
+        """The work that late gradients are for the stage before each boundary, for a batch on average.
 
-        That is a second backward pass, of about twice the operations of the stage's forward pass, and with
-        ``recompute`` the forward pass again. Boundaries with a rule of their own have none.
+        That is a second backward pass, and with ``recompute`` the forward pass again. Boundaries with a rule of their
+        own have none.
 
         Args:
             trace: A traced step.
@@ -145,9 +146,13 @@ class TrainerFactory:
         if late is None:
             return {}
         templates = self.templates(trace.order)
-        passes = (2 if late.share < 1 else 0) + late.recompute
+
+        def added(work: StageWork) -> Work:
+            backward = work.step - work.forward if late.share < 1 else Work()
+            return (backward + work.forward * late.recompute) * (1 / late.every)
+
         return {
-            name: passes * trace.flops[stage] / late.every
+            name: added(trace.work[stage])
             for stage, name in enumerate(trace.order)
             if late.share == 1 or isinstance(templates[name], GradientPredictor)
         }

@@ -18,6 +18,7 @@ from lightning_sg.errors import PartitionError, SyntheticGradientsError
 from lightning_sg.partition.automatic import choose_boundaries
 from lightning_sg.partition.step import call_training_step
 from lightning_sg.partition.trace import Trace
+from lightning_sg.partition.work import Work
 from lightning_sg.tools.plan import plan
 from tests.models import (
     CLASSES,
@@ -78,11 +79,11 @@ def batch() -> tuple[Tensor, ...]:
 
 
 def chosen(module: pl.LightningModule, stages: int, *, tied: bool = False, **predictors: float) -> list[str]:
-    def costs(trace: Trace, names: list[str]) -> dict[str, float]:
-        return dict.fromkeys(names, 0.0) | {name.replace("_", "."): cost for name, cost in predictors.items()}
+    def work(trace: Trace, names: list[str]) -> dict[str, Work]:
+        return dict.fromkeys(names, Work()) | {name.replace("_", "."): Work(cost) for name, cost in predictors.items()}
 
     run = partial(call_training_step, module, batch(), 0)
-    return choose_boundaries(module, stages, run, torch.device("cpu"), costs, tied=tied).names
+    return choose_boundaries(module, stages, run, torch.device("cpu"), work, tied=tied).names
 
 
 def test_choosing_leaves_no_hook_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,9 +121,9 @@ def test_where_no_predictor_can_be_built_is_no_place_for_a_cut_if_there_is_anoth
                 raise ValueError("not 63")
             super().build(activations, context, loss)
 
-    module = Net(mlp(64, 63, 64, 64, 64))
-    assert boundary_of(module, SyntheticGradients(boundaries="auto")) == "net.3"
-    assert boundary_of(module, SyntheticGradients(boundaries="auto", predictor=Fussy())) != "net.3"
+    module = Net(mlp(64, 64, 63, 64, 64))
+    assert boundary_of(module, SyntheticGradients(boundaries="auto")) == "net.5"
+    assert boundary_of(module, SyntheticGradients(boundaries="auto", predictor=Fussy())) != "net.5"
 
 
 def boundary_of(module: pl.LightningModule, callback: SyntheticGradients) -> str:

@@ -121,11 +121,11 @@ def _loads(planned: Plan) -> list[str]:
     late = sum(boundary.late for boundary in planned.boundaries)
     what = "predictors and late gradients" if late else "predictors"
     if planned.processes == 1:
-        return [f"In one process, {what} add {max(shares) - 1:.0%} to the model's operations."]
+        return [f"In one process, {what} add {max(shares) - 1:.0%} to the model's work."]
     bound = "at most" if planned.overhead == Overhead() else "with this overhead about"
     loads = ", ".join(f"rank {planned.rank(process)} {share:.0%}" for process, share in enumerate(shares))
     return [
-        f"Load with {what}, as a share of the model's operations: {loads}.",
+        f"Load with {what}, as a share of the model's work: {loads}.",
         f"Speed-up over plain backpropagation in one process: {bound} {planned.speedup:.2f} of "
         f"{planned.processes}; rank {planned.rank(planned.bottleneck)} is the bottleneck.",
     ]

@@ -27,7 +27,8 @@ class StagePlan:
     Attributes:
         parameters: The number of parameters that it uses.
         flops: Floating-point operations of its forward pass on the batch.
-        cost: Estimated floating-point operations of a training step: forward, backward and optimizer.
+        cost: Estimated cost of a training step, forward, backward and optimizer: the floating-point operations that
+            take as long. What is read and written counts, too.
         process: The process that holds it; process 0 holds the first stage.
     """
 
@@ -46,9 +47,10 @@ class BoundaryPlan:
         bytes: The size of the activations that cross it for the batch. Targets of the same size come back for each
             batch that the predictor learns from.
         predictor: A description of the predictor.
-        cost: Floating-point operations that the predictor spends on the batch, predicting and learning.
+        cost: What the predictor costs for the batch, predicting and learning, counted as that of a stage.
         between_processes: Whether the stages beside it are on different processes.
-        late: Floating-point operations that late gradients cost the stage before it, for a batch on average.
+        late: What late gradients cost the stage before it, for a batch on average, counted in the same way.
+        flops: The predictor's floating-point operations alone.
     """
 
     name: str
@@ -57,6 +59,7 @@ class BoundaryPlan:
     cost: float
     between_processes: bool
     late: float = 0.0
+    flops: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -176,8 +179,8 @@ def plan(
     told = Told(settings.context, trace)
     in_time = list(boundaries_in_time(module))
     factory = settings.factory(in_time)
-    costs, late = factory.costs(trace, told, batch), factory.late_operations(trace)
-    placement = place(module, trace, processes, {name: cost for name, (_words, cost) in costs.items()}, late)
+    predictors, late = factory.costs(trace, told, batch), factory.late_work(trace)
+    placement = place(module, trace, processes, {name: work for name, (_words, work) in predictors.items()}, late)
     sizes = dict(module.named_parameters())
     stages = [
         StagePlan(
@@ -192,9 +195,11 @@ def plan(
         BoundaryPlan(
             name,
             trace.bytes[name],
-            *costs[name],
+            predictors[name][0],
+            predictors[name][1].on(trace.device),
             placement.process_of(stage) != placement.process_of(stage + 1),
-            late.get(name, 0.0),
+            late[name].on(trace.device) if name in late else 0.0,
+            predictors[name][1].flops,
         )
         for stage, name in enumerate(trace.order)
     ]

@@ -22,8 +22,10 @@ from lightning_sg import (
     SyntheticGradientsError,
     TrueGradient,
 )
+from lightning_sg.partition.trace import Trace
 from lightning_sg.tools.plan import BoundaryPlan, Plan, StagePlan, plan
 from tests.models import Classifier, loader, make_trainer
+from tests.partition.models import trace
 from tests.ranks import run_ranks
 
 BATCH = next(iter(loader()))
@@ -51,7 +53,7 @@ def test_predictors_cost_what_a_run_logs() -> None:
     model = 3 * sum(stage.flops for stage in planned.stages)
     for boundary in planned.boundaries:
         logged = float(trainer.callback_metrics[f"sg/{boundary.name}/cost"])
-        assert boundary.cost / model == pytest.approx(logged, rel=0.02)
+        assert boundary.flops / model == pytest.approx(logged, rel=0.02)
 
 
 @pytest.mark.parametrize("predictor", [TrueGradient(), DelayedGradient()])
@@ -167,24 +169,32 @@ def operations_of_batch(late: LateGradients | None) -> float:
 @pytest.mark.parametrize("every", [1, 4])
 def test_late_gradients_cost_what_a_run_computes(every: int) -> None:
     late = LateGradients(0.5, every)
-    planned = plan(Classifier(), BATCH, SyntheticGradients(predictor=LocalLoss(), late=late))
-    first, *_, last = (stage.flops for stage in planned.stages)
-    # The first layer computes no gradient of its input, and the last stage only where somebody wants it.
-    differs = (last - first) / every
+    added = late_flops(late)
+    first, *middle, last = traced().flops
+    # Only where somebody wants it does the last stage compute the gradient of its input.
     measured = operations_of_batch(late) - operations_of_batch(None)
-    assert measured == pytest.approx(sum(boundary.late for boundary in planned.boundaries) + differs)
-    assert planned.boundaries[0].late == 2 * first / every
+    assert measured == pytest.approx(sum(added) + last / every)
+    # The first layer computes no gradient of its input.
+    assert added == [first / every, *(2 * flops / every for flops in middle)]
+
+
+def traced() -> Trace:
+    module = Classifier()
+    return trace(module, BATCH, lambda: module.training_step(BATCH, 0))
+
+
+def late_flops(late: LateGradients) -> list[float]:
+    callback = SyntheticGradients(late=late)
+    return [work.flops for work in callback.settings.factory([]).late_work(traced()).values()]
 
 
 def test_running_a_batch_again_costs_its_forward_pass() -> None:
-    def costs(**options: Any) -> list[float]:
-        late = LateGradients(**options)
-        return [each.late for each in plan(Classifier(), BATCH, SyntheticGradients(late=late)).boundaries]
-
-    forward = [stage.flops for stage in plan(Classifier(), BATCH).stages[:-1]]
-    assert costs(share=0.5, recompute=True) == [3 * flops for flops in forward]
-    assert costs(share=1, recompute=True) == forward
-    assert costs(share=1) == [0.0, 0.0, 0.0]  # in place of the backward pass of the newest batch
+    forward = traced().flops[:-1]
+    again = late_flops(LateGradients(share=0.5, recompute=True))
+    assert again == [more + flops for more, flops in zip(late_flops(LateGradients(share=0.5)), forward)]
+    assert late_flops(LateGradients(share=1, recompute=True)) == forward
+    # In place of the backward pass of the newest batch.
+    assert late_flops(LateGradients(share=1)) == [0.0, 0.0, 0.0]
 
 
 def test_late_gradients_count_when_stages_are_spread() -> None:
