@@ -11,7 +11,7 @@ from lightning_sg.tools.report import ReportError, read_run
 from lightning_sg.tools.report.wandb_log import _BLOCK, _HEADER, _RECORD, _records
 from tests.models import Classifier, loader, make_trainer
 
-wandb = pytest.importorskip("wandb")
+pytest.importorskip("wandb")
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +19,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An offline run of two epochs, logged at every step."""
     from lightning.pytorch.loggers import WandbLogger
 
+    from tests.offline_wandb import finish
+
     folder = tmp_path_factory.mktemp("offline")
     logger = WandbLogger(project="tests", save_dir=folder, offline=True)
     trainer = make_trainer(logger=logger, callbacks=[SyntheticGradients()], log_every_n_steps=1)
     trainer.fit(Classifier(), loader(), loader(shuffle=False))
-    wandb.finish()
+    finish(folder)
     return folder
 
 
