@@ -230,8 +230,10 @@ UNLOCKED: dict[str, Method] = {
 }
 
 
-def _late(share: float = 0.5, *, every: int = 1, look_ahead: bool = True, **callback: Any) -> Method:
-    late = LateGradients(share, every)
+def _late(
+    share: float = 0.5, *, every: int = 1, grows: bool = False, look_ahead: bool = True, **callback: Any
+) -> Method:
+    late = LateGradients(share, every, grows=grows)
     return Method(callback_arguments={"late": late, **callback}, look_ahead=look_ahead)
 
 
@@ -259,6 +261,7 @@ LATE: dict[str, Method] = {
     "0.2 late, NAdam, delay 2": _late(0.2, delay=2),
     "0.2 late, NAdam, delay 5": _late(0.2, delay=5),
     "0.2 late, NAdam, delay 11": _late(0.2, delay=11),
+    "0.2 late that grows, NAdam": _late(0.2, grows=True),
     "0.2 late, NAdam, unbound": _late(0.2, training=PredictorTraining(bound=1e9)),
     "0.8 late, NAdam": _late(0.8),
     "half late, NAdam, local loss": Method(

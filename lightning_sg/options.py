@@ -75,6 +75,9 @@ class LateGradients:
         recompute: Run the earlier batch again, with the newest weights, in place of keeping its graph: less memory, one
             more forward pass, and a late gradient whose weights at least are not old. What the step does to Python
             objects, it then does twice. For steps that run the network once, with automatic optimization.
+        grows: Let the share grow as the model's learning rate falls, to 1 / (1 + (1 / share - 1) × r²) where r is the
+            rate over the highest so far. What makes an old gradient wrong is how far the weights have moved since then,
+            which falls with the rate, while the error of a synthetic one does not.
 
     Raises:
         TypeError: If an argument is of another type.
@@ -84,6 +87,7 @@ class LateGradients:
     share: float = 0.2
     every: int = 1
     recompute: bool = False
+    grows: bool = False
 
     def __post_init__(self) -> None:
         check_fields(
@@ -92,6 +96,7 @@ class LateGradients:
             share=number(above=0, most=1),
             every=whole(1, MOST_BATCHES),
             recompute=flag(),
+            grows=flag(),
         )
 
 

@@ -240,6 +240,7 @@ class Session:
     def begin_batch(self, trainer: pl.Trainer, batch: Any, origin: BatchOrigin) -> BatchContext:
         """A training batch begins."""
         context = self.told.of(batch, self.batches)
+        self.exact.begin(self.batches, trainer.optimizers)
         self.batch = BatchContext(
             self.batches,
             context,
@@ -427,15 +428,15 @@ class Session:
             "boxes": gather(self.boxes.state_dict(split=self.ownership.split)),
             "inputs": gather(self.inputs.state_dict(self.ownership.owns_inputs)),
             "updates": self.updates.state_dict(),
+            "rate": self.exact.rate.state_dict(),
         }
-        saved: dict[str, Any] = plain(state)
-        return saved
+        return dict(plain(state))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores :meth:`state_dict`; warns of boundaries that are dropped, start afresh or are set up otherwise."""
         self.batches = state["batches"]
-        self.exact.load_state_dict(state["corrections"])
-        self.inputs.load_state_dict(state.get("inputs", {}))  # not in checkpoints of earlier versions
+        self.exact.load_state_dict(state["corrections"], state.get("rate", {}))  # earlier versions saved less
+        self.inputs.load_state_dict(state.get("inputs", {}))
         self.updates.load_state_dict(state.get("updates", {}))
         self.times.load_state_dict(state.get("times", {}))
         self.boxes.load_state_dict(state.get("boxes", {}))

@@ -129,7 +129,7 @@ BAD: dict[str, dict[str, list[Any]]] = {
         "every": POSITIVE,
     },
     "ExactGradients": {"every": COUNT, "bootstrap": FLAG, "correction": [-0.1, *NUMBER], "warm_up": COUNT},
-    "LateGradients": {"share": [0, -0.1, 1.1, *NUMBER], "every": POSITIVE, "recompute": FLAG},
+    "LateGradients": {"share": [0, -0.1, 1.1, *NUMBER], "every": POSITIVE, "recompute": FLAG, "grows": FLAG},
     "PredictorTraining": {
         "optimizer": FUNCTION,
         "lr_scheduler": FUNCTION,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from torch.optim import Optimizer
 
 from lightning_sg.options import ExactGradients, LateGradients
 from lightning_sg.training.base import BoundaryTrainer
@@ -20,11 +22,23 @@ class LatePolicy(Protocol):
     def applies(self, number: int) -> Applied:
         """What stages apply of the exact gradient of batch ``number``."""
 
-    def weight(self, trainer: BoundaryTrainer) -> float:
-        """The weight of what the stage before a boundary applies late; 0 for nothing."""
+    def begin(self, number: int, oldest: int, optimizers: Iterable[Optimizer]) -> None:
+        """A training batch begins.
 
-    def newest(self, trainer: BoundaryTrainer) -> float:
-        """The weight of the newest batch's gradient in a step of that stage in which something late is applied too."""
+        Args:
+            number: Its number.
+            oldest: That of the oldest batch of which something may still be applied.
+            optimizers: The model's.
+        """
+
+    def concerns(self, trainer: BoundaryTrainer) -> bool:
+        """Whether the stage before a boundary applies anything late."""
+
+    def weight(self, trainer: BoundaryTrainer, number: int) -> float:
+        """The weight of what that stage applies of batch ``number``, late."""
+
+    def newest(self, trainer: BoundaryTrainer, number: int) -> float:
+        """The weight of the newest batch's gradient in the step in which that stage applies something of ``number``."""
 
 
 class CorrectionPolicy:
@@ -49,17 +63,56 @@ class CorrectionPolicy:
         due = self._ruled or (self.ever and number % self._options.every == 0)
         return Applied.DIFFERENCE if due else Applied.NOTHING
 
-    def weight(self, trainer: BoundaryTrainer) -> float:
+    def begin(self, number: int, oldest: int, optimizers: Iterable[Optimizer]) -> None:
+        """See :meth:`LatePolicy.begin`: no weight depends on it."""
+
+    def concerns(self, trainer: BoundaryTrainer) -> bool:
+        """See :meth:`LatePolicy.concerns`."""
+        return (trainer.late_share or self._options.correction) > 0
+
+    def weight(self, trainer: BoundaryTrainer, number: int) -> float:
         """See :meth:`LatePolicy.weight`."""
         return trainer.late_share or self._options.correction
 
-    def newest(self, trainer: BoundaryTrainer) -> float:
+    def newest(self, trainer: BoundaryTrainer, number: int) -> float:
         """See :meth:`LatePolicy.newest`: all of it."""
         return 1.0
 
     @property
     def _ruled(self) -> bool:
         return any(trainer.late_share > 0 for trainer in self._trainers.values())
+
+
+class FallingRate:
+    """How far the model's learning rate has fallen since its peak, at each batch that is under way.
+
+    Attributes:
+        peak: The highest rate so far.
+    """
+
+    def __init__(self) -> None:
+        self.peak = 0.0
+        self._left: dict[int, float] = {}
+
+    def begin(self, number: int, oldest: int, optimizers: Iterable[Optimizer]) -> None:
+        """Notes the rate of batch ``number``, the highest of all groups, and forgets those before ``oldest``."""
+        rate = max((float(group["lr"]) for each in optimizers for group in each.param_groups), default=0.0)
+        self.peak = max(self.peak, rate)
+        self._left = {each: left for each, left in self._left.items() if each >= oldest}
+        self._left[number] = rate / self.peak if self.peak else 1.0
+
+    def at(self, number: int) -> float:
+        """What was left of the peak at batch ``number``: at most 1; 1 if that is not known."""
+        return self._left.get(number, 1.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state to save, the same in all processes."""
+        return {"peak": self.peak, "left": {str(number): left for number, left in self._left.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`state_dict`; checkpoints of earlier versions have none."""
+        self.peak = state.get("peak", 0.0)
+        self._left = {int(number): left for number, left in state.get("left", {}).items()}
 
 
 class MixturePolicy:
@@ -73,8 +126,9 @@ class MixturePolicy:
 
     ever = True
 
-    def __init__(self, options: LateGradients) -> None:
+    def __init__(self, options: LateGradients, rate: FallingRate) -> None:
         self._options = options
+        self._rate = rate
 
     def applies(self, number: int) -> Applied:
         """See :meth:`LatePolicy.applies`."""
@@ -82,20 +136,33 @@ class MixturePolicy:
             return Applied.NOTHING
         return Applied.RECOMPUTED if self._options.recompute else Applied.WHOLE
 
-    def weight(self, trainer: BoundaryTrainer) -> float:
-        """See :meth:`LatePolicy.weight`."""
-        return trainer.late_share if trainer.needs_true_gradient else self._options.share
+    def begin(self, number: int, oldest: int, optimizers: Iterable[Optimizer]) -> None:
+        """See :meth:`LatePolicy.begin`."""
+        if self._options.grows:  # a rate may be a tensor on a device, which reading stops
+            self._rate.begin(number, oldest, optimizers)
 
-    def newest(self, trainer: BoundaryTrainer) -> float:
+    def concerns(self, trainer: BoundaryTrainer) -> bool:
+        """See :meth:`LatePolicy.concerns`."""
+        return not trainer.needs_true_gradient or trainer.late_share > 0
+
+    def weight(self, trainer: BoundaryTrainer, number: int) -> float:
+        """See :meth:`LatePolicy.weight`."""
+        return trainer.late_share if trainer.needs_true_gradient else 1 - self.newest(trainer, number)
+
+    def newest(self, trainer: BoundaryTrainer, number: int) -> float:
         """See :meth:`LatePolicy.newest`."""
-        return 1.0 if trainer.needs_true_gradient else 1 - self._options.share
+        if trainer.needs_true_gradient:
+            return 1.0
+        # Of two independent errors: what is best if `share` was at the peak, and the late one falls with the rate.
+        synthetic = (1 / self._options.share - 1) * self._rate.at(number) ** 2
+        return synthetic / (1 + synthetic)
 
 
 def late_policy(
-    exact: ExactGradients, late: LateGradients | None, trainers: Mapping[str, BoundaryTrainer]
+    exact: ExactGradients, late: LateGradients | None, trainers: Mapping[str, BoundaryTrainer], rate: FallingRate
 ) -> LatePolicy:
     """What the user's options ask for."""
-    return CorrectionPolicy(exact, trainers) if late is None else MixturePolicy(late)
+    return CorrectionPolicy(exact, trainers) if late is None else MixturePolicy(late, rate)
 
 
-__all__ = ["CorrectionPolicy", "LatePolicy", "MixturePolicy", "late_policy"]
+__all__ = ["CorrectionPolicy", "FallingRate", "LatePolicy", "MixturePolicy", "late_policy"]

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lightning_sg.crossings.corrections import Corrections
 from lightning_sg.crossings.exact_pass import Parameters
-from lightning_sg.crossings.late import late_policy
+from lightning_sg.crossings.late import FallingRate, late_policy
 from lightning_sg.crossings.newest import NewestGradient
 from lightning_sg.crossings.scale import GradientScale
 from lightning_sg.errors import SyntheticGradientsError
@@ -26,6 +27,9 @@ Holds = Callable[[str], bool]
 
 class ExactPolicy:
     """Decides for each batch what it does about targets, and holds late gradients until they are due.
+
+    Attributes:
+        rate: How far the model's learning rate has fallen, if a mixture goes by that.
 
     Args:
         options: What the user said of exact gradients.
@@ -44,7 +48,8 @@ class ExactPolicy:
         replicas: Replicas,
     ) -> None:
         self._options = options
-        self._late = late_policy(options, late, trainers)
+        self.rate = FallingRate()
+        self._late = late_policy(options, late, trainers, self.rate)
         self._module = module
         self._trainers = trainers
         self._replicas = replicas
@@ -54,6 +59,12 @@ class ExactPolicy:
     def accept(self, trace: Trace) -> None:
         """Takes a traced step, which says to which stage a parameter belongs."""
         self._trace = trace
+
+    def begin(self, number: int, optimizers: Iterable[Optimizer]) -> None:
+        """Training batch ``number`` begins, which the model's optimizers are to step for."""
+        # Distances are not known before the first step of a resumed run has been traced.
+        longest = max((len(self._trainers) * (1 + each.delay) for each in self._trainers.values()), default=0)
+        self._late.begin(number, number - longest, optimizers)
 
     def plan(self, number: int, context: Any) -> TargetPlan:
         """What training batch ``number`` does about targets.
@@ -116,7 +127,8 @@ class ExactPolicy:
         by_due: dict[int, dict[str, Tensor]] = {}
         for name, part in self._parts(holds).items():
             if name in averaged:
-                gradient = averaged[name] if part.weight == 1 else part.weight * averaged[name]
+                weight = self._late.weight(part.trainer, number)
+                gradient = averaged[name] if weight == 1 else weight * averaged[name]
                 by_due.setdefault(number + part.delay, {})[name] = gradient
         for due, held in by_due.items():
             self._corrections.hold(due, held)
@@ -126,8 +138,9 @@ class ExactPolicy:
         if not self._late.ever:
             return NewestGradient()
         due = self._corrections.due(now)
-        parts = [part for name, part in self._parts(holds).items() if name in due and part.newest != 1]
-        return NewestGradient([(part.parameter, part.newest) for part in parts])
+        parts = [part for name, part in self._parts(holds).items() if name in due]
+        weights = [(part.parameter, self._late.newest(part.trainer, now - part.delay)) for part in parts]
+        return NewestGradient([(parameter, weight) for parameter, weight in weights if weight != 1])
 
     def apply(self, now: int, scale: GradientScale, holds: Holds) -> None:
         """Applies what is due at batch ``now``."""
@@ -149,11 +162,9 @@ class ExactPolicy:
             users = trace.uses.get(name)
             if not users or min(users) == len(trace.order) or not parameter.requires_grad or not holds(name):
                 continue
-            trainer = self._trainers[trace.order[min(users)]]
-            weight = late.weight(trainer)
-            if weight:
-                boundary = trace.order[min(users)]
-                found[name] = _LatePart(parameter, boundary, self.delay(boundary), weight, late.newest(trainer))
+            boundary = trace.order[min(users)]
+            if late.concerns(self._trainers[boundary]):
+                found[name] = _LatePart(parameter, boundary, self._trainers[boundary], self.delay(boundary))
         return found
 
     # ------------------------------------------------------------------ checkpoints
@@ -162,9 +173,10 @@ class ExactPolicy:
         """What is held: disjoint between processes."""
         return self._corrections.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
+    def load_state_dict(self, state: dict[str, Any], rate: Mapping[str, Any]) -> None:
+        """Restores :meth:`state_dict`, and the state of the rate."""
         self._corrections.load_state_dict(state)
+        self.rate.load_state_dict(rate)
 
 
 @dataclass(frozen=True)
@@ -174,16 +186,14 @@ class _LatePart:
     Attributes:
         parameter: The parameter.
         boundary: That at the end of its stage.
+        trainer: What supplies the gradient there.
         delay: How many batches later than its own it is due.
-        weight: What it is multiplied by.
-        newest: What the gradient of the batch at which it is due is multiplied by.
     """
 
     parameter: nn.Parameter
     boundary: str
+    trainer: BoundaryTrainer
     delay: int
-    weight: float
-    newest: float
 
 
 __all__ = ["ExactPolicy", "Holds"]

@@ -27,6 +27,7 @@ from lightning_sg import (
     TrueGradient,
     ZeroPredictor,
 )
+from lightning_sg.crossings.late import FallingRate
 from tests.models import Classifier, assert_same_state, loader, make_trainer, state_of
 from tests.noted import Watch
 from tests.ranks import run_ranks
@@ -36,6 +37,15 @@ from tests.resuming import resumed_and_whole
 class Nadam(Classifier):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.NAdam(self.parameters(), 0.01, betas=(0.95, 0.999), decoupled_weight_decay=True)
+
+
+class Falling(Nadam):
+    """With a rate that rises at first, and then falls at every step."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 3) * 0.8**step)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 class Sgd(Classifier):
@@ -104,6 +114,8 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "direct predictors": {"late": LateGradients(), "predictor": MLPPredictor()},
     "no predictors": {"late": LateGradients(), "predictor": ZeroPredictor()},
+    "a share that grows": {"late": LateGradients(grows=True), "module": Falling},
+    "a share that grows, of every other batch": {"late": LateGradients(every=2, grows=True), "module": Falling},
     "after a warm-up": {"late": LateGradients(), "exact": ExactGradients(warm_up=4)},
     "one rule for each boundary": {
         "late": LateGradients(),
@@ -127,6 +139,7 @@ CASES: dict[str, dict[str, Any]] = {
         "late": LateGradients(recompute=True),
         "trainer": {"accumulate_grad_batches": 2},
     },
+    "recomputed, a share that grows": {"late": LateGradients(recompute=True, grows=True), "module": Falling},
     "recomputed, with dropout": {"late": LateGradients(recompute=True), "module": Dropout},
 }
 
@@ -170,11 +183,20 @@ DIRECT = MLPPredictor(hidden=8)
 LAYERS = {"net.0.0.weight": 3, "net.2.0.weight": 2, "net.4.0.weight": 1}
 
 
-def gradients_of(layer: str, *, batches: int = 12, **callback: Any) -> list[Tensor | None]:
-    """The gradients of a layer in each step of a run whose weights stay as they are."""
+def gradients_of(
+    layer: str, *, batches: int = 12, rates: list[float] | None = None, **callback: Any
+) -> list[Tensor | None]:
+    """The gradients of a layer in each step of a run whose weights stay as they are, or nearly, with small rates."""
     pl.seed_everything(7, verbose=False)
     module, noted = Sgd(stages=4), Gradients(layer)
-    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.0)  # type: ignore[method-assign]
+    rates = rates or [0.0] * batches
+
+    def configure() -> Any:
+        optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rates[min(step, batches - 1)])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    module.configure_optimizers = configure  # type: ignore[method-assign]
     trainer = make_trainer(max_steps=batches, max_epochs=-1, callbacks=[SyntheticGradients(**callback), noted])
     trainer.fit(module, loader(shuffle=False))
     return noted.seen
@@ -200,6 +222,41 @@ def test_a_step_applies_the_newest_synthetic_and_an_older_true_gradient(
             assert not torch.allclose(newest, expected, rtol=1e-2, atol=1e-4)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     assert arrived == len(range(0, 12 - age, every))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_share_grows_as_the_rate_falls_from_its_peak(layer: str) -> None:
+    rates = [1e-12 * rate for rate in (1, 4, 4, 2, 1, 1, 2, 1, 0.5, 0.25, 0.04, 0)]
+    grown = gradients_of(layer, **OWN_LOSS, late=LateGradients(0.25, grows=True), delay=0, rates=rates)
+    synthetic = gradients_of(layer, **OWN_LOSS, delay=0)
+    true = gradients_of(layer, predictor=TrueGradient())
+    age = LAYERS[layer]
+    for step in range(age, 12):
+        older = step - age  # its rate counts, wherever and whenever its gradient arrives
+        left = 1 - 1 / (1 + 3 * (rates[older] / max(rates[: older + 1])) ** 2)
+        expected = left * synthetic[step] + (1 - left) * true[older]  # type: ignore[operator]
+        torch.testing.assert_close(grown[step], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_share_grows_with_the_highest_rate_of_all_groups() -> None:
+    rate = FallingRate()
+    optimizers = [torch.optim.SGD([{"params": [torch.ones(1)], "lr": lr}]) for lr in (0.0, 0.4)]
+    rate.begin(0, 0, optimizers)
+    optimizers[1].param_groups[0]["lr"] = torch.tensor(0.1)
+    rate.begin(1, 0, optimizers)
+    assert [rate.at(number) for number in (0, 1, 2)] == [1, pytest.approx(0.25), 1]
+    again = FallingRate()
+    again.load_state_dict(rate.state_dict())
+    again.begin(2, 1, optimizers)
+    assert [again.at(number) for number in (0, 1, 2)] == [1, pytest.approx(0.25), pytest.approx(0.25)]
+    again.load_state_dict({})  # of an earlier version
+    assert again.at(2) == 1
+
+
+def test_without_a_rate_the_share_stays() -> None:
+    rate = FallingRate()
+    rate.begin(0, 0, [])
+    assert rate.at(0) == 1
 
 
 def test_before_the_first_late_gradient_a_stage_without_a_predictor_stays() -> None:
@@ -272,10 +329,13 @@ def test_an_error_in_a_backward_pass_leaves_nothing_on_the_parameters() -> None:
 
 
 @pytest.mark.parametrize("devices", [1, 3])
-@pytest.mark.parametrize("late", [LateGradients(), LateGradients(every=3), LateGradients(share=1)])
+@pytest.mark.parametrize(
+    "late", [LateGradients(), LateGradients(every=3), LateGradients(share=1), LateGradients(grows=True)]
+)
 def test_a_resumed_run_goes_on_exactly(late: LateGradients, devices: int, tmp_path: Path) -> None:
     """The checkpoint is taken while late gradients are under way."""
-    both = resumed_and_whole(lambda: Nadam(stages=4), lambda: SyntheticGradients(late=late), devices, tmp_path)
+    module = Falling if late.grows else Nadam
+    both = resumed_and_whole(lambda: module(stages=4), lambda: SyntheticGradients(late=late), devices, tmp_path)
     for resumed, whole in both:
         assert_same_state(whole, resumed)
 
