@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_sg import Boundary, BoundaryError, Chunks, PartitionError, SyntheticGradients, TrueGradient
 from lightning_sg.partition.automatic import choose_boundaries
+from lightning_sg.partition.work import Work
 from tests.message_models import TwoNetworks, steps
 from tests.models import CLASSES, FEATURES, assert_same_state, loader, make_trainer
 from tests.ranks import Failure
@@ -427,7 +428,7 @@ class PartlyBlocked(pl.LightningModule):
 def test_no_place_without_a_gradient_is_chosen() -> None:
     module, batch = PartlyBlocked(), next(iter(loader()))
     step, device = partial(module.training_step, batch, 0), torch.device("cpu")
-    names = choose_boundaries(module, 2, step, device, lambda _trace, names: dict.fromkeys(names, 0.0)).names
+    names = choose_boundaries(module, 2, step, device, lambda _trace, names: dict.fromkeys(names, Work())).names
     assert names == ["second"]
 
 
