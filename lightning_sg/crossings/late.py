@@ -22,14 +22,8 @@ class LatePolicy(Protocol):
     def applies(self, number: int) -> Applied:
         """What stages apply of the exact gradient of batch ``number``."""
 
-    def begin(self, number: int, oldest: int, optimizers: Iterable[Optimizer]) -> None:
-        """A training batch begins.
-
-        Args:
-            number: Its number.
-            oldest: That of the oldest batch of which something may still be applied.
-            optimizers: The model's.
-        """
+    def begin(self, number: int, optimizers: Iterable[Optimizer]) -> None:
+        """Training batch ``number`` begins, which the model's optimizers are to step for."""
 
     def concerns(self, trainer: BoundaryTrainer) -> bool:
         """Whether the stage before a boundary applies anything late."""
@@ -63,7 +57,7 @@ class CorrectionPolicy:
         due = self._ruled or (self.ever and number % self._options.every == 0)
         return Applied.DIFFERENCE if due else Applied.NOTHING
 
-    def begin(self, number: int, oldest: int, optimizers: Iterable[Optimizer]) -> None:
+    def begin(self, number: int, optimizers: Iterable[Optimizer]) -> None:
         """See :meth:`LatePolicy.begin`: no weight depends on it."""
 
     def concerns(self, trainer: BoundaryTrainer) -> bool:
@@ -88,17 +82,21 @@ class FallingRate:
 
     Attributes:
         peak: The highest rate so far.
+
+    Args:
+        kept: How many batches a gradient is late at most.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kept: int) -> None:
         self.peak = 0.0
+        self._kept = kept
         self._left: dict[int, float] = {}
 
-    def begin(self, number: int, oldest: int, optimizers: Iterable[Optimizer]) -> None:
-        """Notes the rate of batch ``number``, the highest of all groups, and forgets those before ``oldest``."""
+    def begin(self, number: int, optimizers: Iterable[Optimizer]) -> None:
+        """Notes the rate of batch ``number``, the highest of all groups, and forgets those of too old batches."""
         rate = max((float(group["lr"]) for each in optimizers for group in each.param_groups), default=0.0)
         self.peak = max(self.peak, rate)
-        self._left = {each: left for each, left in self._left.items() if each >= oldest}
+        self._left = {each: left for each, left in self._left.items() if each >= number - self._kept}
         self._left[number] = rate / self.peak if self.peak else 1.0
 
     def at(self, number: int) -> float:
@@ -136,10 +134,10 @@ class MixturePolicy:
             return Applied.NOTHING
         return Applied.RECOMPUTED if self._options.recompute else Applied.WHOLE
 
-    def begin(self, number: int, oldest: int, optimizers: Iterable[Optimizer]) -> None:
+    def begin(self, number: int, optimizers: Iterable[Optimizer]) -> None:
         """See :meth:`LatePolicy.begin`."""
         if self._options.grows:  # a rate may be a tensor on a device, which reading stops
-            self._rate.begin(number, oldest, optimizers)
+            self._rate.begin(number, optimizers)
 
     def concerns(self, trainer: BoundaryTrainer) -> bool:
         """See :meth:`LatePolicy.concerns`."""
@@ -147,15 +145,15 @@ class MixturePolicy:
 
     def weight(self, trainer: BoundaryTrainer, number: int) -> float:
         """See :meth:`LatePolicy.weight`."""
-        return trainer.late_share if trainer.needs_true_gradient else 1 - self.newest(trainer, number)
+        return trainer.late_share if trainer.needs_true_gradient else self._share(number)
 
     def newest(self, trainer: BoundaryTrainer, number: int) -> float:
         """See :meth:`LatePolicy.newest`."""
-        if trainer.needs_true_gradient:
-            return 1.0
+        return 1.0 if trainer.needs_true_gradient else 1 - self._share(number)
+
+    def _share(self, number: int) -> float:
         # Of two independent errors: what is best if `share` was at the peak, and the late one falls with the rate.
-        synthetic = (1 / self._options.share - 1) * self._rate.at(number) ** 2
-        return synthetic / (1 + synthetic)
+        return 1 / (1 + (1 / self._options.share - 1) * self._rate.at(number) ** 2)
 
 
 def late_policy(

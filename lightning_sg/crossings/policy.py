@@ -48,7 +48,8 @@ class ExactPolicy:
         replicas: Replicas,
     ) -> None:
         self._options = options
-        self.rate = FallingRate()
+        # Distances from the end are not known before the first step of a resumed run has been traced.
+        self.rate = FallingRate(max((len(trainers) * (1 + each.delay) for each in trainers.values()), default=0))
         self._late = late_policy(options, late, trainers, self.rate)
         self._module = module
         self._trainers = trainers
@@ -62,9 +63,7 @@ class ExactPolicy:
 
     def begin(self, number: int, optimizers: Iterable[Optimizer]) -> None:
         """Training batch ``number`` begins, which the model's optimizers are to step for."""
-        # Distances are not known before the first step of a resumed run has been traced.
-        longest = max((len(self._trainers) * (1 + each.delay) for each in self._trainers.values()), default=0)
-        self._late.begin(number, number - longest, optimizers)
+        self._late.begin(number, optimizers)
 
     def plan(self, number: int, context: Any) -> TargetPlan:
         """What training batch ``number`` does about targets.

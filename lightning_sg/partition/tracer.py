@@ -268,7 +268,7 @@ class Tracer(TorchFunctionMode):
                 self._count_work()
             else:
                 trace.order.append(site.name)
-                self._end_stage()
+                trace.work.append(self._count_work())
                 trace.shapes[site.name] = [tuple(tensor.shape) for tensor in tensors if tensor.is_floating_point()]
             trace.crossings[site.name] = trace.crossings.get(site.name, 0) + 1
             names = [name for tensor in tensors for name in (*self._parameter_of(tensor), *self._buffers_of(tensor))]
@@ -297,10 +297,6 @@ class Tracer(TorchFunctionMode):
             return crossed
 
         return cross
-
-    def _end_stage(self) -> None:
-        """Notes the work of the stage that ends here."""
-        self.trace.work.append(self._count_work())
 
     def _count_work(self) -> StageWork:
         """The work since it was counted last."""
@@ -416,7 +412,7 @@ class Tracer(TorchFunctionMode):
             BoundaryError: If the step did not reach every boundary, or one only without a gradient.
         """
         trace = self.settle()
-        self._end_stage()
+        trace.work.append(self._count_work())
         passes = [trace.crossings[name] for name in trace.order]
         passes = [*passes, *passes[-1:]] or [1]
         trace.work = [work * count for work, count in zip(trace.work, passes)]

@@ -239,23 +239,23 @@ def test_the_share_grows_as_the_rate_falls_from_its_peak(layer: str) -> None:
 
 
 def test_a_share_grows_with_the_highest_rate_of_all_groups() -> None:
-    rate = FallingRate()
+    rate = FallingRate(kept=1)
     optimizers = [torch.optim.SGD([{"params": [torch.ones(1)], "lr": lr}]) for lr in (0.0, 0.4)]
-    rate.begin(0, 0, optimizers)
+    rate.begin(0, optimizers)
     optimizers[1].param_groups[0]["lr"] = torch.tensor(0.1)
-    rate.begin(1, 0, optimizers)
+    rate.begin(1, optimizers)
     assert [rate.at(number) for number in (0, 1, 2)] == [1, pytest.approx(0.25), 1]
-    again = FallingRate()
+    again = FallingRate(kept=1)
     again.load_state_dict(rate.state_dict())
-    again.begin(2, 1, optimizers)
+    again.begin(2, optimizers)
     assert [again.at(number) for number in (0, 1, 2)] == [1, pytest.approx(0.25), pytest.approx(0.25)]
     again.load_state_dict({})  # of an earlier version
     assert again.at(2) == 1
 
 
 def test_without_a_rate_the_share_stays() -> None:
-    rate = FallingRate()
-    rate.begin(0, 0, [])
+    rate = FallingRate(kept=1)
+    rate.begin(0, [])
     assert rate.at(0) == 1
 
 

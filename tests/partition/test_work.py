@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_sg import Boundary, SyntheticGradients
 from lightning_sg.partition.placement import stage_costs
-from lightning_sg.partition.work import Work, bytes_moved
+from lightning_sg.partition.work import Work, WorkCounter
 from lightning_sg.tools.plan import plan
 from tests.partition.models import CLASSES, WIDTH, Cut, labelled, trace
 
@@ -48,21 +48,11 @@ def test_arithmetic_and_memory_add_up() -> None:
     ],
 )
 def test_an_operation_moves_what_it_reads_and_writes(operation: Callable[[Tensor], Any], values: int) -> None:
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    moved = []
-
-    class Watching(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            result = func(*args, **(kwargs or {}))
-            moved.append(bytes_moved(func, args, kwargs or {}, result))
-            return result
-
     x = torch.ones(3, 4)
-    with Watching():
+    with WorkCounter() as counter:
         operation(x)
     # What an index or a scalar beside it is costs a few bytes more.
-    assert sum(moved) == pytest.approx(values * FLOAT, abs=20)
+    assert counter.forward.bytes == pytest.approx(values * FLOAT, abs=20)
 
 
 def test_activation_functions_and_normalisation_are_work() -> None:
