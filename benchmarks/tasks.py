@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from examples.colour_digits import ColourDigits
 from examples.hard_mnist import HardMnist
 from examples.mnist import Mnist, MnistMLP
 from examples.mnist_cnn import MnistCNN
+from examples.python_reference import BYTES, PythonReference
 from examples.regression import Housing, RegressionMLP
 from examples.residual_cnn import ResidualCNN
 from examples.shakespeare import CharTransformer, Shakespeare
@@ -114,7 +115,7 @@ class Method:
         arguments: The predictor's.
         callback_arguments: Those of ``SyntheticGradients``.
         whole: Whether it is plain backpropagation, through a network without boundaries.
-        look_ahead: Whether the model's optimizer is NAdam, see :func:`look_ahead`, and not the task's own.
+        optimizer: The model's: the task's own, or see :func:`train_with`.
         batch: How many times as large its batches are as those of the other methods.
     """
 
@@ -122,13 +123,13 @@ class Method:
     arguments: dict[str, Any] = field(default_factory=dict)
     callback_arguments: dict[str, Any] = field(default_factory=dict)
     whole: bool = False
-    look_ahead: bool = False
+    optimizer: Literal["own", "NAdam", "SGD"] = "own"
     batch: int = 1
 
     def prepare(self, module: pl.LightningModule, data: pl.LightningDataModule) -> None:
         """Changes what differs from the task's own: the model's optimizer, the size of batches."""
-        if self.look_ahead:
-            look_ahead(module)
+        if self.optimizer != "own":
+            train_with(self.optimizer, module)
         data.batch_size *= self.batch  # type: ignore[attr-defined]
 
     def callback(self, split: Split) -> lightning_sg.SyntheticGradients:
@@ -139,20 +140,22 @@ class Method:
         )
 
 
-def look_ahead(module: pl.LightningModule) -> None:
-    """Has a model train with NAdam, which suits gradients that come late, and the rate that its own optimizer has.
+def train_with(name: Literal["NAdam", "SGD"], module: pl.LightningModule) -> None:
+    """Has a model train with an optimizer other than its own, at its own rate, which falls to zero along a cosine.
 
-    The rate falls to zero along a cosine, as in all tasks.
+    Args:
+        name: ``"NAdam"``, which suits gradients that come late, or ``"SGD"``, without momentum.
+        module: The model.
     """
 
     def configure() -> Any:
-        optimizer = torch.optim.NAdam(
-            module.parameters(),
-            module.learning_rate,  # type: ignore[arg-type]
-            betas=(0.95, 0.999),
-            weight_decay=getattr(module, "weight_decay", 0.0),  # type: ignore[arg-type]
-            decoupled_weight_decay=True,
-        )
+        rate, decay = module.learning_rate, getattr(module, "weight_decay", 0.0)
+        optimizer: Optimizer
+        if name == "NAdam":
+            settings: dict[str, Any] = {"betas": (0.95, 0.999), "decoupled_weight_decay": True}
+            optimizer = torch.optim.NAdam(module.parameters(), rate, weight_decay=decay, **settings)  # type: ignore[arg-type]
+        else:
+            optimizer = torch.optim.SGD(module.parameters(), rate, weight_decay=decay)  # type: ignore[arg-type]
         steps = int(module.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -231,20 +234,25 @@ UNLOCKED: dict[str, Method] = {
 
 
 def _late(
-    share: float = 0.5, *, every: int = 1, grows: bool = False, look_ahead: bool = True, **callback: Any
+    share: float = 0.5,
+    *,
+    every: int = 1,
+    grows: bool = False,
+    optimizer: Literal["own", "NAdam", "SGD"] = "NAdam",
+    **callback: Any,
 ) -> Method:
     late = LateGradients(share, every, grows=grows)
-    return Method(callback_arguments={"late": late, **callback}, look_ahead=look_ahead)
+    return Method(callback_arguments={"late": late, **callback}, optimizer=optimizer)
 
 
 #: Late true gradients, alone and in mixtures, and what they have to be compared with. Not trained unless asked for.
 LATE: dict[str, Method] = {
-    "backpropagation, NAdam": Method(whole=True, look_ahead=True),
+    "backpropagation, NAdam": Method(whole=True, optimizer="NAdam"),
     "backpropagation, twice the batch": Method(whole=True, batch=2),
-    "backpropagation, NAdam, twice the batch": Method(whole=True, look_ahead=True, batch=2),
-    "synthetic gradients, NAdam": Method(look_ahead=True),
-    "local loss, NAdam": Method("LocalLoss", look_ahead=True),
-    "half late": _late(look_ahead=False),
+    "backpropagation, NAdam, twice the batch": Method(whole=True, optimizer="NAdam", batch=2),
+    "synthetic gradients, NAdam": Method(optimizer="NAdam"),
+    "local loss, NAdam": Method("LocalLoss", optimizer="NAdam"),
+    "half late": _late(optimizer="own"),
     "half late, NAdam": _late(),
     "half late, NAdam, delay 0": _late(delay=0),
     "half late, NAdam, delay 2": _late(delay=2),
@@ -254,25 +262,32 @@ LATE: dict[str, Method] = {
     "half late, NAdam, every 4th": _late(every=4),
     "half late, NAdam, unbound": _late(training=PredictorTraining(bound=1e9)),
     "half late, NAdam, unbound, delay 0": _late(delay=0, training=PredictorTraining(bound=1e9)),
-    "half late, every 4th": _late(every=4, look_ahead=False),
-    "0.2 late": _late(0.2, look_ahead=False),
+    "half late, every 4th": _late(every=4, optimizer="own"),
+    "0.2 late": _late(0.2, optimizer="own"),
     "0.2 late, NAdam": _late(0.2),
     "0.2 late, NAdam, delay 0": _late(0.2, delay=0),
     "0.2 late, NAdam, delay 2": _late(0.2, delay=2),
     "0.2 late, NAdam, delay 5": _late(0.2, delay=5),
     "0.2 late, NAdam, delay 11": _late(0.2, delay=11),
+    "0.2 late that grows": _late(0.2, grows=True, optimizer="own"),
     "0.2 late that grows, NAdam": _late(0.2, grows=True),
+    "0.2 late that grows, NAdam, delay 0": _late(0.2, grows=True, delay=0),
+    "0.2 late that grows, NAdam, every 2nd": _late(0.2, every=2, grows=True),
     "0.2 late, NAdam, unbound": _late(0.2, training=PredictorTraining(bound=1e9)),
     "0.8 late, NAdam": _late(0.8),
     "half late, NAdam, local loss": Method(
-        "LocalLoss", callback_arguments={"late": LateGradients(0.5)}, look_ahead=True
+        "LocalLoss", callback_arguments={"late": LateGradients(0.5)}, optimizer="NAdam"
     ),
-    "late alone": _late(1, look_ahead=False),
+    "late alone": _late(1, optimizer="own"),
     "late alone, NAdam": _late(1),
     "late alone, NAdam, delay 0": _late(1, delay=0),
     "late alone, NAdam, delay 2": _late(1, delay=2),
     "late alone, NAdam, delay 5": _late(1, delay=5),
     "late alone, NAdam, delay 11": _late(1, delay=11),
+    "backpropagation, SGD": Method(whole=True, optimizer="SGD"),
+    "synthetic gradients, SGD": Method(optimizer="SGD"),
+    "local loss, SGD": Method("LocalLoss", optimizer="SGD"),
+    "0.2 late that grows, SGD": _late(0.2, grows=True, optimizer="SGD"),
 }
 
 ALL_METHODS: dict[str, Method | None] = METHODS | ABLATIONS | UNLOCKED | LATE
@@ -300,8 +315,8 @@ def _stages(bars: dict[int, float | None]) -> dict[str, Split]:
     }
 
 
-def _mlp(hidden_layers: int) -> Callable[..., pl.LightningModule]:
-    return lambda **arguments: MnistMLP(hidden_layers=hidden_layers, **arguments)
+def _mlp(hidden_layers: int, **options: Any) -> Callable[..., pl.LightningModule]:
+    return partial(MnistMLP, hidden_layers=hidden_layers, **options)
 
 
 def _mnist(model: Callable[..., pl.LightningModule]) -> Task:
@@ -337,11 +352,23 @@ TASKS: dict[str, Task] = {
     **{f"mnist-mlp-{layers}": _mnist(_mlp(layers)) for layers in (3, 4, 5, 6, 12)},
     "mnist-cnn": _mnist(MnistCNN),
     "hard-mlp-6": _hard_mnist(_mlp(6), MLP_DIFFICULTY, every=0.3, four=0.3),
+    # With eight boundaries, for how training bears large rates, another optimizer, and no normalisation.
+    "hard-mlp-8": _hard_mnist(_mlp(8), MLP_DIFFICULTY, every=0.3),
+    "hard-mlp-8-plain": _hard_mnist(_mlp(8, normalised=False), MLP_DIFFICULTY, every=0.3),
     "hard-cnn": _hard_mnist(MnistCNN, CNN_DIFFICULTY, every=0.3),  # after every layer makes four stages
     "char-800": _characters(800),
     "char-2400": _characters(2400),
     "char-small": _characters(1500, context=32, width=64),
     "char-small-4500": _characters(4500, context=32, width=64),
+    "bytes": Task(
+        partial(CharTransformer, blocks=8, width=64, context=32, characters=BYTES),
+        lambda root, seed: PythonReference(steps=1500, context=32, seed=seed),
+        1,
+        _stages({4: 0.02, 8: 0.02}) | {"2 stages": Split({"stages": 2})},
+        "2 stages",
+        replace(_NATS, title="nats a byte"),
+        None,
+    ),
     "colour-cnn": Task(
         ResidualCNN, lambda root, seed: ColourDigits(), 4, _stages({2: 0.3, 4: 0.3}), "2 stages", _ERROR, None, RATE
     ),

@@ -253,6 +253,7 @@ class MnistMLP(ImageClassifier):
         learning_rate: Adam's at the start; it falls to zero along a cosine.
         cuts: Where the boundaries are: after ``"every"`` hidden layer, in the ``"middle"``, between ``"four"`` stages
             of about as many layers each, or at ``"none"``.
+        normalised: Whether there is BatchNorm; without it, the Linear layers have biases.
     """
 
     def __init__(
@@ -261,6 +262,7 @@ class MnistMLP(ImageClassifier):
         width: int = 256,
         learning_rate: float = 1e-3,
         cuts: Cuts = "every",
+        normalised: bool = True,
     ) -> None:
         super().__init__()
         if hidden_layers < 1:
@@ -271,7 +273,8 @@ class MnistMLP(ImageClassifier):
         layers: list[nn.Module] = []
         for number in range(1, hidden_layers + 1):
             inputs = PIXELS if number == 1 else width
-            layers += [nn.Linear(inputs, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
+            norm = [nn.BatchNorm1d(width)] if normalised else []
+            layers += [nn.Linear(inputs, width, bias=not normalised), *norm, nn.ReLU()]
             if number in places:
                 layers.append(Boundary())
         self.net = nn.Sequential(*layers, nn.Linear(width, CLASSES))

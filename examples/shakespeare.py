@@ -54,8 +54,55 @@ def _as_is(batch: Batch) -> Batch:
     return batch
 
 
-class Shakespeare(pl.LightningDataModule):
-    """Random windows of the first nine tenths of the text to train on; the last tenth, end to end, to validate.
+class Text(pl.LightningDataModule):
+    """Random windows of the first nine tenths of a text to train on; the last tenth, end to end, to validate.
+
+    A subclass says what the text is.
+
+    Args:
+        batch_size: Windows in a training batch.
+        context: Characters in a window.
+        steps: Batches in an epoch.
+        seed: Seeds the choice of windows: runs with the same seed see the same batches.
+    """
+
+    def __init__(self, batch_size: int = 32, context: int = 64, steps: int = 800, seed: int = 0) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.context = context
+        self.steps = steps
+        self.seed = seed
+
+    def text(self) -> Tensor:
+        """The whole text, int64 ``(L,)``."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        """Makes both sets of windows.
+
+        Raises:
+            ValueError: If the text is shorter than a window.
+        """
+        text = self.text()
+        kept = len(text) * 9 // 10
+        self.train = Windows(text[:kept], self.context)
+        self.validation = Windows(text[kept:], self.context, stride=self.context)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """``steps`` batches of random windows, others in each epoch."""
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = RandomSampler(
+            self.train, replacement=True, num_samples=self.steps * self.batch_size, generator=generator
+        )
+        return DataLoader(self.train, self.batch_size, sampler=chosen, collate_fn=_as_is)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """The last tenth of the text, each character once."""
+        return DataLoader(self.validation, 64, collate_fn=_as_is)
+
+
+class Shakespeare(Text):
+    """Shakespeare's plays.
 
     Args:
         root: The folder with ``input.txt``.
@@ -73,12 +120,12 @@ class Shakespeare(pl.LightningDataModule):
         steps: int = 800,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, context, steps, seed)
         self.root = Path(root)
-        self.batch_size = batch_size
-        self.context = context
-        self.steps = steps
-        self.seed = seed
+
+    def text(self) -> Tensor:
+        """The whole text, int64 ``(L,)``; see :meth:`read`."""
+        return self.read(self.root)
 
     @staticmethod
     def read(root: Path) -> Tensor:
@@ -105,42 +152,19 @@ class Shakespeare(pl.LightningDataModule):
         numbers = {character: number for number, character in enumerate(characters)}
         return torch.tensor([numbers[character] for character in text])
 
-    def setup(self, stage: str) -> None:
-        """Makes both sets of windows.
-
-        Raises:
-            FileNotFoundError: If the text is missing.
-            ValueError: If it is another text, or too short.
-        """
-        encoded = self.read(self.root)
-        kept = len(encoded) * 9 // 10
-        self.train = Windows(encoded[:kept], self.context)
-        self.validation = Windows(encoded[kept:], self.context, stride=self.context)
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """``steps`` batches of random windows, others in each epoch."""
-        generator = torch.Generator().manual_seed(self.seed)
-        chosen = RandomSampler(
-            self.train, replacement=True, num_samples=self.steps * self.batch_size, generator=generator
-        )
-        return DataLoader(self.train, self.batch_size, sampler=chosen, collate_fn=_as_is)
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """The last tenth of the text, each character once."""
-        return DataLoader(self.validation, 64, collate_fn=_as_is)
-
 
 class Embedding(nn.Module):
     """Characters and their positions as vectors.
 
     Args:
+        characters: How many there are.
         width: Of the vectors.
         context: The number of positions.
     """
 
-    def __init__(self, width: int, context: int) -> None:
+    def __init__(self, characters: int, width: int, context: int) -> None:
         super().__init__()
-        self.characters = nn.Embedding(CHARACTERS, width)
+        self.characters = nn.Embedding(characters, width)
         self.positions = nn.Parameter(torch.empty(context, width))
         for weight in (self.characters.weight, self.positions):
             nn.init.normal_(weight, std=0.02)
@@ -186,6 +210,7 @@ class CharTransformer(pl.LightningModule):
         learning_rate: The optimizer's at the start; it falls to zero along a cosine.
         weight_decay: The optimizer's.
         look_ahead: Train with NAdam, which suits gradients that come late, in place of AdamW.
+        characters: How many there are.
     """
 
     def __init__(
@@ -198,6 +223,7 @@ class CharTransformer(pl.LightningModule):
         learning_rate: float = 1e-3,
         weight_decay: float = 0.01,
         look_ahead: bool = False,
+        characters: int = CHARACTERS,
     ) -> None:
         super().__init__()
         if stages < 1 or blocks % stages:
@@ -208,15 +234,15 @@ class CharTransformer(pl.LightningModule):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.look_ahead = look_ahead
-        layers: list[nn.Module] = [Embedding(width, context)]
+        layers: list[nn.Module] = [Embedding(characters, width, context)]
         for number in range(blocks):
             if number and number % (blocks // stages) == 0:
                 layers.append(Boundary())
             layers.append(Block(width, heads))
-        self.net = nn.Sequential(*layers, nn.LayerNorm(width), nn.Linear(width, CHARACTERS))
+        self.net = nn.Sequential(*layers, nn.LayerNorm(width), nn.Linear(width, characters))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Characters ``(N, T)`` to logits ``(N, T, 65)``."""
+        """Characters ``(N, T)`` to logits ``(N, T, C)``."""
         return self.net(x)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -43,6 +43,16 @@ def test_a_method_changes_the_optimizer_and_the_size_of_batches():
     assert made.defaults["weight_decay"] == model.weight_decay
 
 
+def test_a_method_trains_with_plain_sgd():
+    model = TASKS["hard-mlp-8-plain"].model(learning_rate=1e-1, cuts="every")
+    ALL_METHODS["local loss, SGD"].prepare(model, SimpleNamespace(batch_size=8))
+    model._trainer = SimpleNamespace(estimated_stepping_batches=10)
+    made = model.configure_optimizers()["optimizer"]
+    assert isinstance(made, torch.optim.SGD)
+    assert (made.defaults["lr"], made.defaults["momentum"]) == (1e-1, 0)
+    assert not any(isinstance(part, torch.nn.BatchNorm1d) for part in model.modules())
+
+
 def test_methods_that_see_no_boundary_run_once_for_all_splits():
     assert {"backpropagation", "backpropagation, NAdam", "backpropagation, twice the batch"} <= set(UNCUT)
     assert "half late, NAdam" not in UNCUT

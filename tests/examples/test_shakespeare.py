@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from examples.python_reference import BYTES, PythonReference
 from examples.shakespeare import CHARACTERS, CharTransformer, Shakespeare
 from examples.shakespeare_lstm import CharLSTM, ShakespeareStreams
 from lightning_sg import SyntheticGradients
@@ -43,6 +44,19 @@ def test_shakespeare_missing_or_wrong_file_is_named(tmp_path):
     write_text(tmp_path, "To be")
     with pytest.raises(ValueError, match="no window of 64"):
         Shakespeare(str(tmp_path)).setup("fit")
+
+
+def test_pythons_reference_is_a_text_of_bytes_for_the_same_model():
+    data = PythonReference(batch_size=4, context=8, steps=3)
+    text = data.text()
+    assert text.dtype == torch.int64
+    assert len(text) > 300_000
+    assert text.max() < BYTES
+    assert "The for statement" in bytes(text.tolist()).decode().replace('"', "")
+    model = CharTransformer(width=16, heads=2, context=8, stages=4, characters=BYTES)
+    trainer = make_trainer(callbacks=[SyntheticGradients()], max_epochs=1)
+    trainer.fit(model, data)
+    assert trainer.global_step == 3
 
 
 def test_char_transformer_with_boundaries_is_itself_undivided():
