@@ -30,7 +30,9 @@ def choose_names(
     *,
     tied: bool = False,
 ) -> list[str]:
-    """Says, for ``boundaries="auto"``, where to cut, so that stages with their predictors cost about the same.
+    """Says, for ``boundaries="auto"``, where to cut, so that all stages cost about the same.
+
+    The cost of a stage includes its predictor and what it does for late gradients.
 
     Args:
         settings: What the user said.
@@ -52,7 +54,7 @@ def choose_names(
     def work(trace: Trace, names: Sequence[str]) -> dict[str, Work]:
         return factory.work(trace, Told(settings.context, trace), batch, names)
 
-    choice = choose_boundaries(module, stages, run, device, work, batch, tied=tied)
+    choice = choose_boundaries(module, stages, run, device, work, batch, late_work=factory.late_work, tied=tied)
     _log.info(
         f"boundaries='auto' cuts after {choice.names}. To keep the cuts, write these names in its place."
         f"{choice.left_out}"

@@ -28,6 +28,8 @@ Run = Callable[[], STEP_OUTPUT]
 #: Takes a trace and some of its boundaries. Returns the work of the predictor at each boundary for one batch, and
 #: leaves out the boundaries where no predictor can be built.
 WorkOfPredictors = Callable[[Trace, list[str]], dict[str, Work]]
+#: Takes a trace. Returns what each stage that ends at a boundary does besides for late gradients, by that boundary.
+LateWork = Callable[[Trace], dict[str, Work]]
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def choose_boundaries(
     work_of_predictors: WorkOfPredictors,
     batch: Any = None,
     *,
+    late_work: LateWork | None = None,
     tied: bool = False,
 ) -> Choice:
     """Names the submodules to cut after, so that the slowest stage, its predictor included, is as fast as possible.
@@ -68,6 +71,7 @@ def choose_boundaries(
         device: The device that the step runs on.
         work_of_predictors: Estimates the work of predictors.
         batch: The batch that the step is run on.
+        late_work: Estimates the work for late gradients, which the last stage has none of.
         tied: Whether stages on several processes may use one parameter.
 
     Returns:
@@ -109,7 +113,11 @@ def choose_boundaries(
     ends = [predictors[name].on(trace.device) if name in predictors else math.inf for name in places]
     bounds = [0, *(place + 1 for place in kept), trace.stages]
     pieces = [sum(costs[start:end]) for start, end in itertools.pairwise(bounds)]
-    return Choice([trace.order[kept[start - 1]] for start in balance(pieces, stages, [*ends, 0.0])[1:]], left_out)
+    late = {} if late_work is None else late_work(trace)
+    late_of = [late[name].on(trace.device) if name in late else 0.0 for name in trace.order]
+    late_pieces = [sum(late_of[start:end]) for start, end in itertools.pairwise(bounds)]
+    starts = balance(pieces, stages, [*ends, 0.0], late_pieces)
+    return Choice([trace.order[kept[start - 1]] for start in starts[1:]], left_out)
 
 
 def _candidates(module: nn.Module, run: Run, device: torch.device) -> tuple[list[str], str]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_sg import LossModelPredictor, PredictorTraining, SyntheticGradients
+from lightning_sg import LateGradients, LossModelPredictor, PredictorTraining, SyntheticGradients
 from lightning_sg.errors import PartitionError, SyntheticGradientsError
 from lightning_sg.partition.automatic import choose_boundaries
 from lightning_sg.partition.step import call_training_step
@@ -129,6 +129,16 @@ def test_where_no_predictor_can_be_built_is_no_place_for_a_cut_if_there_is_anoth
 def boundary_of(module: pl.LightningModule, callback: SyntheticGradients) -> str:
     (boundary,) = plan(module, batch(), callback, 2).boundaries
     return boundary.name
+
+
+def test_the_stages_that_wait_for_late_gradients_get_fewer_layers() -> None:
+    def first_stage(late: LateGradients | None) -> int:
+        callback = SyntheticGradients(boundaries="auto", predictor="auto", late=late)
+        return int(boundary_of(Net(mlp(*[64] * 16)), callback).removeprefix("net."))
+
+    plain, every, every_4th = (first_stage(late) for late in (None, LateGradients(), LateGradients(every=4)))
+    assert every < every_4th < plain
+    assert first_stage(LateGradients(recompute=True)) < every
 
 
 def test_no_cut_goes_through_a_residual_block() -> None:
