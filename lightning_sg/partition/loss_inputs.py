@@ -21,6 +21,7 @@ from torch import Tensor
 from lightning_sg.batch.program import FromModule, Operation, Program, Value, size_of
 from lightning_sg.batch.seen import SeenContext
 from lightning_sg.partition.affine import is_affine, is_layer, only_reshapes
+from lightning_sg.partition.crops import crop_of
 from lightning_sg.partition.losses import SeenCall, call_of
 from lightning_sg.partition.recorder import Recorder
 from lightning_sg.predictors.base import LossInfo
@@ -109,7 +110,8 @@ def _of_call(call: SeenCall, samples: int) -> LossInputs:
         )
     context = SeenContext([goal], f"the model's {call.words}")
     _check([goal], samples)
-    return LossInputs(context, call.info)
+    crop = crop_of(call.output, goal.shape[0]) if len(goal.shape) > 1 else None
+    return LossInputs(context, replace(call.info, crop=crop))
 
 
 def _with_replay(found: LossInputs, way: _Way, goal: Value, samples: int) -> LossInfo | None:
@@ -140,7 +142,8 @@ def _replay(way: _Way, entries: list[Value], names: tuple[str, ...], samples: in
         raise _NotFoundError(f"the loss also uses {program.paths[0]}")
     copies = tuple(node.tensor.detach().clone() for node in _modules(way.parameters) if node.tensor is not None)
     shapes = tuple(value.shape for value in way.outputs)
-    replay = ReplayedLoss(program, shapes, names, copies, f"the model's {way.words}")
+    crops = tuple(crop_of(value, samples) for value in way.outputs)
+    replay = ReplayedLoss(program, shapes, names, copies, f"the model's {way.words}", crops)
     _check(entries, samples, replay)
     return replay
 

@@ -61,11 +61,13 @@ class SeenCall:
 
     Attributes:
         info: The loss.
-        goal: What it compares the network's output with; it depends on the batch alone.
+        output: The network's output.
+        goal: What it compares that with; it depends on the batch alone.
         words: Its name.
     """
 
     info: LossInfo
+    output: Value
     goal: Value
     words: str
 
@@ -114,7 +116,7 @@ def _torch_call(node: Operation) -> SeenCall | None:
     if weighted or not output.node.network or goal.node.network or not goal.node.batch:
         return None
     plain = {name: each for name, each in given.items() if not isinstance(each, Value)}
-    return SeenCall(_info(kind, output.shape, plain), goal, node.name)
+    return SeenCall(_info(kind, output.shape, plain), output, goal, node.name)
 
 
 def _formula(node: Operation) -> SeenCall | None:
@@ -135,7 +137,9 @@ def _formula(node: Operation) -> SeenCall | None:
     if len(output) != 1 or len(goal) != 1:
         return None
     kind = "mse" if squared else "l1"
-    return SeenCall(_info(kind, output[0].shape, {}), goal[0], "squared error" if squared else "absolute error")
+    return SeenCall(
+        _info(kind, output[0].shape, {}), output[0], goal[0], "squared error" if squared else "absolute error"
+    )
 
 
 _SYMMETRIC = ("mse", "l1", "smooth_l1", "huber")

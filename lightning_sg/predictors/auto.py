@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch.optim import Optimizer
 from lightning_sg.arguments import checked, instance, optional
 from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
 from lightning_sg.predictors.cheap import cheap_predictor
+from lightning_sg.predictors.crop import Crop
 from lightning_sg.predictors.direct import LinearPredictor, MLPPredictor
-from lightning_sg.predictors.forms import form_of_output
 from lightning_sg.predictors.loss_model import LossModelArguments, LossModelPredictor
+from lightning_sg.predictors.replay_head import forms_of
 from lightning_sg.predictors.replayed import ReplayedLoss
 from lightning_sg.predictors.stage_size import StageSize
 from lightning_sg.predictors.tasks import CLASSES, tasks_of
@@ -38,14 +39,16 @@ FITTING: dict[str, dict[str, Any]] = {
 }
 
 
-def form_of(activations: Gradients, context: Any) -> str:
+def form_of(activations: Gradients, context: Any, crop: Crop | None = None) -> str:
     """The form of a task, one of the keys of :data:`FITTING`.
 
     Args:
         activations: The tensors that cross the boundary, each ``(N, ...)``.
         context: Labels or goals: a tensor, or a dict of tensors, whose finest entry decides; ``None`` for one label.
+        crop: Which positions of the activations they are for, if not for all.
     """
-    places = {place_of(activations, goal) for goal in tasks_of(context).values()} if context is not None else set()
+    goals = [] if context is None else tasks_of(context).values()
+    places = {place_of(activations, goal, crop) for goal in goals}
     if "cell" in places:
         return "feature maps with dense labels"
     if "position" in places:
@@ -65,7 +68,7 @@ def form_of_loss(activations: Gradients, loss: ReplayedLoss) -> str:
     Raises:
         ValueError: If they do not fit together.
     """
-    places = {form_of_output(shape, activations).place for shape in loss.shapes}
+    places = {form.place for form in forms_of(loss, activations)}
     if "cell" in places:
         return "feature maps with dense labels"
     if "position" in places:
@@ -243,9 +246,9 @@ class AutoPredictor(GradientPredictor):
     def _comparing(
         self, activations: Gradients, context: Any, loss: LossInfo | None
     ) -> tuple[GradientPredictor, Words]:
-        form = form_of(activations, context)
+        form = form_of(activations, context, None if loss is None else loss.crop)
         predictor = LossModelPredictor(**{"classes": self.classes, **FITTING[form], **self.options})
-        predictor.build(activations, context, loss)
+        predictor.build(activations, context, None if loss is None else replace(loss, replay=None))
         return predictor, Words.of_heads(predictor, form)
 
     def _replaying(self, activations: Gradients, context: Any, loss: ReplayedLoss) -> tuple[GradientPredictor, Words]:

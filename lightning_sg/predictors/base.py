@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_sg.predictors.crop import Crop
 from lightning_sg.predictors.norms import relative_error
 from lightning_sg.predictors.replayed import ReplayedLoss
 from lightning_sg.predictors.stage_size import StageSize
@@ -31,6 +32,7 @@ class LossInfo:
         ignore_index: The label that ``cross_entropy`` skips.
         label_smoothing: The ``label_smoothing`` of ``cross_entropy``.
         beta: Where the quadratic part ends: the ``beta`` of ``smooth_l1`` or the ``delta`` of ``huber``.
+        crop: Which positions of a sequence it compares, if not all.
         replay: Repeats the model's own operations from its last outputs to its loss, if that is possible and the
             context is what they use of the batch.
     """
@@ -40,6 +42,7 @@ class LossInfo:
     ignore_index: int = -100
     label_smoothing: float = 0.0
     beta: float = 1.0
+    crop: Crop | None = None
     replay: ReplayedLoss | None = field(default=None, compare=False, repr=False)
 
 

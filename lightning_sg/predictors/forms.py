@@ -6,11 +6,12 @@ Legend: N samples, T positions, C channels, H W height and width, K outputs for 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from lightning_sg.predictors.base import Gradients
+from lightning_sg.predictors.crop import Crop
 from lightning_sg.predictors.features import join_rows
 from lightning_sg.predictors.resize import resize
 from lightning_sg.predictors.view import Place
@@ -28,6 +29,7 @@ class OutputForm:
         positions: The dimension of the positions; ``None`` if there is none, or if they are in one with the samples.
         each: For a dimension in which samples are together with something else, how many of that are in each sample.
         scale: For cells, the height and width of the output as multiples of those of the cells.
+        crop: For positions, which of them the output has; ``None`` for all.
     """
 
     place: Place
@@ -37,6 +39,7 @@ class OutputForm:
     positions: int | None = None
     each: int = 1
     scale: tuple[float, float] = (1.0, 1.0)
+    crop: Crop | None = None
 
     def of(self, rows: Tensor) -> Tensor:
         """The output, from rows ``(N, K)``, ``(N, T, K)`` or ``(N, H, W, K)``."""
@@ -51,6 +54,8 @@ class OutputForm:
                 return rows.reshape(rest)
             first = [rest.pop(self.samples), *rest]
             return rows.reshape(first).movedim(0, self.samples)
+        if self.crop is not None:
+            rows = self.crop.of(rows)
         if self.positions is None:
             return rows.reshape(number * rows.shape[1], *rest[1:])
         others = [size for place, size in enumerate(rest) if place not in (self.samples, self.positions)]
@@ -71,12 +76,13 @@ def with_positions(activations: Gradients) -> list[int]:
     return [place for place in sequences if activations[place].shape[:2] == lead]
 
 
-def form_of_output(shape: tuple[int, ...], activations: Gradients) -> OutputForm:
+def form_of_output(shape: tuple[int, ...], activations: Gradients, crop: Crop | None = None) -> OutputForm:
     """Finds what of an output belongs to which sample, position or cell.
 
     Args:
         shape: The shape of the output in the first batch.
         activations: The first activations, each ``(N, ...)``.
+        crop: Which positions of a sequence the output has, if not all.
 
     Raises:
         ValueError: If no dimension of the output belongs to the samples.
@@ -90,6 +96,9 @@ def form_of_output(shape: tuple[int, ...], activations: Gradients) -> OutputForm
     rows = join_rows(tuple(activations[place] for place in with_positions(activations)))
     if not maps and rows.ndim == 3:
         found = _by_position(shape, number, rows.shape[1])
+        if found is None and crop is not None and crop.positions == rows.shape[1]:
+            found = _by_position(shape, number, crop.left)
+            found = None if found is None else replace(found, crop=crop)
         if found is not None:
             return found
     if shape and shape[0] % number == 0 and shape[0] > 0:

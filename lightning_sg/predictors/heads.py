@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_sg.predictors.base import Gradients, LossInfo
 from lightning_sg.predictors.closed_form import ClosedForm, LossOfOutputs
 from lightning_sg.predictors.criteria import Criterion, Kind, LabelLoss, NumberLoss, kind_of
+from lightning_sg.predictors.crop import Crop
 from lightning_sg.predictors.features import count_classes
 from lightning_sg.predictors.head_options import HeadOptions
 from lightning_sg.predictors.layers import RowBatchNorm, zero_ended
@@ -207,8 +208,10 @@ class HeadFactory:
         Raises:
             ValueError: If activations and context do not fit together.
         """
-        place = place_of(activations, context)
-        view = self._view(place)
+        crop = None if loss is None else loss.crop
+        place = place_of(activations, context, crop)
+        cut_short = place == "position" and place_of(activations, context) != place
+        view = self._view(place, crop if cut_short else None)
         features = view.build(activations)
         with torch.no_grad():
             places = view(activations).shape[:-1]
@@ -249,15 +252,19 @@ class HeadFactory:
             ValueError: If activations and the outputs that the loss takes do not fit together.
         """
         forms = forms_of(loss, activations)
+        crops = {form.crop for form in forms if form.place == "position"}
+        crop = crops.pop() if len(crops) == 1 else None
+        if crop is not None:  # what no output has is nothing to the head either
+            forms = [replace(form, crop=None) for form in forms]
         views: dict[Place, View] = {}
         nets: dict[Place, nn.Sequential] = {}
         for place in dict.fromkeys(form.place for form in forms):
-            views[place] = self._view(place)
+            views[place] = self._view(place, crop if place == "position" else None)
             outputs = sum(form.size for form in forms if form.place == place)
             nets[place] = self._net(views[place].build(seen_by(place, activations)), outputs)
         return ReplayHead(loss, forms, views, nets)
 
-    def _view(self, place: Place) -> View:
+    def _view(self, place: Place, crop: Crop | None = None) -> View:
         options = self.options
         return View(
             place,
@@ -266,6 +273,7 @@ class HeadFactory:
             options.conv_layers,
             options.conv_width,
             options.hidden_norm,
+            crop,
         )
 
     def _net(self, features: int, outputs: int) -> nn.Sequential:

@@ -139,6 +139,16 @@ class LossModelPredictor(GradientPredictor):
         if loss is not None and loss.kind == "replayed" and loss.replay is not None and self.tasks == Tasks():
             self.build_replayed(activations, context, loss.replay)
             return
+        try:
+            self._build_comparing(activations, context, loss)
+        except ValueError:
+            # The model's own operations may fit where labels and activations do not.
+            replay = None if loss is None else loss.replay
+            if replay is None or self.tasks != Tasks() or self.classes is not None:
+                raise
+            self.build_replayed(activations, context, replay)
+
+    def _build_comparing(self, activations: Gradients, context: Any, loss: LossInfo | None) -> None:
         tasks = tasks_of(context, self.tasks.losses)
         classes = self.classes if isinstance(self.classes, dict) else dict.fromkeys(tasks, self.classes)
         unknown = sorted({*self.tasks.weights, *classes} - set(tasks))

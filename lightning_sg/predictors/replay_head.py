@@ -133,7 +133,8 @@ def forms_of(loss: ReplayedLoss, activations: Gradients) -> list[OutputForm]:
     Raises:
         ValueError: If one does not fit the activations.
     """
-    return [form_of_output(shape, activations) for shape in loss.shapes]
+    crops = loss.crops or (None,) * len(loss.shapes)
+    return [form_of_output(shape, activations, crop) for shape, crop in zip(loss.shapes, crops, strict=True)]
 
 
 __all__ = ["ReplayHead", "forms_of", "seen_by"]

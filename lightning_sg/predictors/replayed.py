@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_sg.batch.program import Program
+from lightning_sg.predictors.crop import Crop
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class ReplayedLoss:
         names: The names of the entries of the context; it is a tensor if there is one entry, otherwise a dict.
         parameters: Parameters of the model that the loss uses by themselves, as they were; small ones.
         words: The loss in words.
+        crops: For each output, which positions of a sequence it has; ``None`` if all that there were.
     """
 
     program: Program
@@ -29,6 +31,7 @@ class ReplayedLoss:
     names: tuple[str, ...]
     parameters: tuple[Tensor, ...] = ()
     words: str = "the model's own loss"
+    crops: tuple[Crop | None, ...] = ()
 
     def __deepcopy__(self, _memo: Any) -> ReplayedLoss:
         return self

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sg.predictors.base import Gradients
+from lightning_sg.predictors.crop import Crop
 from lightning_sg.predictors.features import join_rows
 from lightning_sg.predictors.layers import HiddenNorm, convolutions
 from lightning_sg.predictors.normalize import InputScale, Normalization
@@ -23,12 +24,13 @@ Place = Literal["sample", "position", "cell"]
 _CELLS = 64
 
 
-def place_of(activations: Gradients, context: Any) -> Place:
+def place_of(activations: Gradients, context: Any, crop: Crop | None = None) -> Place:
     """What gets an output of its own: each sample, each position of a sequence, or each cell of a feature map.
 
     Args:
         activations: The tensors that cross the boundary, each ``(N, ...)``.
         context: The labels or goals.
+        crop: Which positions of the activations they are for, if not for all.
 
     Returns:
         ``"cell"`` for feature maps ``(N, C, H, W)`` with ``(N, H', W')`` or ``(N, K, H', W')`` of about the same
@@ -40,7 +42,9 @@ def place_of(activations: Gradients, context: Any) -> Place:
     if maps:
         return "cell" if context.ndim in (3, 4) and _same_proportions(maps[0], context) else "sample"
     rows = join_rows(activations)
-    return "position" if rows.ndim > 2 and context.shape[: rows.ndim - 1] == rows.shape[:-1] else "sample"
+    if rows.ndim > 2 and context.shape[: rows.ndim - 1] == rows.shape[:-1]:
+        return "position"
+    return "position" if crop is not None and crop.fits(rows.shape, context.shape) else "sample"
 
 
 def _same_proportions(maps: Tensor, context: Tensor) -> bool:
@@ -61,6 +65,7 @@ class View(nn.Module):
             grow with the resolution.
         conv_width: The number of channels of each convolution.
         conv_norm: What normalizes the convolutions.
+        crop: Which positions get a row, if not all.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class View(nn.Module):
         conv_layers: int,
         conv_width: int,
         conv_norm: HiddenNorm = "none",
+        crop: Crop | None = None,
     ) -> None:
         super().__init__()
         self.place = place
@@ -79,6 +85,7 @@ class View(nn.Module):
         self.conv_layers = conv_layers
         self.conv_width = conv_width
         self.conv_norm = conv_norm
+        self.crop = crop
         self.convolutions: nn.Sequential | None = None
 
     def build(self, activations: Gradients) -> int:
@@ -141,7 +148,9 @@ class View(nn.Module):
             maps, rest = self._joined_maps(activations)
             return maps.flatten(1) if rest is None else torch.cat([maps.flatten(1), rest], dim=1)
         rows = join_rows(tuple(self._pooled(activation) for activation in activations))
-        return rows.flatten(1, -2).mean(1) if rows.ndim > 2 and self.place == "sample" else rows
+        if rows.ndim > 2 and self.place == "sample":
+            return rows.flatten(1, -2).mean(1)
+        return rows if self.crop is None else self.crop.of(rows)
 
     def _joined_maps(self, activations: Gradients) -> tuple[Tensor, Tensor | None]:
         """All feature maps as one ``(N, C_1 + C_2 + ..., H, W)``, and everything else as one row a sample."""
