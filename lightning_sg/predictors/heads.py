@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_sg.predictors.base import Gradients, LossInfo
 from lightning_sg.predictors.closed_form import ClosedForm, LossOfOutputs
-from lightning_sg.predictors.criteria import Criterion, Kind, LabelLoss, NumberLoss, kind_of
+from lightning_sg.predictors.criteria import Criterion, Kind, LabelLoss, Labels, NumberLoss, kind_of
 from lightning_sg.predictors.crop import Crop
 from lightning_sg.predictors.features import count_classes
 from lightning_sg.predictors.head_options import HeadOptions
@@ -97,10 +97,14 @@ class Head(nn.Module):
         places = rows.shape[:-1]
         flat = rows if passes else rows.detach().reshape(-1, rows.shape[-1])
         loss: LossOfOutputs
+        known: Tensor | None = None  # the rows that have a label, if not all have
         if isinstance(criterion, LabelLoss) and not criterion.soft:
             labels = criterion.labels(places, context)
             if labels.counted is not None:
-                return None
+                known = labels.counted.flatten().nonzero().squeeze(1) if flat.device.type == "cpu" else None
+                if known is None or len(known) < 2:  # to look for them, the host would wait for any other device
+                    return None
+                labels = Labels(labels.values.flatten()[known], None)
             loss = partial(criterion.mean_and_gradient, labels=labels)
         else:
 
@@ -111,7 +115,9 @@ class Head(nn.Module):
                     (gradient,) = torch.autograd.grad(value, leaf)
                 return value.detach(), gradient
 
-        value, gradient = ClosedForm(self.net).run(flat, loss, learns=learns)
+        value, gradient = ClosedForm(self.net).run(flat if known is None else flat[known], loss, learns=learns)
+        if known is not None:
+            gradient = torch.zeros_like(flat).index_copy_(0, known, gradient)
         if passes:
             return value, (gradient,)
         gradient = gradient.view_as(rows)

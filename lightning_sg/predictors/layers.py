@@ -43,7 +43,9 @@ class RowBatchNorm(nn.BatchNorm1d):
         enough = number > 1
         assert self.running_mean is not None
         assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         with torch.no_grad():
+            self.num_batches_tracked.add_(1)
             share = (self.momentum or 0.0) * enough
             self.running_mean.lerp_(mean, share)
             self.running_var.lerp_(variance * (number / (number - 1).clamp_min(1)), share)
