@@ -270,6 +270,8 @@ LATE: dict[str, Method] = {
     "0.2 late, NAdam, delay 5": _late(0.2, delay=5),
     "0.2 late, NAdam, delay 11": _late(0.2, delay=11),
     "0.2 late that grows": _late(0.2, grows=True, optimizer="own"),
+    "0.02 late that grows": _late(0.02, grows=True, optimizer="own"),
+    "0.02 late that grows, delay 0": _late(0.02, grows=True, optimizer="own", delay=0),
     "0.2 late that grows, NAdam": _late(0.2, grows=True),
     "0.2 late that grows, NAdam, delay 0": _late(0.2, grows=True, delay=0),
     "0.2 late that grows, NAdam, every 2nd": _late(0.2, every=2, grows=True),
