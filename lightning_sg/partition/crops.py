@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_sg.batch.program import Operation, Value
-from lightning_sg.predictors.crop import Crop
+from lightning_sg.predictors.positions import Crop
 
 _SPLITS = frozenset(["split", "split_with_sizes", "tensor_split", "chunk"])
 

@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 from lightning_sg.arguments import checked, instance, optional
 from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
 from lightning_sg.predictors.cheap import cheap_predictor
-from lightning_sg.predictors.crop import Crop
 from lightning_sg.predictors.direct import LinearPredictor, MLPPredictor
 from lightning_sg.predictors.loss_model import LossModelArguments, LossModelPredictor
 from lightning_sg.predictors.replay_head import forms_of
@@ -39,16 +38,16 @@ FITTING: dict[str, dict[str, Any]] = {
 }
 
 
-def form_of(activations: Gradients, context: Any, crop: Crop | None = None) -> str:
+def form_of(activations: Gradients, context: Any, loss: LossInfo | None = None) -> str:
     """The form of a task, one of the keys of :data:`FITTING`.
 
     Args:
         activations: The tensors that cross the boundary, each ``(N, ...)``.
         context: Labels or goals: a tensor, or a dict of tensors, whose finest entry decides; ``None`` for one label.
-        crop: Which positions of the activations they are for, if not for all.
+        loss: What is known about the loss that compares them.
     """
     goals = [] if context is None else tasks_of(context).values()
-    places = {place_of(activations, goal, crop) for goal in goals}
+    places = {place_of(activations, goal, loss) for goal in goals}
     if "cell" in places:
         return "feature maps with dense labels"
     if "position" in places:
@@ -246,7 +245,7 @@ class AutoPredictor(GradientPredictor):
     def _comparing(
         self, activations: Gradients, context: Any, loss: LossInfo | None
     ) -> tuple[GradientPredictor, Words]:
-        form = form_of(activations, context, None if loss is None else loss.crop)
+        form = form_of(activations, context, loss)
         predictor = LossModelPredictor(**{"classes": self.classes, **FITTING[form], **self.options})
         predictor.build(activations, context, None if loss is None else replace(loss, replay=None))
         return predictor, Words.of_heads(predictor, form)

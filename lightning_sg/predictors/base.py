@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_sg.predictors.crop import Crop
 from lightning_sg.predictors.norms import relative_error
+from lightning_sg.predictors.positions import Crop
 from lightning_sg.predictors.replayed import ReplayedLoss
 from lightning_sg.predictors.stage_size import StageSize
 

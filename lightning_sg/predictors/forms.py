@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from lightning_sg.predictors.base import Gradients
-from lightning_sg.predictors.crop import Crop
 from lightning_sg.predictors.features import join_rows
+from lightning_sg.predictors.positions import MOST_OUTPUTS_OF_A_SAMPLE, Crop, resampled
 from lightning_sg.predictors.resize import resize
 from lightning_sg.predictors.view import Place
 
@@ -30,6 +30,7 @@ class OutputForm:
         each: For a dimension in which samples are together with something else, how many of that are in each sample.
         scale: For cells, the height and width of the output as multiples of those of the cells.
         crop: For positions, which of them the output has; ``None`` for all.
+        length: For positions, how many the output has, as a multiple of those of the activations.
     """
 
     place: Place
@@ -40,6 +41,7 @@ class OutputForm:
     each: int = 1
     scale: tuple[float, float] = (1.0, 1.0)
     crop: Crop | None = None
+    length: float = 1.0
 
     def of(self, rows: Tensor) -> Tensor:
         """The output, from rows ``(N, K)``, ``(N, T, K)`` or ``(N, H, W, K)``."""
@@ -56,6 +58,7 @@ class OutputForm:
             return rows.reshape(first).movedim(0, self.samples)
         if self.crop is not None:
             rows = self.crop.of(rows)
+        rows = resampled(rows, round(rows.shape[1] * self.length))
         if self.positions is None:
             return rows.reshape(number * rows.shape[1], *rest[1:])
         others = [size for place, size in enumerate(rest) if place not in (self.samples, self.positions)]
@@ -99,6 +102,7 @@ def form_of_output(shape: tuple[int, ...], activations: Gradients, crop: Crop | 
         if found is None and crop is not None and crop.positions == rows.shape[1]:
             found = _by_position(shape, number, crop.left)
             found = None if found is None else replace(found, crop=crop)
+        found = found or _resampled(shape, number, rows.shape[1])
         if found is not None:
             return found
     if shape and shape[0] % number == 0 and shape[0] > 0:
@@ -119,6 +123,22 @@ def _by_position(shape: tuple[int, ...], number: int, positions: int) -> OutputF
     if shape and shape[0] == number * positions:
         return OutputForm("position", size, shape, positions=None)
     return None
+
+
+def _resampled(shape: tuple[int, ...], number: int, positions: int) -> OutputForm | None:
+    """The form of an output of another sequence, if it is too large to be one of each sample."""
+    if math.prod(shape) // max(1, number) <= MOST_OUTPUTS_OF_A_SAMPLE:
+        return None
+    if len(shape) == 3 and shape[0] == number:
+        others = shape[1]
+    elif len(shape) == 3 and shape[1] == number:
+        others = shape[0]
+    elif len(shape) == 2 and shape[0] % number == 0 and shape[0] > number:
+        others = shape[0] // number
+    else:
+        return None
+    found = _by_position(shape, number, others)
+    return None if found is None else replace(found, length=others / positions)
 
 
 __all__ = ["OutputForm", "form_of_output", "with_positions"]

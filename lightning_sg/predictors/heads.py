@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from lightning_sg.predictors.base import Gradients, LossInfo
 from lightning_sg.predictors.closed_form import ClosedForm, LossOfOutputs
 from lightning_sg.predictors.criteria import Criterion, Kind, LabelLoss, Labels, NumberLoss, kind_of
-from lightning_sg.predictors.crop import Crop
-from lightning_sg.predictors.features import count_classes
+from lightning_sg.predictors.features import count_classes, join_rows
 from lightning_sg.predictors.head_options import HeadOptions
 from lightning_sg.predictors.layers import RowBatchNorm, zero_ended
 from lightning_sg.predictors.own_loss import OwnCriterion, OwnLoss
+from lightning_sg.predictors.positions import Crop
 from lightning_sg.predictors.replay_head import ReplayHead, forms_of, seen_by
 from lightning_sg.predictors.replayed import ReplayedLoss
 from lightning_sg.predictors.sampled import SampledSoftmax
@@ -57,7 +57,7 @@ class Head(nn.Module):
 
     def sample_losses(self, activations: Gradients, context: Any) -> Tensor:
         """The loss of each sample, ``(N,)``, averaged over the positions or cells of the sample."""
-        rows = self.view(activations)
+        rows = self.view(activations, _positions(context))
         criterion = self.criterion
         if not isinstance(criterion, LabelLoss) or criterion.soft:
             return criterion(self.net(rows), context)
@@ -93,7 +93,7 @@ class Head(nn.Module):
         with torch.enable_grad():
             if not passes:
                 inputs = tuple(activation.detach().requires_grad_() for activation in activations)
-            rows: Tensor = self.view(inputs)
+            rows: Tensor = self.view(inputs, _positions(context))
         places = rows.shape[:-1]
         flat = rows if passes else rows.detach().reshape(-1, rows.shape[-1])
         loss: LossOfOutputs
@@ -214,13 +214,13 @@ class HeadFactory:
         Raises:
             ValueError: If activations and context do not fit together.
         """
-        crop = None if loss is None else loss.crop
-        place = place_of(activations, context, crop)
-        cut_short = place == "position" and place_of(activations, context) != place
-        view = self._view(place, crop if cut_short else None)
+        place, crop = place_of(activations, context, loss), None if loss is None else loss.crop
+        other = place == "position" and place_of(activations, context) != place
+        a_part = other and crop is not None and crop.fits(join_rows(activations).shape, context.shape)
+        view = self._view(place, crop if a_part else None, resamples=other and not a_part)
         features = view.build(activations)
         with torch.no_grad():
-            places = view(activations).shape[:-1]
+            places = view(activations, _positions(context)).shape[:-1]
         known = kind or kind_of(context, place, places.numel(), loss)
         info = loss if loss is not None and loss.kind == known else LossInfo(known, 0)
         if known != "cross_entropy":
@@ -270,7 +270,7 @@ class HeadFactory:
             nets[place] = self._net(views[place].build(seen_by(place, activations)), outputs)
         return ReplayHead(loss, forms, views, nets)
 
-    def _view(self, place: Place, crop: Crop | None = None) -> View:
+    def _view(self, place: Place, crop: Crop | None = None, *, resamples: bool = False) -> View:
         options = self.options
         return View(
             place,
@@ -280,6 +280,7 @@ class HeadFactory:
             options.conv_width,
             options.hidden_norm,
             crop,
+            resamples,
         )
 
     def _net(self, features: int, outputs: int) -> nn.Sequential:
@@ -297,6 +298,10 @@ class HeadFactory:
         if wanted is None:
             wanted = _SAMPLES if classes > _MOST_CLASSES else 0
         return wanted if 0 < 2 * wanted < classes else None
+
+
+def _positions(context: Any) -> int | None:
+    return context.shape[1] if isinstance(context, Tensor) and context.ndim > 1 else None
 
 
 def _count(context: Tensor, loss: LossInfo | None, classes: int | None, soft: bool) -> tuple[int, str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_sg.batch.program import Program
-from lightning_sg.predictors.crop import Crop
+from lightning_sg.predictors.positions import Crop
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_sg.predictors.base import Gradients
-from lightning_sg.predictors.crop import Crop
-from lightning_sg.predictors.features import join_rows
+from lightning_sg.predictors.base import Gradients, LossInfo
+from lightning_sg.predictors.features import is_label, join_rows
 from lightning_sg.predictors.layers import HiddenNorm, convolutions
 from lightning_sg.predictors.normalize import InputScale, Normalization
+from lightning_sg.predictors.positions import MOST_OUTPUTS_OF_A_SAMPLE, Crop, resampled
 from lightning_sg.predictors.resize import at_most, resize
 from lightning_sg.predictors.sizes import FirstSizes
 
@@ -24,17 +24,19 @@ Place = Literal["sample", "position", "cell"]
 _CELLS = 64
 
 
-def place_of(activations: Gradients, context: Any, crop: Crop | None = None) -> Place:
+def place_of(activations: Gradients, context: Any, loss: LossInfo | None = None) -> Place:
     """What gets an output of its own: each sample, each position of a sequence, or each cell of a feature map.
 
     Args:
         activations: The tensors that cross the boundary, each ``(N, ...)``.
         context: The labels or goals.
-        crop: Which positions of the activations they are for, if not for all.
+        loss: What is known about the loss that compares them.
 
     Returns:
         ``"cell"`` for feature maps ``(N, C, H, W)`` with ``(N, H', W')`` or ``(N, K, H', W')`` of about the same
-        proportions; ``"position"`` for sequences ``(N, T, D)`` with ``(N, T, ...)``; otherwise ``"sample"``.
+        proportions; ``"position"`` for sequences ``(N, T, D)`` with ``(N, T, ...)``, with ``(N, T', ...)`` for a part
+        of the positions, or with so many labels ``(N, T')`` that a sample would need too many outputs; otherwise
+        ``"sample"``.
     """
     if not isinstance(context, Tensor):
         return "sample"
@@ -44,7 +46,11 @@ def place_of(activations: Gradients, context: Any, crop: Crop | None = None) -> 
     rows = join_rows(activations)
     if rows.ndim > 2 and context.shape[: rows.ndim - 1] == rows.shape[:-1]:
         return "position"
-    return "position" if crop is not None and crop.fits(rows.shape, context.shape) else "sample"
+    if loss is None or rows.ndim != 3 or context.ndim != 2 or context.shape[0] != rows.shape[0]:
+        return "sample"
+    a_part = loss.crop is not None and loss.crop.fits(rows.shape, context.shape)
+    many = loss.kind == "cross_entropy" and context.shape[1] * loss.outputs > MOST_OUTPUTS_OF_A_SAMPLE
+    return "position" if a_part or (many and is_label(context)) else "sample"
 
 
 def _same_proportions(maps: Tensor, context: Tensor) -> bool:
@@ -66,6 +72,7 @@ class View(nn.Module):
         conv_width: The number of channels of each convolution.
         conv_norm: What normalizes the convolutions.
         crop: Which positions get a row, if not all.
+        resamples: Whether there are as many rows as :meth:`forward` is told, whatever the number of positions.
     """
 
     def __init__(
@@ -77,6 +84,7 @@ class View(nn.Module):
         conv_width: int,
         conv_norm: HiddenNorm = "none",
         crop: Crop | None = None,
+        resamples: bool = False,
     ) -> None:
         super().__init__()
         self.place = place
@@ -86,6 +94,7 @@ class View(nn.Module):
         self.conv_width = conv_width
         self.conv_norm = conv_norm
         self.crop = crop
+        self.resamples = resamples
         self.convolutions: nn.Sequential | None = None
 
     def build(self, activations: Gradients) -> int:
@@ -111,10 +120,17 @@ class View(nn.Module):
         plain = self.scale.kind == "none" and self.convolutions is None and self.place == "sample"
         return plain and len(activations) == 1 and activations[0].ndim == 2
 
-    def forward(self, activations: Gradients) -> Tensor:
-        """One row for each place: ``(N, D)``, ``(N, T, D)`` or ``(N, H, W, D)``, of as many features as at first."""
+    def forward(self, activations: Gradients, positions: int | None = None) -> Tensor:
+        """One row for each place: ``(N, D)``, ``(N, T, D)`` or ``(N, H, W, D)``, of as many features as at first.
+
+        Args:
+            activations: The activations.
+            positions: The number of positions T, if it is that of something else.
+        """
         rows = self._seen(activations)
-        return rows if rows.shape[-1] == self._features else self._seen(self._sizes.of(activations))
+        if rows.shape[-1] != self._features:
+            rows = self._seen(self._sizes.of(activations))
+        return resampled(rows, positions) if self.resamples and positions is not None else rows
 
     def _seen(self, activations: Gradients) -> Tensor:
         if self.convolutions is not None and self.place == "sample":

@@ -27,7 +27,7 @@ from lightning_sg.partition import Trace
 from lightning_sg.partition.crops import crop_of
 from lightning_sg.partition.step import call_training_step, trace_step
 from lightning_sg.predictors.base import GradientPredictor
-from lightning_sg.predictors.crop import Crop
+from lightning_sg.predictors.positions import Crop
 from tests.models import make_trainer
 
 SAMPLES, LENGTH, WIDTH, CLASSES = 4, 9, 8, 11

@@ -1,4 +1,4 @@
-"""Positions of a sequence that a model's loss leaves out."""
+"""Sequences whose loss is over fewer positions than the activations have, or over others."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from lightning_sg.predictors.resize import resize
+
+#: Where a sequence becomes another one, one output of a head gives all outputs of a sample at most up to this number.
+#: Beyond, as of an encoder before a decoder with thousands of tokens to choose from, there is one for each position.
+MOST_OUTPUTS_OF_A_SAMPLE = 512
 
 
 @dataclass(frozen=True)
@@ -33,4 +39,19 @@ class Crop:
         return len(rows) == 3 and rows[1] == self.positions and tuple(shape[:2]) == (rows[0], self.left)
 
 
-__all__ = ["Crop"]
+def resampled(rows: Tensor, length: int) -> Tensor:
+    """A sequence of another length, each position from those at the same share of the way.
+
+    Args:
+        rows: ``(N, T, D)``.
+        length: The number of positions T'.
+
+    Returns:
+        ``(N, T', D)``: averages where there are fewer positions, else interpolated ones.
+    """
+    if rows.shape[1] == length:
+        return rows
+    return resize(rows.transpose(1, 2).unsqueeze(2), (1, length)).squeeze(2).transpose(1, 2)
+
+
+__all__ = ["MOST_OUTPUTS_OF_A_SAMPLE", "Crop", "resampled"]

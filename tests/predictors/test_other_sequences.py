@@ -1,0 +1,118 @@
+"""Sequences that become others, as from encoder to decoder: a head has outputs for positions, not for all at once."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_sg import AutoPredictor, HeadOptions, LossModelPredictor
+from lightning_sg.boundary import Boundaries
+from lightning_sg.lightning_api import pl
+from lightning_sg.partition import Trace
+from lightning_sg.partition.step import call_training_step, trace_step
+from lightning_sg.predictors.positions import resampled
+
+SAMPLES, LENGTH, ANSWER, WIDTH = 4, 9, 6, 8
+
+
+class Translator(pl.LightningModule):
+    """An encoder whose mean is what a decoder without inputs of its own goes by."""
+
+    def __init__(self, tokens: int, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.encoder, self.decoder = nn.Linear(WIDTH, WIDTH), nn.GRU(WIDTH, WIDTH, batch_first=True)
+        self.head = nn.Linear(WIDTH, tokens)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y, weight = batch
+        seen = torch.tanh(self.encoder(x)).mean(1, keepdim=True).expand(-1, y.shape[1], -1)
+        logits = self.head(self.decoder(seen)[0])
+        if self.kind == "mean":
+            return F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-100)
+        if self.kind == "weighted":
+            losses = F.cross_entropy(logits.transpose(1, 2), y, reduction="none")
+            return (losses * weight.unsqueeze(1)).mean()
+        losses = -logits.transpose(0, 1).log_softmax(-1).gather(-1, y.T.unsqueeze(-1)).squeeze(-1)
+        return (losses * weight).mean()
+
+
+def batch_of(tokens: int, samples: int = SAMPLES, length: int = LENGTH, answer: int = ANSWER) -> Any:
+    return torch.randn(samples, length, WIDTH), torch.randint(tokens, (samples, answer)), torch.rand(samples)
+
+
+def traced(kind: str, tokens: int) -> tuple[Trace, Any]:
+    model, batch = Translator(tokens, kind), batch_of(tokens)
+    boundaries = Boundaries(model, ["encoder"])
+    try:
+        step = partial(call_training_step, model, batch, 0)
+        return trace_step(model, boundaries.sites, step, torch.device("cpu"), batch=batch), batch
+    finally:
+        boundaries.remove()
+
+
+def built(kind: str, tokens: int, predictor: Any) -> Trace:
+    trace, batch = traced(kind, tokens)
+    assert trace.inputs.context is not None
+    predictor.build((batch[0],), trace.inputs.context.of(batch), trace.inputs.loss)
+    for parameter in predictor.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return trace
+
+
+@pytest.mark.parametrize("kind", ["mean", "weighted", "positions first"])
+def test_with_many_tokens_the_head_is_for_positions(kind: str) -> None:
+    predictor = AutoPredictor()
+    built(kind, 100, predictor)
+    assert "for a sequence with a label for each position" in predictor.choice
+    assert ", 100 classes" in predictor.choice or ", 100 outputs" in predictor.choice
+    few = AutoPredictor()
+    built(kind, 7, few)
+    assert "for a sequence with one label" in few.choice
+    assert f", {7 * ANSWER} " in few.choice
+
+
+@pytest.mark.parametrize("kind", ["mean", "weighted", "positions first"])
+@pytest.mark.parametrize(("samples", "length", "answer"), [(4, 9, 6), (3, 9, 6), (4, 18, 12)])
+def test_the_prediction_is_the_gradient_of_the_loss_on_the_sequence_resampled(
+    kind: str, samples: int, length: int, answer: int
+) -> None:
+    plain = LossModelPredictor(16, objective="loss", head=HeadOptions(hidden_norm="none", normalize="none"))
+    trace = built(kind, 100, plain)
+    x, y, weight = batch_of(100, samples, length, answer)
+    assert trace.inputs.context is not None
+    (found,) = plain((x,), trace.inputs.context.of((x, y, weight)))
+    leaf = x.clone().requires_grad_()
+    net = plain.heads[0].net if kind == "mean" else plain.heads[0].nets["position"]
+    logits = net(resampled(leaf, answer)) if kind == "mean" else resampled(net(leaf), answer)
+    losses = F.cross_entropy(logits.transpose(1, 2), y, reduction="none")
+    loss = losses.mean() if kind == "mean" else (losses * weight.unsqueeze(1)).mean()
+    torch.testing.assert_close(found, torch.autograd.grad(loss, leaf)[0] * samples)
+
+
+def test_labels_may_be_of_any_length_later() -> None:
+    predictor = LossModelPredictor(16, objective="loss")
+    trace = built("mean", 100, predictor)
+    assert trace.inputs.context is not None
+    batch = batch_of(100, answer=17)
+    (found,) = predictor((batch[0],), trace.inputs.context.of(batch))
+    assert found.abs().sum() > 0
+    prediction, value = predictor.forward_and_backward((batch[0],), trace.inputs.context.of(batch))
+    assert value.isfinite()
+    assert prediction[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 9, 10, 27])
+def test_resampling_averages_or_interpolates(length: int) -> None:
+    rows = torch.randn(2, 9, 5)
+    features = rows.transpose(1, 2)
+    if length <= 9:
+        expected = F.adaptive_avg_pool1d(features, length)
+    else:
+        expected = F.interpolate(features, length, mode="linear")
+    torch.testing.assert_close(resampled(rows, length), expected.transpose(1, 2))
