@@ -34,6 +34,7 @@ from lightning_sg.partition.told import Told
 from lightning_sg.partition.trace import Trace
 from lightning_sg.partition.watch import GradientWatch
 from lightning_sg.plain import plain
+from lightning_sg.predictors.layout import Layout
 from lightning_sg.predictors.stage_size import StageSize
 from lightning_sg.recurrent.auxiliary import auxiliary_of
 from lightning_sg.recurrent.boundaries import TimeCrossings
@@ -217,11 +218,10 @@ class Session:
         self.exact.accept(trace)
         order = trace.order or list(self.trainers)
         for place, name in enumerate(order):
-            self.trainers[name].distance = len(order) - place
-            self.trainers[name].shapes = trace.shapes.get(name, [])
-            self.trainers[name].stage = (
-                trace.size_of(place) if trace.order else StageSize.of_equal_share(self.module, len(order) + 1)
-            )
+            each = self.trainers[name]
+            each.distance = len(order) - place
+            each.shapes, each.layout = trace.shapes.get(name, []), trace.layouts.get(name, Layout())
+            each.stage = trace.size_of(place) if trace.order else StageSize.of_equal_share(self.module, len(order) + 1)
         self.late.watch(trace, self.boundaries.sites)
         if self.batch is not None:
             self.batch.context, self.batch.loss = self.told.of(self.batch.origin.data, self.batches), self.told.loss

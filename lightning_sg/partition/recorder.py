@@ -27,8 +27,10 @@ from lightning_sg.batch.program import (
 from lightning_sg.partition.draws import Draws
 from lightning_sg.partition.expected import expected
 from lightning_sg.partition.fakes import is_fake
+from lightning_sg.partition.layout import has_channels_second
 from lightning_sg.partition.naming import loss_around
 from lightning_sg.partition.numbers import Number, number
+from lightning_sg.predictors.layout import Layout
 
 _SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]
 _SIZES = (_SHAPE, Tensor.size)
@@ -237,6 +239,11 @@ class Recorder(TorchFunctionMode):
     def expected(self, tensor: Tensor) -> bool | None:
         """What a check of values that a step reads finds if all is well: no NaN; ``None`` for anything else."""
         return expected(self._value(tensor))
+
+    def layout_of(self, tensors: Sequence[Tensor]) -> Layout:
+        """The order of the dimensions of some tensors of the step."""
+        places = (place for place, tensor in enumerate(tensors) if has_channels_second(self._value(tensor)))
+        return Layout(frozenset(places))
 
     def look_for_changes(self, module: nn.Module) -> None:
         """Notes the buffers that the step has put others in the place of."""

@@ -145,7 +145,7 @@ def _follow(following: Following, run: Callable[[], STEP_OUTPUT]) -> tuple[Trace
         stack.enter_context(fakes)
         stack.enter_context(fakes_stay_plain(lambda *both: recorder.take_same(*both)))
         recorder = Recorder(module, following.batch, fakes.origin)
-        tracer.expects = recorder.expected
+        tracer.expects, tracer.layout_of = recorder.expected, recorder.layout_of
         stack.enter_context(tracer.following_modules())
         stack.enter_context(tracer.following_numbers(module, recorder.draws.next_stage))
         stack.enter_context(tracer.following_time(module))

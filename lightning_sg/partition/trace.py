@@ -8,6 +8,7 @@ from lightning_sg.gradient_flow import Blocked
 from lightning_sg.partition.loss_inputs import LossInputs
 from lightning_sg.partition.work import StageWork
 from lightning_sg.predictors.base import LossInfo
+from lightning_sg.predictors.layout import Layout
 from lightning_sg.predictors.stage_size import StageSize
 
 #: Stands, among what a tensor owes something to, for random numbers that only its stage draws.
@@ -62,10 +63,10 @@ class Trace:
 
     Attributes:
         order: The boundaries in the order in which the data reaches them.
-        crossings: For each boundary, how often the step crosses it.
         uses: For each parameter and buffer that the step used, the stages that used it.
         sizes: For each parameter that the step used, the number of its elements.
         shapes: For each boundary, the shapes of the floating-point tensors that cross it first.
+        layouts: For each boundary, the order of their dimensions.
         bytes: For each boundary, the total size of the tensors that cross it.
         work: For each stage, its work in one step.
         device: The kind of device that the step runs on.
@@ -81,10 +82,10 @@ class Trace:
     """
 
     order: list[str] = field(default_factory=list)
-    crossings: dict[str, int] = field(default_factory=dict)
     uses: dict[str, set[int]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     shapes: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
+    layouts: dict[str, Layout] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
     work: list[StageWork] = field(default_factory=list)
     device: str = "cpu"

@@ -31,6 +31,7 @@ from lightning_sg.partition.uses import (
 )
 from lightning_sg.partition.work import StageWork, WorkCounter
 from lightning_sg.passes import hearing_passes
+from lightning_sg.predictors.layout import Layout
 from lightning_sg.subclasses import call_beside_fakes
 from lightning_sg.time_boundary import boundaries_in_time
 
@@ -60,11 +61,13 @@ class Tracer(TorchFunctionMode):
     Attributes:
         trace: What was noted so far.
         expects: What a value is that the step reads, if it checks whether numbers are finite; ``None`` if not.
+        layout_of: The order of the dimensions of tensors.
     """
 
     def __init__(self, module: nn.Module, sites: Sequence[Site], fakes: FakeTensors, counter: WorkCounter) -> None:
         super().__init__()
         self.trace = Trace()
+        self._crossings: dict[str, int] = {}
         self._sites = {site.name: site for site in sites}
         self._origin = fakes.origin
         self._fakes = fakes
@@ -75,6 +78,7 @@ class Tracer(TorchFunctionMode):
             id(tensor): name for named in (module.named_buffers(), module.named_parameters()) for name, tensor in named
         }
         self.expects: Callable[[Tensor], bool | None] = lambda _tensor: None
+        self.layout_of: Callable[[list[Tensor]], Layout] = lambda _tensors: Layout()
         self._inside: list[str] = [type(module).__name__]
         self._crossing_now = False
         self._crossed: dict[int, frozenset[str]] = {}  # at each boundary that was reached, the makers of what crossed
@@ -269,8 +273,10 @@ class Tracer(TorchFunctionMode):
             else:
                 trace.order.append(site.name)
                 trace.work.append(self._count_work())
-                trace.shapes[site.name] = [tuple(tensor.shape) for tensor in tensors if tensor.is_floating_point()]
-            trace.crossings[site.name] = trace.crossings.get(site.name, 0) + 1
+                floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+                trace.shapes[site.name] = [tuple(tensor.shape) for tensor in floating]
+                trace.layouts[site.name] = self.layout_of(floating)
+            self._crossings[site.name] = self._crossings.get(site.name, 0) + 1
             names = [name for tensor in tensors for name in (*self._parameter_of(tensor), *self._buffers_of(tensor))]
             self._notes.add(Note(number, self._inside[-1], names, uses))
             makers = frozenset[str]().union(*map(self._makers_of, tensors))
@@ -413,7 +419,7 @@ class Tracer(TorchFunctionMode):
         """
         trace = self.settle()
         trace.work.append(self._count_work())
-        passes = [trace.crossings[name] for name in trace.order]
+        passes = [self._crossings[name] for name in trace.order]
         passes = [*passes, *passes[-1:]] or [1]
         trace.work = [work * count for work, count in zip(trace.work, passes)]
         missing = self._missing()

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_sg._compat import tree_map_only
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.predictors.base import Gradients, LossInfo
+from lightning_sg.predictors.layout import Layout
 from lightning_sg.predictors.stage_size import StageSize
 from lightning_sg.replicas import Replicas
 from lightning_sg.training.ledger import Ledger
@@ -44,6 +45,7 @@ class BoundaryTrainer(ABC):
         step: How many batches have crossed the boundary.
         distance: The number of boundaries from this one to the end of the network, this one included.
         shapes: Of what crosses the boundary, as a traced step showed them.
+        layout: The order of their dimensions.
         stage: The size of the stage before it, as a traced step showed it.
         targets: Where targets come from.
         ledger: The batches under way.
@@ -62,6 +64,7 @@ class BoundaryTrainer(ABC):
         self.step = 0
         self.distance = 1
         self.shapes: list[tuple[int, ...]] = []
+        self.layout = Layout()
         self.stage: StageSize | None = None
         self.targets: TargetSource = TargetsOfBackwardPass()
         self.ledger: Ledger[Record] = Ledger()

@@ -15,6 +15,7 @@ from lightning_sg.lightning_api import move_data_to_device
 from lightning_sg.partition.work import Work, bytes_moved
 from lightning_sg.predictors.auto import AutoPredictor
 from lightning_sg.predictors.base import GradientPredictor, LossInfo
+from lightning_sg.predictors.layout import Layout
 from lightning_sg.rules import BoundaryRule
 from lightning_sg.training.learner import Learner
 
@@ -123,6 +124,7 @@ def cost_of_predictor(
     shapes: Sequence[tuple[int, ...]],
     context: Any,
     loss: LossInfo | None,
+    layout: Layout,
 ) -> PredictorCost:
     """Builds a predictor, has it predict and learn once on noise, and drops it. Uses up no random numbers.
 
@@ -132,6 +134,7 @@ def cost_of_predictor(
         shapes: The shapes of what crosses the boundary and can carry a gradient.
         context: What the predictor is told of the batch.
         loss: The model's own loss, if it is known.
+        layout: The order of the dimensions.
 
     Raises:
         SyntheticGradientsError: If it cannot be built for this boundary.
@@ -140,6 +143,7 @@ def cost_of_predictor(
         return PredictorCost(type(template).__name__, type(template).__name__)
     context = move_data_to_device(context, "cpu")
     learner = Learner(template, None)
+    learner.layout = layout
     plain = torch.autocast("cpu", enabled=False)  # as in training
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), plain:
         activations = tuple(torch.randn(shape, dtype=torch.float32) for shape in shapes)

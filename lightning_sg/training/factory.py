@@ -13,6 +13,7 @@ from lightning_sg.partition.told import Told
 from lightning_sg.partition.trace import Trace
 from lightning_sg.partition.work import StageWork, Work
 from lightning_sg.predictors import AutoPredictor, GradientPredictor
+from lightning_sg.predictors.layout import Layout
 from lightning_sg.rules import BoundaryRule, DelayedGradient
 from lightning_sg.training.base import BoundaryTrainer
 from lightning_sg.training.cost import PredictorCost, cost_of_predictor
@@ -112,12 +113,13 @@ class TrainerFactory:
         for name in trace.order if names is None else names:
             shapes, template = trace.shapes[name], templates[name]
             stage = trace.size_of(trace.order.index(name))
-            key = (id(template), stage, *shapes)
+            layout = trace.layouts.get(name, Layout())
+            key = (id(template), stage, layout, *shapes)
             if isinstance(template, GradientPredictor):
                 template = template.for_stage(stage)
             try:
                 if key not in known:
-                    known[key] = cost_of_predictor(template, name, shapes, context, loss)
+                    known[key] = cost_of_predictor(template, name, shapes, context, loss, layout)
             except SyntheticGradientsError:
                 if leave_out:
                     continue

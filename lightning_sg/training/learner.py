@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_sg._compat import tree_leaves
 from lightning_sg.predictors.base import GradientPredictor, Gradients, Predictor
+from lightning_sg.predictors.layout import Layout
 from lightning_sg.replicas import Replicas
 from lightning_sg.rng import seeded
 
@@ -25,7 +26,11 @@ Kind = TypeVar("Kind", bound=Predictor)
 class Learner(Generic[Kind]):
     """A predictor that learns.
 
-    The learner passes sizes, inputs and examples on as they are: the predictor defines them.
+    The learner passes sizes, inputs and examples on as they are, but for the order of the dimensions of sequences: the
+    predictor defines them.
+
+    Attributes:
+        layout: That order, in what comes first among them, in targets, and in predictions.
 
     Args:
         template: An unbuilt predictor; it is copied.
@@ -50,6 +55,7 @@ class Learner(Generic[Kind]):
     ) -> None:
         self.predictor = self._template = template
         self.built = False
+        self.layout = Layout()
         self._make_optimizer = make_optimizer
         self._make_scheduler = make_scheduler
         self._updates = updates
@@ -82,7 +88,7 @@ class Learner(Generic[Kind]):
         device: torch.device = tree_leaves(sizes)[0].device
         self.predictor = copy.deepcopy(self._template)
         with seeded(self._seed + self._restarts, device):
-            self.predictor.build(*sizes)
+            self.predictor.build(*self._turned(sizes))
         self.predictor.to(device)
         self.predictor.train()
         # The initial values may depend on the batch, which differs between replicas.
@@ -109,13 +115,14 @@ class Learner(Generic[Kind]):
     def predict(self, *inputs: Any) -> Gradients | None:
         """The per-sample prediction, detached."""
         with torch.no_grad():
-            prediction: Gradients | None = (self._average or self.predictor)(*inputs)
-        return None if prediction is None else tuple(part.detach() for part in prediction)
+            prediction: Gradients | None = (self._average or self.predictor)(*self._turned(inputs))
+        return None if prediction is None else self.layout.turned(tuple(part.detach() for part in prediction))
 
     def predict_in_passing(self, activations: Gradients, context: Any) -> tuple[Gradients, Tensor]:
         """The per-sample prediction and the predictor's own loss; its gradients stay in the parameters."""
         assert isinstance(self.predictor, GradientPredictor)
-        return self.predictor.forward_and_backward(activations, context)
+        prediction, loss = self.predictor.forward_and_backward(self.layout.turned(activations), context)
+        return self.layout.turned(prediction), loss
 
     def learn(self, *example: Any) -> Tensor:
         """Trains on one batch, if there are parameters; returns the last loss."""
@@ -131,7 +138,7 @@ class Learner(Generic[Kind]):
         self._end_batch()
 
     def _update(self, example: tuple[Any, ...], times: int) -> Tensor:
-        loss = torch.zeros(())
+        loss, example = torch.zeros(()), self._turned(example)
         for _ in range(times):
             with torch.enable_grad():
                 loss = self.predictor.loss(*example)
@@ -140,6 +147,14 @@ class Learner(Generic[Kind]):
                     loss.backward()
             self._step()
         return loss.detach()
+
+    def _turned(self, example: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Inputs, and targets where there are some, in the predictor's order of dimensions."""
+        if not self.layout.channels_second:
+            return example
+        inputs, context, *others = example
+        targets = (self.layout.turned(each) if isinstance(each, tuple) else each for each in others)
+        return (self.layout.turned(inputs), context, *targets)
 
     def _step(self) -> None:
         """Takes one step of the optimizer, alike in all replicas."""

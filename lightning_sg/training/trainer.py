@@ -180,6 +180,7 @@ class PredictorTrainer(BoundaryTrainer):
             SyntheticGradientsError: If the predictor cannot be built for this boundary.
         """
         if not self._learner.built:
+            self._learner.layout = self.layout
             if self.stage is not None:
                 self._learner.take_template(self._template.for_stage(self.stage))
             with torch.autocast(inputs[0].device.type, enabled=False), self._explaining(inputs, context):
