@@ -42,9 +42,15 @@ def _masks(_tensor: Tensor, indices: Sequence[Tensor | None]) -> list[Any]:
     return [index for index in indices if index is not None and index.dtype in (torch.bool, torch.uint8)]
 
 
+def _lengths(_logarithms: Tensor, labels: Tensor, *lengths: Any) -> list[Any]:
+    return [labels, *(each for each in lengths[:2] if isinstance(each, Tensor))]
+
+
 _SIZED = {
     _aten.index.Tensor: _Sized(_masks),
     _aten.masked_select.default: _Sized(lambda _tensor, mask: [mask]),
+    _aten._ctc_loss.default: _Sized(_lengths),
+    _aten._ctc_loss.Tensor: _Sized(_lengths),
     _aten.bincount.default: _Sized(lambda places, *_others: [places]),
     _aten.repeat_interleave.self_Tensor: _Sized(lambda _tensor, repeats, *_others: [repeats]),
     _aten._pack_padded_sequence.default: _Sized(lambda _tensor, lengths, *_others: [lengths], (1,)),

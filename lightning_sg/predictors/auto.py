@@ -254,6 +254,9 @@ class AutoPredictor(GradientPredictor):
         form = form_of_loss(activations, loss)
         predictor = LossModelPredictor(**{**FITTING[form], **self.options})
         predictor.build_replayed(activations, context, loss)
+        if "objective" not in self.options and not predictor.can_match(activations, context):
+            predictor = LossModelPredictor(**{**FITTING[form], "objective": "loss", **self.options})
+            predictor.build_replayed(activations, context, loss)
         return predictor, Words.of_heads(predictor, form)
 
     def _delegate(self) -> GradientPredictor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypedDict, get_args
 
@@ -183,6 +184,24 @@ class LossModelPredictor(GradientPredictor):
         """
         self.task_names = [""]
         self.heads = nn.ModuleList([self.factory.make_replayed(activations, loss)])
+
+    def can_match(self, activations: Gradients, context: Any) -> bool:
+        """Whether it can learn from targets if it wants to: torch cannot differentiate every loss twice.
+
+        Args:
+            activations: As in :meth:`build`, which was called before.
+            context: As in :meth:`build`.
+        """
+        if not self.target_use.learns_from_targets:
+            return True
+        copied = copy.deepcopy(self)  # whose running statistics may change
+        try:
+            _value, gradients = copied._value_and_gradient(activations, context, create_graph=True)
+            size = torch.stack([gradient.square().sum() for gradient in gradients]).sum()
+            torch.autograd.grad(size, [*copied.parameters()], allow_unused=True)
+        except RuntimeError:
+            return False
+        return True
 
     def default_optimizer(self, parameters: Iterable[Tensor]) -> Optimizer:
         """AdamW with learning rate 3e-3 and weight decay 0.3, because a head that fits its batches has no gradient."""
