@@ -47,12 +47,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "exact targets and corrections on every batch": {"exact": ExactGradients(every=1, correction=1.0)},
     "delayed gradient": {"predictor": DelayedGradient()},
     "own loss, no late gradients": {"predictor": OWN_LOSS},
-    "own loss, late gradients of every batch": {"predictor": OWN_LOSS, "late": LateGradients()},
-    "own loss, late gradients of every 2nd batch": {"predictor": OWN_LOSS, "late": LateGradients(every=2)},
-    "own loss, late gradients of every 4th batch": {"predictor": OWN_LOSS, "late": LateGradients(every=4)},
+    "own loss, late gradients of every batch": {"predictor": OWN_LOSS, "late": LateGradients(0.2)},
+    "own loss, late gradients of every 2nd batch": {"predictor": OWN_LOSS, "late": LateGradients(0.2, every=2)},
+    "own loss, late gradients of every 4th batch": {"predictor": OWN_LOSS, "late": LateGradients(0.2, every=4)},
     "own loss, late gradients of every batch, recomputed": {
         "predictor": OWN_LOSS,
-        "late": LateGradients(recompute=True),
+        "late": LateGradients(0.2, recompute=True),
     },
 }
 

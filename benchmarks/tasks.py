@@ -234,15 +234,16 @@ UNLOCKED: dict[str, Method] = {
 
 
 def _late(
-    share: float = 0.5,
-    *,
-    every: int = 1,
-    grows: bool = False,
-    optimizer: Literal["own", "NAdam", "SGD"] = "NAdam",
-    **callback: Any,
+    share: float = 0.5, *, every: int = 1, optimizer: Literal["own", "NAdam"] = "NAdam", **callback: Any
 ) -> Method:
-    late = LateGradients(share, every, grows=grows)
+    """A share that stays as it is, whatever the age of gradients and the rate."""
+    late = LateGradients(share, every, adapts=False)
     return Method(callback_arguments={"late": late, **callback}, optimizer=optimizer)
+
+
+def _mixture(*, every: int = 1, optimizer: Literal["own", "NAdam", "SGD"] = "NAdam", **callback: Any) -> Method:
+    """The package's own share, which adapts."""
+    return Method(callback_arguments={"late": LateGradients(every=every), **callback}, optimizer=optimizer)
 
 
 #: Late true gradients, alone and in mixtures, and what they have to be compared with. Not trained unless asked for.
@@ -269,12 +270,11 @@ LATE: dict[str, Method] = {
     "0.2 late, NAdam, delay 2": _late(0.2, delay=2),
     "0.2 late, NAdam, delay 5": _late(0.2, delay=5),
     "0.2 late, NAdam, delay 11": _late(0.2, delay=11),
-    "0.2 late that grows": _late(0.2, grows=True, optimizer="own"),
-    "0.02 late that grows": _late(0.02, grows=True, optimizer="own"),
-    "0.02 late that grows, delay 0": _late(0.02, grows=True, optimizer="own", delay=0),
-    "0.2 late that grows, NAdam": _late(0.2, grows=True),
-    "0.2 late that grows, NAdam, delay 0": _late(0.2, grows=True, delay=0),
-    "0.2 late that grows, NAdam, every 2nd": _late(0.2, every=2, grows=True),
+    "mixture": _mixture(optimizer="own"),
+    "mixture, delay 0": _mixture(optimizer="own", delay=0),
+    "mixture, NAdam": _mixture(),
+    "mixture, NAdam, delay 0": _mixture(delay=0),
+    "mixture, NAdam, every 2nd": _mixture(every=2),
     "0.2 late, NAdam, unbound": _late(0.2, training=PredictorTraining(bound=1e9)),
     "0.8 late, NAdam": _late(0.8),
     "half late, NAdam, local loss": Method(
@@ -289,7 +289,7 @@ LATE: dict[str, Method] = {
     "backpropagation, SGD": Method(whole=True, optimizer="SGD"),
     "synthetic gradients, SGD": Method(optimizer="SGD"),
     "local loss, SGD": Method("LocalLoss", optimizer="SGD"),
-    "0.2 late that grows, SGD": _late(0.2, grows=True, optimizer="SGD"),
+    "mixture, SGD": _mixture(optimizer="SGD"),
 }
 
 ALL_METHODS: dict[str, Method | None] = METHODS | ABLATIONS | UNLOCKED | LATE

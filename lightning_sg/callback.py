@@ -18,7 +18,7 @@ from lightning_sg.inputs import SyntheticInputs
 from lightning_sg.lightning_api import Callback, TrainerFn, is_overridden, pl, rank_zero_warn
 from lightning_sg.metrics_log import MetricsLog, is_measured
 from lightning_sg.mixture import refuse_mixture
-from lightning_sg.optimizer_advice import warn_of_adam
+from lightning_sg.optimizer_advice import advise_on_late_gradients
 from lightning_sg.options import ExactGradients, LateGradients, PredictorTraining
 from lightning_sg.predictors import GradientPredictor
 from lightning_sg.recurrent.settings import ThroughTime
@@ -243,7 +243,8 @@ class SyntheticGradients(Callback):
         self._times.begin(clock_of(trainer))
         self._picture.begin()
         if self.session.exact.applies_late and (self._runtime.ownership.split or self.session.trainers):
-            warn_of_adam(trainer.optimizers)
+            late = self.settings.late
+            advise_on_late_gradients(trainer.optimizers, share=1.0 if late is None else late.share)
 
     # ------------------------------------------------------------------ automatic boundaries
 

@@ -63,40 +63,44 @@ class LateGradients:
     the synthetic one has its full weight. A synthetic gradient is biased and up to date, a late one is exact and old:
     together they are better than either. This costs one more backward pass, and memory for the batches under way.
 
-    Late gradients need an optimizer made for them: ``torch.optim.NAdam(parameters, lr, betas=(0.95, 0.999),
-    decoupled_weight_decay=True)``. With Adam or AdamW most of the gain is lost, and a warning says so. Source: Ajanthan
-    et al. 2025, *Nesterov Method for Asynchronous Pipeline Parallel Optimization* (arXiv 2505.01099).
+    Late gradients are worth most with an optimizer that looks ahead: ``torch.optim.NAdam(parameters, lr, betas=(0.95,
+    0.999), decoupled_weight_decay=True)``. With others, such as AdamW, they do harm while the learning rate is high, so
+    that they need a small share then. Source: Ajanthan et al. 2025, *Nesterov Method for Asynchronous Pipeline Parallel
+    Optimization* (arXiv 2505.01099).
 
     Args:
-        share: The weight of the late true gradient, above 0 and at most 1. At 1 nothing is predicted, and a stage is
-            updated with late gradients alone, as with :class:`~lightning_sg.DelayedGradient`.
+        share: The weight of a true gradient that is two batches old, while the model's learning rate is highest; above
+            0 and at most 1. At 1 nothing is predicted, and a stage is updated with late gradients alone, as with
+            :class:`~lightning_sg.DelayedGradient`. By default 0.2 if all of the model's optimizers look ahead (NAdam,
+            or SGD with Nesterov's momentum), else 0.05.
         every: The true gradient of every how many-th batch is sent; at the steps between, the synthetic one has its
             full weight.
         recompute: Run the earlier batch again, with the newest weights, in place of keeping its graph: less memory, one
             more forward pass, and a late gradient whose weights at least are not old. What the step does to Python
             objects, it then does twice. For steps that run the network once, with automatic optimization.
-        grows: Let the share grow as the model's learning rate falls, to 1 / (1 + (1 / share - 1) × r²) where r is the
-            rate over the highest so far. What makes an old gradient wrong is how far the weights have moved since then,
-            which falls with the rate, while the error of a synthetic one does not.
+        adapts: Whether the weight depends on the model's learning rate and on how old the gradient is: it is
+            1 / (1 + (1 / share - 1) × (r × age / 2)²), where r is the rate over the highest so far. What makes an old
+            gradient wrong is how far the weights have moved since then, while the error of a synthetic one does not
+            depend on that. With ``False`` it is always ``share``.
 
     Raises:
         TypeError: If an argument is of another type.
         ValueError: If a number is out of range.
     """
 
-    share: float = 0.2
+    share: float | None = None
     every: int = 1
     recompute: bool = False
-    grows: bool = False
+    adapts: bool = True
 
     def __post_init__(self) -> None:
         check_fields(
             "LateGradients",
             self,
-            share=number(above=0, most=1),
+            share=optional(number(above=0, most=1)),
             every=whole(1, MOST_BATCHES),
             recompute=flag(),
-            grows=flag(),
+            adapts=flag(),
         )
 
 

@@ -129,7 +129,12 @@ BAD: dict[str, dict[str, list[Any]]] = {
         "every": POSITIVE,
     },
     "ExactGradients": {"every": COUNT, "bootstrap": FLAG, "correction": [-0.1, *NUMBER], "warm_up": COUNT},
-    "LateGradients": {"share": [0, -0.1, 1.1, *NUMBER], "every": POSITIVE, "recompute": FLAG, "grows": FLAG},
+    "LateGradients": {
+        "share": [0, -0.1, 1.1, *(each for each in NUMBER if each is not None)],
+        "every": POSITIVE,
+        "recompute": FLAG,
+        "adapts": FLAG,
+    },
     "PredictorTraining": {
         "optimizer": FUNCTION,
         "lr_scheduler": FUNCTION,

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from torch.optim import Optimizer
+from torch.optim import NAdam, Optimizer
 
 from lightning_sg.options import ExactGradients, LateGradients
 from lightning_sg.training.base import BoundaryTrainer
 from lightning_sg.training.record import Applied
+
+# The weight of a late gradient of that age, in batches, at the highest rate: chosen on a small transformer and one
+# seed, see docs/late.md.
+_AGE = 2
+_SHARE, _SHARE_WITHOUT_LOOK_AHEAD = 0.2, 0.05
 
 
 class LatePolicy(Protocol):
@@ -18,6 +23,10 @@ class LatePolicy(Protocol):
     @property
     def ever(self) -> bool:
         """Whether anything is applied late."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether that is exact gradients themselves, not what they differ by from those that were applied."""
 
     def applies(self, number: int) -> Applied:
         """What stages apply of the exact gradient of batch ``number``."""
@@ -46,6 +55,8 @@ class CorrectionPolicy:
     def __init__(self, options: ExactGradients, trainers: Mapping[str, BoundaryTrainer]) -> None:
         self._options = options
         self._trainers = trainers
+
+    whole = False
 
     @property
     def ever(self) -> bool:
@@ -120,13 +131,16 @@ class MixturePolicy:
 
     Args:
         options: The share, and on which batches.
+        rate: The model's learning rate.
     """
 
     ever = True
+    whole = True
 
     def __init__(self, options: LateGradients, rate: FallingRate) -> None:
         self._options = options
         self._rate = rate
+        self._at_peak = _SHARE if options.share is None else options.share
 
     def applies(self, number: int) -> Applied:
         """See :meth:`LatePolicy.applies`."""
@@ -136,7 +150,9 @@ class MixturePolicy:
 
     def begin(self, number: int, optimizers: Iterable[Optimizer]) -> None:
         """See :meth:`LatePolicy.begin`."""
-        if self._options.grows:  # a rate may be a tensor on a device, which reading stops
+        if self._options.share is None:
+            self._at_peak = usual_share(optimizers)
+        if self._options.adapts:  # a rate may be a tensor on a device, which reading stops
             self._rate.begin(number, optimizers)
 
     def concerns(self, trainer: BoundaryTrainer) -> bool:
@@ -145,15 +161,30 @@ class MixturePolicy:
 
     def weight(self, trainer: BoundaryTrainer, number: int) -> float:
         """See :meth:`LatePolicy.weight`."""
-        return trainer.late_share if trainer.needs_true_gradient else self._share(number)
+        return trainer.late_share if trainer.needs_true_gradient else self._share(trainer, number)
 
     def newest(self, trainer: BoundaryTrainer, number: int) -> float:
         """See :meth:`LatePolicy.newest`."""
-        return 1.0 if trainer.needs_true_gradient else 1 - self._share(number)
+        return 1.0 if trainer.needs_true_gradient else 1 - self._share(trainer, number)
 
-    def _share(self, number: int) -> float:
-        # Of two independent errors: what is best if `share` was at the peak, and the late one falls with the rate.
-        return 1 / (1 + (1 / self._options.share - 1) * self._rate.at(number) ** 2)
+    def _share(self, trainer: BoundaryTrainer, number: int) -> float:
+        if not self._options.adapts:
+            return self._at_peak
+        # Of two independent errors, the best share if the late one is in proportion to rate and age.
+        moved = self._rate.at(number) * trainer.distance * (1 + trainer.delay) / _AGE
+        return 1 / (1 + (1 / self._at_peak - 1) * moved**2)
+
+
+def usual_share(optimizers: Iterable[Optimizer]) -> float:
+    """The share of late gradients, unless the user says another, with the model's optimizers.
+
+    Momentum that looks back pushes on where the weights have gone already. That of Nesterov is a step ahead.
+    """
+    ahead = all(
+        isinstance(optimizer, NAdam) or all(group.get("nesterov") for group in optimizer.param_groups)
+        for optimizer in optimizers
+    )
+    return _SHARE if ahead else _SHARE_WITHOUT_LOOK_AHEAD
 
 
 def late_policy(
@@ -163,4 +194,4 @@ def late_policy(
     return CorrectionPolicy(exact, trainers) if late is None else MixturePolicy(late, rate)
 
 
-__all__ = ["CorrectionPolicy", "FallingRate", "LatePolicy", "MixturePolicy", "late_policy"]
+__all__ = ["CorrectionPolicy", "FallingRate", "LatePolicy", "MixturePolicy", "late_policy", "usual_share"]

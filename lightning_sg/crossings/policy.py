@@ -77,7 +77,11 @@ class ExactPolicy:
         applies = Applied.NOTHING if coupled else self._late.applies(number)
         turn = teaches and number % self._options.every == 0
         exact = not coupled and (turn or applies is not Applied.NOTHING)
-        return TargetPlan(exact=exact, bootstrap=not sent, coupled=coupled, corrects=self.applies_late, applies=applies)
+        # A head that matches the exact gradient of every batch gets no better: where true gradients vanish, as in deep
+        # networks without normalisation, it loses sight of its own loss.
+        local = self._late.whole and not teaches
+        taught = turn or not self._late.whole
+        return TargetPlan(exact, taught, local, not sent, coupled, self.applies_late, applies)
 
     def _teaches(self, context: Any) -> bool:
         """Whether exact gradients travel for predictors to learn from."""

@@ -119,7 +119,8 @@ class GradientPredictor(Predictor):
     The contract, for activations ``h`` of shape ``(N, ...)`` with ``N`` samples:
 
     * ``activations`` is a tuple of detached float32 tensors: those that cross the boundary and can carry a
-      gradient, in order.
+      gradient, in order. Sequences have their positions second, also where the model has channels there, as
+      one-dimensional convolutions do.
     * ``context`` is what the callback's ``context`` option took from the batch (the labels by default), or ``None``.
     * Gradients are *per sample*: the gradient of the sum of the samples' losses, not of their mean. The callback
       multiplies targets by ``N`` and divides predictions by ``N``, so that a smaller last batch is no outlier.

@@ -150,7 +150,7 @@ class TrainerFactory:
         templates = self.templates(trace.order)
 
         def added(work: StageWork) -> Work:
-            backward = work.step - work.forward if late.share < 1 else Work()
+            backward = work.step - work.forward if late.share != 1 else Work()
             return (backward + work.forward * late.recompute) * (1 / late.every)
 
         return {
@@ -164,7 +164,8 @@ class TrainerFactory:
         if not isinstance(template, GradientPredictor):
             return 0.0
         every = [self._exact.every] if template.wants_exact(shapes, context) and self._exact.every else []
-        every += [] if self._late is None else [self._late.every]
+        if self._late is not None and not template.target_use.learns_without_targets:
+            every.append(self._late.every)
         return sum(1 / each for each in every) - (1 / math.lcm(*every) if len(every) > 1 else 0.0)
 
 

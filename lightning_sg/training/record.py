@@ -28,6 +28,9 @@ class TargetPlan:
 
     Attributes:
         exact: Whether its exact gradient travels up to all boundaries.
+        teaches: Whether all predictors that use targets learn from its exact gradient, and not only those that have
+            nothing else to learn from.
+        local: Whether that is so for no batch: exact gradients travel to be applied.
         bootstrap: Whether no exact gradients travel at all, so that predictors learn from biased targets.
         coupled: Whether every stage waits for the true gradient and uses it.
         corrects: Whether stages apply exact gradients late, of this batch or of others.
@@ -35,6 +38,8 @@ class TargetPlan:
     """
 
     exact: bool = False
+    teaches: bool = True
+    local: bool = False
     bootstrap: bool = False
     coupled: bool = False
     corrects: bool = False

@@ -87,7 +87,7 @@ class PredictorTrainer(BoundaryTrainer):
         fallback = guard.fallback if guard is not None and isinstance(guard.fallback, GradientPredictor) else None
         self._template = template
         self._options = options
-        self._bootstraps = False
+        self._untaught = False
         self._learner = options.learner(name, template)
         self._predictions = Predictions(
             name,
@@ -118,7 +118,7 @@ class PredictorTrainer(BoundaryTrainer):
     def matches(self) -> bool:
         """Whether the predictor learns from targets: it can, and such as it can learn from come, at times or always."""
         use = self.predictor.target_use
-        unbiased = self.distance == 1 or not self._bootstraps
+        unbiased = self.distance == 1 or not self._untaught
         return use.learns_from_targets and (unbiased or self._options.bootstrap or not use.learns_without_targets)
 
     @property
@@ -189,12 +189,14 @@ class PredictorTrainer(BoundaryTrainer):
 
     def _asks(self, plan: TargetPlan, step: int) -> tuple[bool, bool]:
         use = self.predictor.target_use
-        self._bootstraps = plan.bootstrap
+        self._untaught = plan.bootstrap or plan.local
         biased = self.distance > 1 and not plan.exact and not plan.coupled
         fit = not biased or not use.learns_from_targets or self._options.bootstrap
         learns = self._learner.learns and (step % self._options.training.every == 0 or plan.exact)
         wants = learns and use.asks and (fit or plan.bootstrap)
         learns_target = fit or (plan.bootstrap and not use.learns_without_targets)
+        taught = plan.teaches or biased or self.distance == 1
+        learns_target = learns_target and (taught or not use.learns_without_targets)
         must = plan.exact or plan.coupled or self._distrusted
         if use.learns_without_targets and not must:
             looks = step < _KNOWN or step % (self._options.training.every * self._options.matching) == 0

@@ -150,18 +150,18 @@ def test_what_has_stages_wait_in_every_step_is_refused(options: dict[str, Any]) 
 
 def test_stages_that_run_old_batches_again_are_refused() -> None:
     def work() -> str:
-        callback = SyntheticGradients(late=LateGradients(recompute=True))
+        callback = SyntheticGradients(late=LateGradients(0.2, recompute=True))
         trainer = make_trainer(strategy=SyntheticGradientStrategy(away=Away()), devices=2, callbacks=[callback])
         with pytest.raises(SyntheticGradientsError, match=r"SyntheticGradientStrategy\(away") as caught:
             trainer.fit(Classifier(), loader())
         return str(caught.value)
 
     for message in run_ranks(2, work):
-        assert "LateGradients(recompute=True)" in message
+        assert "LateGradients(0.2, recompute=True)" in message
 
 
 def test_a_stage_goes_on_with_whole_synthetic_gradients_where_no_late_ones_come() -> None:
     """The last stage is away for a while; what has a late gradient then, and what has none, trains on."""
-    (_, last, untaught), (_, first, _) = run(Away(patience=0.4), stopped_for(1.5), late=LateGradients())
+    (_, last, untaught), (_, first, _) = run(Away(patience=0.4), stopped_for(1.5), late=LateGradients(0.2))
     assert len(first) == len(last) == BATCHES
     assert untaught > 0

@@ -150,11 +150,14 @@ RUNS: dict[str, dict[str, Any]] = {
         "callback": synthetic(predictor=Matching(), exact=ExactGradients(every=2, correction=0.5), delay=0)
     },
     "delayed gradients": {"callback": synthetic(predictor=DelayedGradient())},
-    "late gradients": {"callback": synthetic(late=LateGradients(), delay=0)},
-    "late gradients, three processes a replica": {"callback": synthetic(late=LateGradients(every=2)), "devices": 6},
-    "late gradients, recomputed": {"callback": synthetic(late=LateGradients(recompute=True), delay=0)},
+    "late gradients": {"callback": synthetic(late=LateGradients(0.2), delay=0)},
+    "late gradients, three processes a replica": {
+        "callback": synthetic(late=LateGradients(0.2, every=2)),
+        "devices": 6,
+    },
+    "late gradients, recomputed": {"callback": synthetic(late=LateGradients(0.2, recompute=True), delay=0)},
     "late gradients, accumulated and clipped": {
-        "callback": synthetic(late=LateGradients(), delay=0),
+        "callback": synthetic(late=LateGradients(0.2), delay=0),
         "accumulate_grad_batches": 2,
         "gradient_clip_val": 0.1,
         "strategy": {"clip_over": "model"},

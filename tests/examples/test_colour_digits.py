@@ -57,7 +57,7 @@ def test_late_gradients_train_it_alike_in_one_process_and_in_two():
     def train(devices):
         torch.manual_seed(0)
         model = ResidualCNN(channels=(4, 4, 8), stages=4)
-        callback = SyntheticGradients(late=LateGradients(), delay=0)
+        callback = SyntheticGradients(late=LateGradients(0.2), delay=0)
         strategy = "auto" if devices == 1 else "synthetic_gradients"
         trainer = make_trainer(devices=devices, strategy=strategy, max_steps=8, max_epochs=-1, callbacks=[callback])
         data = made()

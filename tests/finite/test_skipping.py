@@ -106,7 +106,7 @@ CALLBACKS: dict[str, dict[str, Any]] = {
     "delayed": {"predictor": DelayedGradient()},
     "exact": {"exact": ExactGradients(every=1, correction=1.0)},
     "warm-up": {"exact": ExactGradients(every=2, warm_up=5)},
-    "late": {"late": LateGradients()},
+    "late": {"late": LateGradients(0.2)},
 }
 
 #: Others differ by rounding without any fault: gradients for one sample and for the mean are not the same bits.

@@ -50,7 +50,7 @@ def train(devices: int, epochs: int = 4, stages: int = 4, extra: Any = (), **cal
         ({"delay": 1}, [2, 4]),
         ({"delay": 2, "inputs": SyntheticInputs(warm_up=7)}, [4]),
         ({"exact": ExactGradients(every=1, correction=1.0)}, [4]),
-        ({"late": LateGradients()}, [2, 4]),
+        ({"late": LateGradients(0.2)}, [2, 4]),
         ({"exact": ExactGradients(every=2, bootstrap=True)}, [2]),
         ({"training": PredictorTraining(every=3)}, [2]),
     ],

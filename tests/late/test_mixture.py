@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from lightning_sg import (
     TrueGradient,
     ZeroPredictor,
 )
-from lightning_sg.crossings.late import FallingRate
+from lightning_sg.crossings.late import FallingRate, usual_share
 from tests.models import Classifier, assert_same_state, loader, make_trainer, state_of
 from tests.noted import Watch
 from tests.ranks import run_ranks
@@ -102,45 +103,46 @@ def train(
 
 
 CASES: dict[str, dict[str, Any]] = {
-    "half and half": {"late": LateGradients()},
+    "half and half": {"late": LateGradients(0.2)},
     "no further delay": {"late": LateGradients(share=0.3), "delay": 0},
-    "late gradients of every third batch": {"late": LateGradients(every=3), "delay": 2},
+    "late gradients of every third batch": {"late": LateGradients(0.2, every=3), "delay": 2},
     "late gradients alone": {"late": LateGradients(share=1)},
     "late gradients alone, of every other batch": {"late": LateGradients(share=1, every=2)},
     "predictors that learn from exact gradients on batches between": {
-        "late": LateGradients(every=2),
+        "late": LateGradients(0.2, every=2),
         "exact": ExactGradients(every=3),
         "predictor": LossModelPredictor(objective="both"),
     },
-    "direct predictors": {"late": LateGradients(), "predictor": MLPPredictor()},
-    "no predictors": {"late": LateGradients(), "predictor": ZeroPredictor()},
-    "a share that grows": {"late": LateGradients(grows=True), "module": Falling},
-    "a share that grows, of every other batch": {"late": LateGradients(every=2, grows=True), "module": Falling},
-    "after a warm-up": {"late": LateGradients(), "exact": ExactGradients(warm_up=4)},
+    "direct predictors": {"late": LateGradients(0.2), "predictor": MLPPredictor()},
+    "no predictors": {"late": LateGradients(0.2), "predictor": ZeroPredictor()},
+    "the usual share": {"late": LateGradients(), "module": Falling},
+    "a share that stays": {"late": LateGradients(0.2, adapts=False), "module": Falling},
+    "a share that adapts, of every other batch": {"late": LateGradients(0.2, every=2), "module": Falling},
+    "after a warm-up": {"late": LateGradients(0.2), "exact": ExactGradients(warm_up=4)},
     "one rule for each boundary": {
-        "late": LateGradients(),
+        "late": LateGradients(0.2),
         "predictor": {"net.1": DelayedGradient(), "net.3": LossModelPredictor(), "net.5": TrueGradient()},
     },
-    "accumulated batches": {"late": LateGradients(), "trainer": {"accumulate_grad_batches": 2}},
+    "accumulated batches": {"late": LateGradients(0.2), "trainer": {"accumulate_grad_batches": 2}},
     "clipped by value": {
-        "late": LateGradients(),
-        "trainer": {"gradient_clip_val": 0.02, "gradient_clip_algorithm": "value"},
+        "late": LateGradients(0.2),
+        "trainer": {"gradient_clip_val": 0.05, "gradient_clip_algorithm": "value"},
     },
-    "manual optimization": {"late": LateGradients(), "module": ByHand},
-    "recomputed": {"late": LateGradients(recompute=True)},
-    "recomputed, every other batch": {"late": LateGradients(every=2, recompute=True), "delay": 0},
+    "manual optimization": {"late": LateGradients(0.2), "module": ByHand},
+    "recomputed": {"late": LateGradients(0.2, recompute=True)},
+    "recomputed, every other batch": {"late": LateGradients(0.2, every=2, recompute=True), "delay": 0},
     "recomputed, late gradients alone": {"late": LateGradients(share=1, recompute=True), "delay": 0},
     "recomputed, predictors learn on others": {
-        "late": LateGradients(every=2, recompute=True),
+        "late": LateGradients(0.2, every=2, recompute=True),
         "exact": ExactGradients(every=3),
         "predictor": LossModelPredictor(objective="both"),
     },
     "recomputed, accumulated": {
-        "late": LateGradients(recompute=True),
+        "late": LateGradients(0.2, recompute=True),
         "trainer": {"accumulate_grad_batches": 2},
     },
-    "recomputed, a share that grows": {"late": LateGradients(recompute=True, grows=True), "module": Falling},
-    "recomputed, with dropout": {"late": LateGradients(recompute=True), "module": Dropout},
+    "recomputed, a falling rate": {"late": LateGradients(0.2, recompute=True), "module": Falling},
+    "recomputed, with dropout": {"late": LateGradients(0.2, recompute=True), "module": Dropout},
 }
 
 
@@ -154,7 +156,7 @@ def test_one_two_three_and_four_processes_end_with_the_same_weights(case: str) -
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_bfloat16_is_mixed_to_its_precision(recompute: bool) -> None:
-    late = LateGradients(recompute=recompute)
+    late = LateGradients(0.2, recompute=recompute)
     arguments: dict[str, Any] = {"late": late, "trainer": {"precision": "bf16-mixed"}}
     (expected,) = train(1, **arguments)
     for state in train(3, **arguments):
@@ -207,7 +209,7 @@ def gradients_of(
 def test_a_step_applies_the_newest_synthetic_and_an_older_true_gradient(
     layer: str, share: float, every: int, delay: int
 ) -> None:
-    late = LateGradients(share, every)
+    late = LateGradients(share, every, adapts=False)
     mixed = gradients_of(layer, **OWN_LOSS, late=late, delay=delay)
     synthetic = gradients_of(layer, **OWN_LOSS, delay=delay)
     true = gradients_of(layer, predictor=TrueGradient())
@@ -225,20 +227,20 @@ def test_a_step_applies_the_newest_synthetic_and_an_older_true_gradient(
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_the_share_grows_as_the_rate_falls_from_its_peak(layer: str) -> None:
+def test_the_share_is_larger_the_younger_a_gradient_and_the_lower_the_rate(layer: str) -> None:
     rates = [1e-12 * rate for rate in (1, 4, 4, 2, 1, 1, 2, 1, 0.5, 0.25, 0.04, 0)]
-    grown = gradients_of(layer, **OWN_LOSS, late=LateGradients(0.25, grows=True), delay=0, rates=rates)
+    grown = gradients_of(layer, **OWN_LOSS, late=LateGradients(0.25), delay=0, rates=rates)
     synthetic = gradients_of(layer, **OWN_LOSS, delay=0)
     true = gradients_of(layer, predictor=TrueGradient())
     age = LAYERS[layer]
     for step in range(age, 12):
         older = step - age  # its rate counts, wherever and whenever its gradient arrives
-        left = 1 - 1 / (1 + 3 * (rates[older] / max(rates[: older + 1])) ** 2)
+        left = 1 - 1 / (1 + 3 * (rates[older] / max(rates[: older + 1]) * age / 2) ** 2)
         expected = left * synthetic[step] + (1 - left) * true[older]  # type: ignore[operator]
         torch.testing.assert_close(grown[step], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_share_grows_with_the_highest_rate_of_all_groups() -> None:
+def test_what_counts_is_the_highest_rate_of_all_groups() -> None:
     rate = FallingRate(kept=1)
     optimizers = [torch.optim.SGD([{"params": [torch.ones(1)], "lr": lr}]) for lr in (0.0, 0.4)]
     rate.begin(0, optimizers)
@@ -271,14 +273,16 @@ def test_late_gradients_alone_are_delayed_gradients() -> None:
 
 
 def test_what_nobody_predicts_is_late_alone() -> None:
-    late = gradients_of("net.4.0.weight", predictor=ZeroPredictor(), late=LateGradients(share=0.5), delay=0)
+    late = gradients_of(
+        "net.4.0.weight", predictor=ZeroPredictor(), late=LateGradients(share=0.5, adapts=False), delay=0
+    )
     true = gradients_of("net.4.0.weight", predictor=TrueGradient())
     for step in range(1, 12):
         torch.testing.assert_close(late[step], 0.5 * true[step - 1], rtol=1e-4, atol=1e-6)  # type: ignore[operator]
 
 
 def test_the_last_stage_applies_its_whole_true_gradient() -> None:
-    mixed = gradients_of("net.7.weight", **OWN_LOSS, late=LateGradients())
+    mixed = gradients_of("net.7.weight", **OWN_LOSS, late=LateGradients(0.2))
     true = gradients_of("net.7.weight", predictor=TrueGradient())
     for found, expected in zip(mixed, true, strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
@@ -297,7 +301,7 @@ def test_predictors_are_told_whole_targets() -> None:
         return watch.learned["net.1"]
 
     exact = targets(exact=ExactGradients(every=1))
-    late = targets(late=LateGradients())
+    late = targets(late=LateGradients(0.2))
     assert [step for step, _ in late] == [step for step, _ in exact]
     for (_, found), (_, expected) in zip(late, exact):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
@@ -312,7 +316,7 @@ def test_nothing_stays_on_the_parameters() -> None:
             copy.deepcopy(pl_module.net[0])
 
     look = Look()
-    make_trainer(callbacks=[SyntheticGradients(late=LateGradients()), look]).fit(Nadam(), loader())
+    make_trainer(callbacks=[SyntheticGradients(late=LateGradients(0.2)), look]).fit(Nadam(), loader())
     assert look.hooks == 0
 
 
@@ -324,17 +328,17 @@ def test_an_error_in_a_backward_pass_leaves_nothing_on_the_parameters() -> None:
 
     module = Fails()
     with pytest.raises(RuntimeError, match="on purpose"):
-        make_trainer(callbacks=[SyntheticGradients(late=LateGradients())]).fit(module, loader())
+        make_trainer(callbacks=[SyntheticGradients(late=LateGradients(0.2))]).fit(module, loader())
     assert not any(parameter._backward_hooks for parameter in module.parameters())
 
 
 @pytest.mark.parametrize("devices", [1, 3])
 @pytest.mark.parametrize(
-    "late", [LateGradients(), LateGradients(every=3), LateGradients(share=1), LateGradients(grows=True)]
+    "late", [LateGradients(0.2), LateGradients(0.2, every=3), LateGradients(share=1), LateGradients(0.2, adapts=False)]
 )
 def test_a_resumed_run_goes_on_exactly(late: LateGradients, devices: int, tmp_path: Path) -> None:
     """The checkpoint is taken while late gradients are under way."""
-    module = Falling if late.grows else Nadam
+    module = Falling if late == LateGradients(0.2) else Nadam
     both = resumed_and_whole(lambda: module(stages=4), lambda: SyntheticGradients(late=late), devices, tmp_path)
     for resumed, whole in both:
         assert_same_state(whole, resumed)
@@ -343,7 +347,7 @@ def test_a_resumed_run_goes_on_exactly(late: LateGradients, devices: int, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"late": LateGradients(), "exact": ExactGradients(correction=1.0)}, "does not go with ExactGradients"),
+        ({"late": LateGradients(0.2), "exact": ExactGradients(correction=1.0)}, "does not go with ExactGradients"),
         ({"late": LateGradients(share=1), "predictor": LinearPredictor()}, "a predictor has nothing to do"),
     ],
 )
@@ -353,7 +357,7 @@ def test_options_that_exclude_each_other_are_refused(arguments: dict[str, Any], 
 
 
 def test_stages_that_are_updated_at_random_times_are_refused() -> None:
-    callback = SyntheticGradients(late=LateGradients(), training=PredictorTraining(update_probability=0.5))
+    callback = SyntheticGradients(late=LateGradients(0.2), training=PredictorTraining(update_probability=0.5))
     with pytest.raises(SyntheticGradientsError, match="does not go with DelayedGradient and LateGradients"):
         make_trainer(callbacks=[callback]).fit(Nadam(), loader())
 
@@ -365,7 +369,7 @@ def test_late_gradients_need_to_know_the_stages() -> None:
             return self.net[1:](h if h.max() > -1e9 else -h)
 
     with pytest.raises(SyntheticGradientsError, match="Late gradients need to know which stage"):
-        make_trainer(callbacks=[SyntheticGradients(late=LateGradients())]).fit(Reads(stages=3), loader())
+        make_trainer(callbacks=[SyntheticGradients(late=LateGradients(0.2))]).fit(Reads(stages=3), loader())
 
 
 def warned(optimizer: Any, **callback: Any) -> list[str]:
@@ -381,7 +385,7 @@ def warned(optimizer: Any, **callback: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW])
-@pytest.mark.parametrize("callback", [{"late": LateGradients()}, {"predictor": DelayedGradient()}])
+@pytest.mark.parametrize("callback", [{"late": LateGradients(0.2)}, {"predictor": DelayedGradient()}])
 def test_adam_is_warned_of_once(optimizer: Any, callback: dict[str, Any]) -> None:
     (message,) = warned(optimizer, **callback)
     assert message.startswith(f"Late gradients meet {optimizer.__name__}, with which")
@@ -391,4 +395,34 @@ def test_adam_is_warned_of_once(optimizer: Any, callback: dict[str, Any]) -> Non
 def test_other_optimizers_and_runs_without_late_gradients_are_not_warned_of() -> None:
     assert not warned(torch.optim.Adam)
     for optimizer in (torch.optim.NAdam, torch.optim.SGD):
-        assert not warned(optimizer, late=LateGradients())
+        assert not warned(optimizer, late=LateGradients(0.2))
+    assert not warned(torch.optim.AdamW, late=LateGradients(0.05))
+
+
+@pytest.mark.parametrize(
+    ("make", "share"),
+    [
+        (torch.optim.NAdam, 0.2),
+        (partial(torch.optim.SGD, momentum=0.9, nesterov=True), 0.2),
+        (partial(torch.optim.SGD, momentum=0.9), 0.05),
+        (torch.optim.SGD, 0.05),
+        (torch.optim.AdamW, 0.05),
+        (torch.optim.RMSprop, 0.05),
+    ],
+)
+def test_the_usual_share_depends_on_whether_all_optimizers_look_ahead(make: Any, share: float) -> None:
+    assert usual_share([make([torch.ones(1)], lr=0.1)]) == share
+    ahead = torch.optim.NAdam([torch.ones(1)])
+    assert usual_share([make([torch.ones(1)], lr=0.1), ahead]) == share
+
+
+@pytest.mark.parametrize(("module", "share"), [(Nadam, 0.2), (Classifier, 0.05)])
+def test_a_run_without_a_share_of_its_own_has_the_usual_one(
+    module: Any, share: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    (named,) = train(1, module=module, late=LateGradients(share))
+    caplog.clear()
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+        (usual,) = train(1, module=module, late=LateGradients())
+    assert_same_state(usual, named, exact=True)
+    assert ("With Adam, late gradients have a weight of 0.05" in caplog.text) == (share == 0.05)

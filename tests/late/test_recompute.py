@@ -24,7 +24,7 @@ from lightning_sg import (
 from tests.models import Classifier, assert_same_state, loader, make_trainer, state_of
 from tests.ranks import run_ranks
 
-RECOMPUTED = LateGradients(recompute=True)
+RECOMPUTED = LateGradients(0.2, recompute=True)
 
 
 class Sgd(Classifier):
@@ -63,7 +63,7 @@ def noted(module: pl.LightningModule, batches: int = 12, **callback: Any) -> Not
 def test_weights_that_stay_have_the_gradients_of_kept_graphs() -> None:
     def gradients(recompute: bool) -> list[dict[str, Tensor | None]]:
         pl.seed_everything(7, verbose=False)
-        return noted(Still(stages=4), late=LateGradients(recompute=recompute)).gradients
+        return noted(Still(stages=4), late=LateGradients(0.2, recompute=recompute)).gradients
 
     for found, expected in zip(gradients(True), gradients(False), strict=True):
         for name, gradient in expected.items():
@@ -110,7 +110,7 @@ def test_running_statistics_and_logs_count_each_batch_once() -> None:
     kept, again = Counts(stages=3), Counts(stages=3)
     again.load_state_dict(kept.state_dict())
     own = {"predictor": LossModelPredictor(objective="loss"), "training": PredictorTraining(seed=1)}
-    for module, late in ((kept, LateGradients()), (again, RECOMPUTED)):
+    for module, late in ((kept, LateGradients(0.2)), (again, RECOMPUTED)):
         make_trainer(max_epochs=1, callbacks=[SyntheticGradients(late=late, **own)]).fit(module, loader(shuffle=False))
     assert again.net[0][1].num_batches_tracked == 5
     assert again.steps > kept.steps
@@ -188,7 +188,7 @@ def test_options_that_change_what_a_stage_is_given_are_refused(other: dict[str, 
         SyntheticGradients(late=RECOMPUTED, **other)
 
 
-@pytest.mark.parametrize("late", [LateGradients(), RECOMPUTED])
+@pytest.mark.parametrize("late", [LateGradients(0.2), RECOMPUTED])
 def test_a_loop_of_your_own_applies_what_the_trainer_applies(late: LateGradients) -> None:
     own = {"predictor": LossModelPredictor(objective="loss"), "training": PredictorTraining(seed=1), "late": late}
     trained, looped = Sgd(stages=3), Sgd(stages=3)

@@ -136,9 +136,9 @@ def test_the_stages_that_wait_for_late_gradients_get_fewer_layers() -> None:
         callback = SyntheticGradients(boundaries="auto", predictor="auto", late=late)
         return int(boundary_of(Net(mlp(*[64] * 16)), callback).removeprefix("net."))
 
-    plain, every, every_4th = (first_stage(late) for late in (None, LateGradients(), LateGradients(every=4)))
+    plain, every, every_4th = (first_stage(late) for late in (None, LateGradients(0.2), LateGradients(0.2, every=4)))
     assert every < every_4th < plain
-    assert first_stage(LateGradients(recompute=True)) < every
+    assert first_stage(LateGradients(0.2, recompute=True)) < every
 
 
 def test_no_cut_goes_through_a_residual_block() -> None:
