@@ -31,6 +31,7 @@ class OutputForm:
         scale: For cells, the height and width of the output as multiples of those of the cells.
         crop: For positions, which of them the output has; ``None`` for all.
         length: For positions, how many the output has, as a multiple of those of the activations.
+        grid: For positions that are the patches of an image, how they lie in it.
     """
 
     place: Place
@@ -42,6 +43,7 @@ class OutputForm:
     scale: tuple[float, float] = (1.0, 1.0)
     crop: Crop | None = None
     length: float = 1.0
+    grid: Patches | None = None
 
     def of(self, rows: Tensor) -> Tensor:
         """The output, from rows ``(N, K)``, ``(N, T, K)`` or ``(N, H, W, K)``."""
@@ -56,6 +58,8 @@ class OutputForm:
                 return rows.reshape(rest)
             first = [rest.pop(self.samples), *rest]
             return rows.reshape(first).movedim(0, self.samples)
+        if self.grid is not None:
+            return self.grid.image(rows)
         if self.crop is not None:
             rows = self.crop.of(rows)
         rows = resampled(rows, round(rows.shape[1] * self.length))
@@ -63,6 +67,28 @@ class OutputForm:
             return rows.reshape(number * rows.shape[1], *rest[1:])
         others = [size for place, size in enumerate(rest) if place not in (self.samples, self.positions)]
         return rows.reshape(number, rows.shape[1], *others).movedim((0, 1), (self.samples, self.positions))
+
+
+@dataclass(frozen=True)
+class Patches:
+    """How the positions of a sequence lie in an image, row by row.
+
+    Attributes:
+        before: How many positions come before them, such as a class token.
+        sides: Rows over columns.
+        scale: Points of the output in a patch, vertically and horizontally.
+    """
+
+    before: int
+    sides: float
+    scale: tuple[float, float]
+
+    def image(self, rows: Tensor) -> Tensor:
+        """The output ``(N, K, H, W)`` from rows ``(N, T, K)``."""
+        cells = rows[:, self.before :]
+        height = max(1, round(math.sqrt(cells.shape[1] * self.sides)))
+        maps = cells.unflatten(1, (height, -1)).movedim(-1, 1)
+        return resize(maps, (round(maps.shape[2] * self.scale[0]), round(maps.shape[3] * self.scale[1])))
 
 
 def with_positions(activations: Gradients) -> list[int]:
@@ -102,7 +128,7 @@ def form_of_output(shape: tuple[int, ...], activations: Gradients, crop: Crop | 
         if found is None and crop is not None and crop.positions == rows.shape[1]:
             found = _by_position(shape, number, crop.left)
             found = None if found is None else replace(found, crop=crop)
-        found = found or _resampled(shape, number, rows.shape[1])
+        found = found or _of_patches(shape, number, rows.shape[1]) or _resampled(shape, number, rows.shape[1])
         if found is not None:
             return found
     if shape and shape[0] % number == 0 and shape[0] > 0:
@@ -122,6 +148,21 @@ def _by_position(shape: tuple[int, ...], number: int, positions: int) -> OutputF
             return OutputForm("position", size, shape, *places)
     if shape and shape[0] == number * positions:
         return OutputForm("position", size, shape, positions=None)
+    return None
+
+
+def _of_patches(shape: tuple[int, ...], number: int, positions: int) -> OutputForm | None:
+    """The form of an image's dense output where positions are its patches, perhaps after a class token."""
+    if len(shape) != 4 or shape[0] != number or math.prod(shape[1:]) <= MOST_OUTPUTS_OF_A_SAMPLE:
+        return None
+    for before in (0, 1):
+        patches = positions - before
+        height = round(math.sqrt(max(0, patches) * shape[2] / shape[3]))
+        if height > 1 and patches % height == 0 and patches > height:
+            scale = shape[2] / height, shape[3] * height / patches
+            if 0.7 < scale[0] / scale[1] < 1.4:
+                grid = Patches(before, height * height / patches, scale)
+                return OutputForm("position", shape[1], shape, grid=grid)
     return None
 
 

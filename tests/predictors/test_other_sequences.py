@@ -116,3 +116,54 @@ def test_resampling_averages_or_interpolates(length: int) -> None:
     else:
         expected = F.interpolate(features, length, mode="linear")
     torch.testing.assert_close(resampled(rows, length), expected.transpose(1, 2))
+
+
+class Segmenter(pl.LightningModule):
+    """Sees an image as patches, perhaps behind a class token, and says of what class each pixel is."""
+
+    def __init__(self, token: bool) -> None:
+        super().__init__()
+        self.token = token
+        self.patches = nn.Conv2d(3, WIDTH, 8, stride=8)
+        self.block, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 5)
+        self.smooth = nn.Conv2d(5, 5, 3, padding=1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        maps = self.patches(x)
+        tokens = maps.flatten(2).transpose(1, 2)
+        if self.token:
+            tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1)
+        said = self.head(torch.tanh(self.block(tokens)))[:, int(self.token) :]
+        coarse = said.transpose(1, 2).unflatten(2, maps.shape[2:])
+        return F.cross_entropy(self.smooth(F.interpolate(coarse, y.shape[1:], mode="bilinear")), y)
+
+
+@pytest.mark.parametrize("token", [False, True])
+def test_patches_of_an_image_have_outputs_of_their_own(token: bool) -> None:
+    samples = 3
+    batch = torch.randn(samples, 3, 32, 48), torch.randint(5, (samples, 32, 48))
+    model = Segmenter(token)
+    boundaries = Boundaries(model, ["block"])
+    try:
+        step = partial(call_training_step, model, batch, 0)
+        trace = trace_step(model, boundaries.sites, step, torch.device("cpu"), batch=batch)
+    finally:
+        boundaries.remove()
+    predictor = LossModelPredictor(objective="loss")
+    assert trace.inputs.context is not None
+    tokens = torch.randn(samples, 24 + token, WIDTH)
+    predictor.build((tokens,), trace.inputs.context.of(batch), trace.inputs.loss)
+    head = predictor.heads[0]
+    assert ", 5 outputs" in head.describe()
+    nn.init.normal_(head.net[-1].weight)
+    rows = head.net(head.view((tokens,)))
+    image = head.forms[0].of(rows)
+    cells = rows[:, int(token) :].transpose(1, 2).unflatten(2, (4, 6))
+    torch.testing.assert_close(image, F.interpolate(cells, (32, 48), mode="bilinear"))
+    (found,) = predictor((tokens,), trace.inputs.context.of(batch))
+    assert found[:, 1:].abs().sum() > 0
+    larger = torch.randn(2, 3, 64, 96), torch.randint(5, (2, 64, 96))
+    assert head.forms[0].of(torch.randn(2, 96 + token, 5)).shape == (2, 5, 64, 96)
+    (found,) = predictor((torch.randn(2, 96 + token, WIDTH),), trace.inputs.context.of(larger))
+    assert found.isfinite().all()
