@@ -36,7 +36,7 @@ def advise_on_late_gradients(optimizers: Sequence[Optimizer], *, share: float | 
         return
     rank_zero_warn(
         f"Late gradients meet {looking_back}, with which they do far worse than with an optimizer that looks ahead: "
-        f"{_WHAT_LOOKS_AHEAD}. Or leave LateGradients(share=...) out: it is {usual:g} then while the rate is highest."
+        f"{_WHAT_LOOKS_AHEAD}. With {looking_back}, use LateGradients() as it is: its share is {usual:g} then."
     )
 
 

@@ -30,7 +30,7 @@ class TargetPlan:
         exact: Whether its exact gradient travels up to all boundaries.
         teaches: Whether all predictors that use targets learn from its exact gradient, and not only those that have
             nothing else to learn from.
-        local: Whether that is so for no batch: exact gradients travel to be applied.
+        local: Whether no batch teaches those: exact gradients travel only to be applied.
         bootstrap: Whether no exact gradients travel at all, so that predictors learn from biased targets.
         coupled: Whether every stage waits for the true gradient and uses it.
         corrects: Whether stages apply exact gradients late, of this batch or of others.
