@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_sg.predictors.base import LossInfo
 from lightning_sg.predictors.features import is_label
+from lightning_sg.predictors.positions import resampled
 from lightning_sg.predictors.resize import at_most, pick, resize
 from lightning_sg.predictors.view import Place
 
@@ -59,6 +60,7 @@ class LabelLoss:
         ignore_index: The label to skip. Negative labels are always skipped.
         smoothing: The share of each label that is spread over all classes.
         soft: Whether the context holds class probabilities ``(..., K)`` instead of labels.
+        resamples: Whether outputs are resampled to as many positions as there are labels.
     """
 
     place: Place
@@ -67,6 +69,7 @@ class LabelLoss:
     ignore_index: int = -100
     smoothing: float = 0.0
     soft: bool = False
+    resamples: bool = False
     kind: Kind = "cross_entropy"
 
     def __call__(self, outputs: Tensor, context: Tensor) -> Tensor:
@@ -74,6 +77,8 @@ class LabelLoss:
         if self.soft:
             probabilities = context.float().reshape(outputs.shape)
             return by_sample(self.compare(outputs, probabilities))
+        if self.resamples:
+            outputs = resampled(outputs, context.shape[1])
         return self.of(outputs, self.labels(outputs.shape[:-1], context))
 
     def of(self, outputs: Tensor, labels: Labels) -> Tensor:

@@ -228,7 +228,7 @@ class HeadFactory:
             return Head(view, self._net(features, numbers.goal(places, context).shape[-1]), numbers)
         soft = context.is_floating_point() and context.numel() != places.numel()
         classes, classes_from = _count(context, loss, classes, soft)
-        labels = LabelLoss(place, classes, task, info.ignore_index, info.label_smoothing, soft)
+        labels = LabelLoss(place, classes, task, info.ignore_index, info.label_smoothing, soft, view.resamples)
         if not soft:
             labels.labels(places, context)  # raises for labels that do not fit before anything is made for them
         samples = None if soft or place == "cell" else self._samples(classes)

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from lightning_sg import (
     AutoPredictor,
+    FeedbackAlignment,
     HeadOptions,
     LocalLoss,
     LossModelPredictor,
@@ -204,6 +205,15 @@ def test_the_prediction_is_the_gradient_of_the_loss_at_the_positions_that_count(
 @pytest.mark.parametrize("step", SHIFTS, ids=[step.__name__ for step in SHIFTS])
 def test_a_local_loss_takes_them_too(step: Step) -> None:
     predictor, trace, batch = built(step, LocalLoss(16))
+    assert trace.inputs.context is not None
+    (found,) = predictor((torch.randn(SAMPLES, LENGTH, WIDTH),), trace.inputs.context.of(batch))
+    assert found[:, :-1].abs().sum() > 0
+    assert found[:, -1].abs().sum() == 0
+
+
+@pytest.mark.parametrize("step", SHIFTS, ids=[step.__name__ for step in SHIFTS])
+def test_feedback_alignment_takes_them_too(step: Step) -> None:
+    predictor, trace, batch = built(step, FeedbackAlignment(normalize="none"))
     assert trace.inputs.context is not None
     (found,) = predictor((torch.randn(SAMPLES, LENGTH, WIDTH),), trace.inputs.context.of(batch))
     assert found[:, :-1].abs().sum() > 0

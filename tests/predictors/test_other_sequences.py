@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_sg import AutoPredictor, HeadOptions, LossModelPredictor
+from lightning_sg import AutoPredictor, FeedbackAlignment, HeadOptions, LossModelPredictor
 from lightning_sg.boundary import Boundaries
 from lightning_sg.lightning_api import pl
 from lightning_sg.partition import Trace
@@ -93,6 +93,17 @@ def test_the_prediction_is_the_gradient_of_the_loss_on_the_sequence_resampled(
     losses = F.cross_entropy(logits.transpose(1, 2), y, reduction="none")
     loss = losses.mean() if kind == "mean" else (losses * weight.unsqueeze(1)).mean()
     torch.testing.assert_close(found, torch.autograd.grad(loss, leaf)[0] * samples)
+
+
+@pytest.mark.parametrize("kind", ["mean", "weighted", "positions first"])
+def test_feedback_comes_from_such_outputs_too(kind: str) -> None:
+    predictor = FeedbackAlignment()
+    trace = built(kind, 100, predictor)
+    assert trace.inputs.context is not None
+    x, y, weight = batch_of(100)
+    (found,) = predictor((x,), trace.inputs.context.of((x, y, weight)))
+    assert found.shape == x.shape
+    assert found.abs().sum() > 0
 
 
 def test_labels_may_be_of_any_length_later() -> None:
