@@ -278,7 +278,7 @@ LATE: dict[str, Method] = {
     "0.2 late, NAdam, unbound": _late(0.2, training=PredictorTraining(bound=1e9)),
     "0.8 late, NAdam": _late(0.8),
     "half late, NAdam, local loss": Method(
-        "LocalLoss", callback_arguments={"late": LateGradients(0.5)}, optimizer="NAdam"
+        "LocalLoss", callback_arguments={"late": LateGradients(0.5, adapts=False)}, optimizer="NAdam"
     ),
     "late alone": _late(1, optimizer="own"),
     "late alone, NAdam": _late(1),
