@@ -171,7 +171,7 @@ class MixturePolicy:
         if not self._options.adapts:
             return self._at_peak
         # Of two independent errors, the best share if the late one is in proportion to rate and age.
-        moved = self._rate.at(number) * trainer.distance * (1 + trainer.delay) / _AGE
+        moved = self._rate.at(number) * trainer.age / _AGE
         return 1 / (1 + (1 / self._at_peak - 1) * moved**2)
 
 

@@ -79,9 +79,15 @@ class ExactPolicy:
         exact = not coupled and (turn or applies is not Applied.NOTHING)
         # A head that matches the exact gradient of every batch gets no better: where true gradients vanish, as in deep
         # networks without normalisation, it loses sight of its own loss.
-        local = self._late.whole and not teaches
-        taught = turn or not self._late.whole
-        return TargetPlan(exact, taught, local, not sent, coupled, self.applies_late, applies)
+        return TargetPlan(
+            exact=exact,
+            teaches=turn or not self._late.whole,
+            local=self._late.whole and not teaches,
+            bootstrap=not sent,
+            coupled=coupled,
+            corrects=self.applies_late,
+            applies=applies,
+        )
 
     def _teaches(self, context: Any) -> bool:
         """Whether exact gradients travel for predictors to learn from."""
@@ -111,8 +117,7 @@ class ExactPolicy:
 
     def delay(self, boundary: str) -> int:
         """How many batches later than its own an exact gradient is applied in the stage before a boundary."""
-        trainer = self._trainers[boundary]
-        return trainer.distance * (1 + trainer.delay)
+        return self._trainers[boundary].age
 
     def neighbour(self, boundary: str, steps: int) -> str | None:
         """The boundary so many further towards the loss, or before if that is negative, if there is one."""

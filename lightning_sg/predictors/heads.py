@@ -215,9 +215,11 @@ class HeadFactory:
             ValueError: If activations and context do not fit together.
         """
         place, crop = place_of(activations, context, loss), None if loss is None else loss.crop
-        other = place == "position" and place_of(activations, context) != place
-        a_part = other and crop is not None and crop.fits(join_rows(activations).shape, context.shape)
-        view = self._view(place, crop if a_part else None, resamples=other and not a_part)
+        rows = join_rows(activations).shape
+        if place != "position" or (crop is not None and not crop.fits(rows, context.shape)):
+            crop = None
+        resamples = place == "position" and crop is None and context.shape[1] != rows[1]
+        view = self._view(place, crop, resamples=resamples)
         features = view.build(activations)
         with torch.no_grad():
             places = view(activations, _positions(context)).shape[:-1]

@@ -87,6 +87,11 @@ class BoundaryTrainer(ABC):
         return 0.0
 
     @property
+    def age(self) -> int:
+        """How many batches late an exact gradient comes."""
+        return self.distance * (1 + self.delay)
+
+    @property
     def needs_true_gradient(self) -> bool:
         """Whether there is nothing else that it could supply."""
         return False
@@ -153,7 +158,7 @@ class BoundaryTrainer(ABC):
         coupled = visits.records[0].coupled if visits.records else plan.coupled or self.waits
         record = Record(step, inputs, context, wants or coupled, learns, coupled, skipped, due=step + 1 + self.delay)
         if plan.exact:
-            record.due = record.exact_due = step + self.distance * (1 + self.delay)
+            record.due = record.exact_due = step + self.age
         record.crossing = len(visits.records)
         visits.records.append(record)
         return record

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,12 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sg import Boundary, MLPPredictor, SyntheticGradients
-from lightning_sg.boundary import Boundaries
-from lightning_sg.partition import Trace
-from lightning_sg.partition.step import call_training_step, trace_step
 from tests.models import assert_same_state, make_trainer, state_of
 from tests.ranks import run_ranks
 from tests.seen_models import OUTPUTS, WIDTH, tensors
+from tests.traced import traced
 
 X, GOAL, _COUNTS, _WEIGHT = tensors(24)
 #: Makes, of a batch, what goes into the network and what the loss compares its output with.
@@ -97,15 +94,6 @@ def fit(draw: Draw, devices: int = 1, **options: Any) -> tuple[Drawing, Any]:
     return module, callback
 
 
-def traced(module: pl.LightningModule) -> Trace:
-    boundaries = Boundaries(module)
-    try:
-        run = partial(call_training_step, module, (X, GOAL), 0)
-        return trace_step(module, boundaries.sites, run, torch.device("cpu"), batch=(X, GOAL))
-    finally:
-        boundaries.remove()
-
-
 @pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
 def test_predictors_are_told_what_the_step_draws(draw: Draw) -> None:
     module, callback = fit(draw)
@@ -131,7 +119,7 @@ def test_drawing_again_leaves_the_users_numbers_alone() -> None:
 
 
 def test_it_is_said_what_is_drawn() -> None:
-    found = traced(Drawing(noise)).inputs
+    found = traced(Drawing(noise), (X, GOAL)).inputs
     assert found.context is not None
     assert "what the step draws (randint, randn), by the model's mse_loss" in found.context.words
 
@@ -149,6 +137,6 @@ def of_a_generator(x: Tensor, y: Tensor) -> tuple[Tensor, Callable[[Tensor], Ten
     ids=["a generator", "after dropout"],
 )
 def test_what_cannot_be_drawn_again_is_named(draw: Draw, dropout: float, reason: str) -> None:
-    found = traced(Drawing(draw, dropout)).inputs
+    found = traced(Drawing(draw, dropout), (X, GOAL)).inputs
     assert found.context is None
     assert reason in found.reason

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,10 @@ from lightning_sg import (
     MLPPredictor,
     SyntheticGradients,
 )
-from lightning_sg.boundary import Boundaries
-from lightning_sg.partition import Trace
-from lightning_sg.partition.step import call_training_step, trace_step
 from tests.models import assert_same_state, make_trainer, state_of
 from tests.ranks import run_ranks
 from tests.seen_models import OUTPUTS, WIDTH, Molecules, Seen, batches, negative_binomial, pinball, tensors
+from tests.traced import traced
 
 X, GOAL, COUNTS, WEIGHT = tensors(8)
 CPU = torch.device("cpu")
@@ -125,14 +122,6 @@ def seen(kind: str) -> tuple[Seen, Any]:
     make, loss, inputs, _paths, _words = KINDS[kind]
     pl.seed_everything(3, verbose=False)
     return Seen(loss, inputs), make
-
-
-def traced(module: pl.LightningModule, batch: Any) -> Trace:
-    boundaries = Boundaries(module)
-    try:
-        return trace_step(module, boundaries.sites, partial(call_training_step, module, batch, 0), CPU, batch=batch)
-    finally:
-        boundaries.remove()
 
 
 @pytest.mark.parametrize("kind", KINDS)

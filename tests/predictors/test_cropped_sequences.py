@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -23,13 +22,12 @@ from lightning_sg import (
     SyntheticGradients,
 )
 from lightning_sg.batch.program import Operation, Value
-from lightning_sg.boundary import Boundaries
 from lightning_sg.partition import Trace
 from lightning_sg.partition.crops import crop_of
-from lightning_sg.partition.step import call_training_step, trace_step
 from lightning_sg.predictors.base import GradientPredictor
 from lightning_sg.predictors.positions import Crop
 from tests.models import make_trainer
+from tests.traced import traced
 
 SAMPLES, LENGTH, WIDTH, CLASSES = 4, 9, 8, 11
 
@@ -141,20 +139,10 @@ def batch_of(samples: int = SAMPLES, length: int = LENGTH) -> dict[str, Tensor]:
     return {"tokens": tokens, "labels": tokens.clone()}
 
 
-def traced(step: Step, batch: dict[str, Tensor], cut: str = "first") -> tuple[Language, Trace]:
-    model = Language(step)
-    boundaries = Boundaries(model, [cut])
-    try:
-        run = partial(call_training_step, model, batch, 0)
-        return model, trace_step(model, boundaries.sites, run, torch.device("cpu"), batch=batch)
-    finally:
-        boundaries.remove()
-
-
 def built(step: Step, predictor: GradientPredictor) -> tuple[GradientPredictor, Trace, dict[str, Tensor]]:
     """A predictor for activations ``(N, T, D)``, whose head says something."""
     batch = batch_of()
-    _model, trace = traced(step, batch)
+    trace = traced(Language(step), batch, ["first"])
     assert trace.inputs.context is not None
     predictor.build((torch.randn(SAMPLES, LENGTH, WIDTH),), trace.inputs.context.of(batch), trace.inputs.loss)
     for parameter in predictor.parameters():
@@ -251,7 +239,7 @@ def test_what_keeps_no_range_of_positions_is_no_crop() -> None:
         return entropy(m.head(m.hidden(x)), y)
 
     for step in (every_second, chosen, whole):
-        _model, trace = traced(step, batch_of())
+        trace = traced(Language(step), batch_of(), ["first"])
         assert trace.inputs.loss is not None
         assert trace.inputs.loss.crop is None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import pytest
@@ -11,11 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_sg import AutoPredictor, FeedbackAlignment, HeadOptions, LossModelPredictor
-from lightning_sg.boundary import Boundaries
 from lightning_sg.lightning_api import pl
 from lightning_sg.partition import Trace
-from lightning_sg.partition.step import call_training_step, trace_step
 from lightning_sg.predictors.positions import resampled
+from tests.traced import traced
 
 SAMPLES, LENGTH, ANSWER, WIDTH = 4, 9, 6, 8
 
@@ -46,18 +44,9 @@ def batch_of(tokens: int, samples: int = SAMPLES, length: int = LENGTH, answer: 
     return torch.randn(samples, length, WIDTH), torch.randint(tokens, (samples, answer)), torch.rand(samples)
 
 
-def traced(kind: str, tokens: int) -> tuple[Trace, Any]:
-    model, batch = Translator(tokens, kind), batch_of(tokens)
-    boundaries = Boundaries(model, ["encoder"])
-    try:
-        step = partial(call_training_step, model, batch, 0)
-        return trace_step(model, boundaries.sites, step, torch.device("cpu"), batch=batch), batch
-    finally:
-        boundaries.remove()
-
-
 def built(kind: str, tokens: int, predictor: Any) -> Trace:
-    trace, batch = traced(kind, tokens)
+    batch = batch_of(tokens)
+    trace = traced(Translator(tokens, kind), batch, ["encoder"])
     assert trace.inputs.context is not None
     predictor.build((batch[0],), trace.inputs.context.of(batch), trace.inputs.loss)
     for parameter in predictor.parameters():
@@ -154,13 +143,7 @@ class Segmenter(pl.LightningModule):
 def test_patches_of_an_image_have_outputs_of_their_own(token: bool) -> None:
     samples = 3
     batch = torch.randn(samples, 3, 32, 48), torch.randint(5, (samples, 32, 48))
-    model = Segmenter(token)
-    boundaries = Boundaries(model, ["block"])
-    try:
-        step = partial(call_training_step, model, batch, 0)
-        trace = trace_step(model, boundaries.sites, step, torch.device("cpu"), batch=batch)
-    finally:
-        boundaries.remove()
+    trace = traced(Segmenter(token), batch, ["block"])
     predictor = LossModelPredictor(objective="loss")
     assert trace.inputs.context is not None
     tokens = torch.randn(samples, 24 + token, WIDTH)

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sg import AutoPredictor, LinearPredictor, LocalLoss, MLPPredictor, SyntheticGradients
-from lightning_sg.boundary import Boundaries
 from lightning_sg.lightning_api import pl
-from lightning_sg.partition.step import call_training_step, trace_step
 from lightning_sg.predictors.layout import Layout
 from tests.models import assert_same_state, make_trainer, state_of
 from tests.ranks import run_ranks
+from tests.traced import traced
 
 SAMPLES, INPUTS, CHANNELS, LENGTH, CLASSES = 16, 3, 6, 20, 4
 
@@ -68,13 +67,7 @@ def layout_after(first: nn.Module, *shape: int) -> Layout:
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             return self.second(self.first(batch).sum().reshape(1, 1)).sum()
 
-    model, batch = Model(), torch.randn(shape)
-    boundaries = Boundaries(model, ["first"])
-    try:
-        step = partial(call_training_step, model, batch, 0)
-        return trace_step(model, boundaries.sites, step, torch.device("cpu"), batch=batch).layouts["first"]
-    finally:
-        boundaries.remove()
+    return traced(Model(), torch.randn(shape), ["first"]).layouts["first"]
 
 
 class Permuted(nn.Module):
