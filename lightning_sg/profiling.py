@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 _PREFIX = "[SyntheticGradients]"
 
 START_UP = f"{_PREFIX}trace a first step and place the stages"
@@ -34,6 +36,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 LIGHTNING = "Lightning"
 
 
+@cache
 def kind_of(action: str) -> str:
     """The kind of work that an action is: a key of :data:`KINDS`, or :data:`LIGHTNING`."""
     return next((kind for kind, ends in KINDS.items() if action.endswith(ends)), LIGHTNING)

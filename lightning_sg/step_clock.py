@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -94,18 +94,9 @@ class StepClock:
     _batch: float | None = None
     _before: float | None = None
 
-    @contextmanager
-    def profile(self, action: str) -> Generator[str]:
+    def profile(self, action: str) -> AbstractContextManager[object]:
         """Shows an action to the profiler, and measures it. Of nested actions, each has its own time alone."""
-        outside, self._inner = self._inner, 0.0
-        begun = time.perf_counter()
-        try:
-            with self.profiler.profile(action):
-                yield action
-        finally:
-            spent, kind = time.perf_counter() - begun, kind_of(action)
-            self._kinds[kind] = self._kinds.get(kind, 0.0) + spent - self._inner
-            self._inner = outside + spent
+        return _Action(self, action)
 
     def start(self, action: str) -> None:
         """Shows the profiler that an action starts; it counts as computing."""
@@ -155,6 +146,30 @@ class StepClock:
         """The time of the steps since this was last asked."""
         fresh, self.fresh = self.fresh, Spent()
         return fresh
+
+
+class _Action:
+    """One action in a step. It is no generator, because a step has two at every boundary."""
+
+    def __init__(self, clock: StepClock, name: str) -> None:
+        self._clock = clock
+        self._name = name
+        self._begun = self._outside = 0.0
+
+    def __enter__(self) -> None:
+        clock = self._clock
+        self._outside, clock._inner = clock._inner, 0.0
+        self._begun = time.perf_counter()
+        clock.profiler.start(self._name)
+
+    def __exit__(self, *_failure: object) -> None:
+        clock, kind = self._clock, kind_of(self._name)
+        try:
+            clock.profiler.stop(self._name)
+        finally:
+            spent = time.perf_counter() - self._begun
+            clock._kinds[kind] = clock._kinds.get(kind, 0.0) + spent - clock._inner
+            clock._inner = self._outside + spent
 
 
 _clocks: WeakKeyDictionary[Any, StepClock] = WeakKeyDictionary()

@@ -21,7 +21,7 @@ PACKAGE = "lightning_sg"
 LAYERS = (
     (
         *("errors", "which_lightning", "lightning_api", "mixture", "arguments", "_compat"),
-        *("profiling", "rng", "files", "plain", "words", "objects", "subclasses"),
+        *("profiling", "rng", "files", "plain", "words", "objects", "subclasses", "precision"),
     ),
     ("gradient_flow",),
     ("batch", "boundary", "time_boundary"),

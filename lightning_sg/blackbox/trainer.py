@@ -19,6 +19,7 @@ from lightning_sg.crossings.base import BatchContext
 from lightning_sg.crossings.inject import inject
 from lightning_sg.errors import BoundaryError, NonFiniteLossError
 from lightning_sg.gradient_flow import refuse_recomputation
+from lightning_sg.precision import without_autocast
 from lightning_sg.training.ledger import Ledger
 from lightning_sg.training.metrics import compare
 
@@ -152,7 +153,7 @@ class ScoredTrainer:
             )
         self._scored += len(visits)
         device = visits[0].carrier.device
-        with torch.autocast(device.type, enabled=False):
+        with without_autocast(device.type):
             self._restore(device)
             self._learn_due(device)
             return self._later(visits, score) if are_coming(score) else self._now(visits, score)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from lightning_sg import profiling
@@ -16,6 +15,7 @@ from lightning_sg.distributed.absence import Absence
 from lightning_sg.distributed.inlet import Inlet, Residuals
 from lightning_sg.distributed.mismatch import mismatch, other_count, other_end
 from lightning_sg.distributed.status import ProcessStatus, Stopping
+from lightning_sg.precision import without_autocast
 from lightning_sg.predictors.base import Gradients
 from lightning_sg.session import Session
 from lightning_sg.training.base import BoundaryTrainer, Profile
@@ -345,7 +345,7 @@ class RemoteTargets:
                     each.add_residual(gradients)
         if sent.kept is None:
             return
-        with self._channel.profile(profiling.EXACT), torch.autocast(self._device_type, enabled=False):
+        with self._channel.profile(profiling.EXACT), without_autocast(self._device_type):
             found, applied = sent.kept.backward(sent.records, self._session.applied_late(sent.plan.applies))
         self._inlet.send_residual(sent.number, sent.residuals(found))
         self._session.hold_late(sent.batch, applied)

@@ -17,6 +17,7 @@ from lightning_sg.errors import NonFinitePredictionError, SyntheticGradientsErro
 from lightning_sg.inputs.base import Activations, InputPredictor
 from lightning_sg.inputs.record import ActivationsAtHand, ActivationSource, InputRecord
 from lightning_sg.inputs.settings import SyntheticInputs
+from lightning_sg.precision import without_autocast
 from lightning_sg.predictors.norms import squared_error, squared_norm
 from lightning_sg.replicas import Replicas
 from lightning_sg.rng import seed_for
@@ -223,7 +224,7 @@ class InputTrainer:
         per_sample = [shape[1:] for shape in shapes]
         with (
             self.profile(profiling.PREDICT),
-            torch.autocast(features.device.type, enabled=False),
+            without_autocast(features.device.type),
             self._explaining(features, per_sample),
         ):
             prediction = self._learner.predict(features) or ()
@@ -247,7 +248,7 @@ class InputTrainer:
         features, shapes = record.features, [tuple(part.shape[1:]) for part in true]
         with (
             self.profile(profiling.LEARN),
-            torch.autocast(features.device.type, enabled=False),
+            without_autocast(features.device.type),
             self._explaining(features, shapes),
         ):
             if record.prediction is not None:

@@ -262,7 +262,8 @@ class AutoPredictor(GradientPredictor):
     def _delegate(self) -> GradientPredictor:
         if self.chosen is None:
             raise RuntimeError("AutoPredictor cannot predict before build(), which chooses its predictor.")
-        self.chosen.target_rms = self.target_rms
+        if self.chosen.target_rms is not self.target_rms:  # a module takes its time to set an attribute
+            self.chosen.target_rms = self.target_rms
         return self.chosen
 
 

@@ -74,7 +74,7 @@ class Head(nn.Module):
         return criterion.average(losses if counted is None else losses.where(counted, 0.0), labels)
 
     def gradients(self, activations: Gradients, context: Any, *, learns: bool) -> tuple[Tensor, Gradients] | None:
-        """The mean loss, and its gradients with respect to the activations, in closed form.
+        """The mean loss, and the gradients of the samples' losses with respect to the activations, in closed form.
 
         Args:
             activations: The activations, each ``(N, ...)``.
@@ -90,10 +90,12 @@ class Head(nn.Module):
         if not ClosedForm.fits(self.net, activations[0]):  # before the view, whose norms take in what passes through
             return None
         inputs, passes = activations, self.view.passes(activations)
-        with torch.enable_grad():
-            if not passes:
+        if passes:
+            (rows,) = activations
+        else:
+            with torch.enable_grad():
                 inputs = tuple(activation.detach().requires_grad_() for activation in activations)
-            rows: Tensor = self.view(inputs, _positions(context))
+                rows = self.view(inputs, _positions(context))
         places = rows.shape[:-1]
         flat = rows if passes else rows.detach().reshape(-1, rows.shape[-1])
         loss: LossOfOutputs
@@ -118,14 +120,18 @@ class Head(nn.Module):
         value, gradient = ClosedForm(self.net).run(flat if known is None else flat[known], loss, learns=learns)
         if known is not None:
             gradient = torch.zeros_like(flat).index_copy_(0, known, gradient)
+        own = [parameter for parameter in self.view.parameters() if learns]
+        samples = len(activations[0])
+        if not own:  # nothing but the prediction comes of it, which is of the sum over samples
+            gradient.mul_(samples)
         if passes:
             return value, (gradient,)
         gradient = gradient.view_as(rows)
-        own = [parameter for parameter in self.view.parameters() if learns]
         found = torch.autograd.grad(rows, [*inputs, *own], gradient, allow_unused=True, materialize_grads=True)
         for parameter, part in zip(own, found[len(inputs) :]):
             parameter.grad = part
-        return value, found[: len(inputs)]
+        parts = found[: len(inputs)]
+        return value, tuple(part * samples for part in parts) if own else parts
 
     @contextmanager
     def _counting(self, counted: Tensor | None, places: torch.Size) -> Iterator[None]:

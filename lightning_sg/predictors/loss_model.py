@@ -296,11 +296,7 @@ class LossModelPredictor(GradientPredictor):
         if self._whole or len(self.heads) > 1 or self.tasks.weights or not isinstance(head, Head):
             return None
         labels = tasks_of(context, self.task_names)[self.task_names[0]]
-        found = head.gradients(activations, labels, learns=learns)
-        if found is None:
-            return None
-        samples = activations[0].shape[0]
-        return found[0], tuple(gradient * samples for gradient in found[1])
+        return head.gradients(activations, labels, learns=learns)
 
     def _value_and_gradient(self, activations: Gradients, context: Any, create_graph: bool) -> tuple[Tensor, Gradients]:
         with torch.enable_grad():

@@ -118,7 +118,7 @@ class View(nn.Module):
     def passes(self, activations: Gradients) -> bool:
         """Whether the rows are the activations as they are."""
         plain = self.scale.kind == "none" and self.convolutions is None and self.place == "sample"
-        return plain and len(activations) == 1 and activations[0].ndim == 2
+        return plain and [activation.shape[1:] for activation in activations] == [(self._features,)]
 
     def forward(self, activations: Gradients, positions: int | None = None) -> Tensor:
         """One row for each place: ``(N, D)``, ``(N, T, D)`` or ``(N, H, W, D)``, of as many features as at first.

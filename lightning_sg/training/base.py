@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_sg._compat import tree_map_only
 from lightning_sg.errors import SyntheticGradientsError
+from lightning_sg.precision import without_autocast
 from lightning_sg.predictors.base import Gradients, LossInfo
 from lightning_sg.predictors.layout import Layout
 from lightning_sg.predictors.stage_size import StageSize
@@ -202,7 +203,7 @@ class BoundaryTrainer(ABC):
             NonFinitePredictionError: If the prediction has a NaN or an infinity in it and there is no guard.
         """
         self.ledger.add(record.step, record, record.due, record.crossing)
-        with torch.autocast(record.activations[0].device.type, enabled=False):
+        with without_autocast(record.activations[0].device.type):
             record.prediction = self._predict(record)
 
     def learn(self, record: Record, echo: Echo | None = None) -> None:

@@ -68,7 +68,10 @@ class TargetScale:
         limited = []
         for prediction, own, usual in zip(predictions, sizes or norms(predictions), self._rms.unbind()):
             most = usual * (self.bound * math.sqrt(prediction.numel()))
-            limited.append(prediction * (most / own.clamp_min(1e-30)).clamp_max(1.0))
+            if own.device.type == "cpu" and own <= most:  # any other device would stop for the answer
+                limited.append(prediction)
+            else:
+                limited.append(prediction * (most / own.clamp_min(1e-30)).clamp_max(1.0))
         return tuple(limited)
 
     def state_dict(self) -> dict[str, Any]:

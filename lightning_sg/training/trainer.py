@@ -16,6 +16,7 @@ from lightning_sg import profiling
 from lightning_sg.errors import SyntheticGradientsError
 from lightning_sg.finite.values import are_finite
 from lightning_sg.options import PredictorTraining
+from lightning_sg.precision import without_autocast
 from lightning_sg.predictors.base import GradientPredictor, Gradients, LossInfo
 from lightning_sg.replicas import Replicas, is_of_a_collective
 from lightning_sg.rng import seed_for
@@ -183,7 +184,7 @@ class PredictorTrainer(BoundaryTrainer):
             self._learner.layout = self.layout
             if self.stage is not None:
                 self._learner.take_template(self._template.for_stage(self.stage))
-            with torch.autocast(inputs[0].device.type, enabled=False), self._explaining(inputs, context):
+            with without_autocast(inputs[0].device.type), self._explaining(inputs, context):
                 self._predictions.build(inputs, context, loss)
                 self._restore(inputs[0].device)
 
@@ -247,9 +248,9 @@ class PredictorTrainer(BoundaryTrainer):
         return prediction
 
     def _learn(self, record: Record, echo: Echo | None = None) -> None:
-        if record.empty:
+        if record.empty or (record.learned and not record.wants_target):
             return
-        with torch.autocast(record.activations[0].device.type, enabled=False):
+        with without_autocast(record.activations[0].device.type):
             targets = self._goal(record)
             if targets is None:
                 return
