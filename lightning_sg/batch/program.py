@@ -116,6 +116,7 @@ class Operation(Node):
         size: Whether it only asks for the size of a tensor.
         within: The name of the loss that it is a part of, if its callers say so.
         after: If it draws random numbers: what was drawn last before, or the stage's numbers.
+        asked: If it takes a size from the batch in place of the network: of what it was asked.
     """
 
     function: Callable[..., Any] = torch.clone
@@ -125,6 +126,7 @@ class Operation(Node):
     size: bool = False
     within: str = ""
     after: Value | None = None
+    asked: Value | None = None
 
     @property
     def inputs(self) -> list[Value]:
@@ -308,9 +310,15 @@ class Program:
         return [table[slot] for slot in self._wanted]
 
 
-def size_of(value: Value, place: int) -> Value:
-    """The size of a tensor in one dimension."""
-    return Value(Operation(batch=True, sized=True, function=Tensor.size, args=(value, place), size=True))
+def size_of(value: Value, place: int, asked: Value | None = None) -> Value:
+    """The size of a tensor in one dimension.
+
+    Args:
+        value: The tensor.
+        place: The dimension.
+        asked: The size of a tensor of the network that the code asked for, if this is taken in its place.
+    """
+    return Value(Operation(batch=True, sized=True, function=Tensor.size, args=(value, place), size=True, asked=asked))
 
 
 def described(value: Value) -> str:

@@ -75,18 +75,25 @@ class WithoutData(FakeTensorMode):
         draws: Whether tensors that are drawn in the shape of another, or left empty, have data. That is so in the
             stages of this process, which use them; before these it would be of no use.
         drawn: How many operations would have drawn random numbers for tensors without data, and did not.
+        answer: Tells an operation that is made of others, such as ``gaussian_nll_loss``, what a condition is that it
+            checks on tensors without data; ``None`` to let it fail.
     """
 
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
         self.draws = False
         self.drawn = 0
+        self.answer: Callable[[], bool | None] = lambda: None
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         packet = getattr(func, "overloadpacket", None)
+        if packet is _aten._local_scalar_dense and args[0].dtype is torch.bool and isinstance(args[0], FakeTensor):
+            answer = self.answer()
+            if answer is not None:
+                return answer
         if (packet in _FILLS or (self.draws and packet in _DRAWS)) and isinstance(args[0], FakeTensor):
             return func(_zeros(args[0]), *args[1:], **kwargs)
         if packet in _LIKE_ANOTHER and not isinstance(args[0], FakeTensor):

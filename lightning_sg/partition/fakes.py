@@ -65,6 +65,10 @@ class FakeTensors(ReplacedTensors):
         """This process's stages begin: what is drawn in the shape of a fake tensor has data from here on."""
         self._mode.draws = True
 
+    def answer_conditions(self, answer: Callable[[], bool | None]) -> None:
+        """Has operations of torch told what a condition on a tensor without data is; ``None`` to fail instead."""
+        self._mode.answer = answer
+
     @property
     def drawn(self) -> int:
         """How many operations would have drawn random numbers for fake tensors."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -149,11 +149,19 @@ def _replay(way: _Way, entries: list[Value], names: tuple[str, ...], samples: in
 
 
 def _sizes_known(way: _Way, entries: list[Value]) -> dict[Value, Value]:
-    """For sizes that enter, the same size of an output or of an entry, if there is one."""
-    known = {}
+    """For sizes that enter, the same size of an output or of an entry, if there is one.
+
+    What the code asked the network for is found in what it computes from the outputs, if it is there. Otherwise the
+    same number decides, which may be that of something else.
+    """
+    known, after = {}, _after(way)
     tensors = [value for value in (*way.outputs, *entries) if not value.is_size]
     for size in way.entries:
         if not size.is_size or not isinstance(size.node, Operation) or size.node.function is not Tensor.size:
+            continue
+        asked = size.node.asked
+        if asked is not None and isinstance(asked.node, Operation) and asked.node.args[0] in after:
+            known[size] = asked
             continue
         leaf, place = size.node.args
         wanted = leaf.shape[place]
@@ -162,6 +170,17 @@ def _sizes_known(way: _Way, entries: list[Value]) -> dict[Value, Value]:
         if found:
             known[size] = size_of(*found[0])
     return known
+
+
+def _after(way: _Way) -> set[Value]:
+    """The outputs, and what is computed from nothing of the network but them."""
+    found = set(way.outputs)
+    for value in reversed(list(_network_values(way.loss, found))):
+        if isinstance(value.node, Operation):
+            network = [each for each in value.node.inputs if each.node.network]
+            if network and all(each in found for each in network):
+                found.add(value)
+    return found
 
 
 class _Way:
@@ -243,8 +262,13 @@ class _Way:
         return late if late and cheaper else set()
 
 
-def _network_values(loss: Value) -> Iterable[Value]:
-    """The values of the network between its last outputs and the loss: each after those that are computed from it."""
+def _network_values(loss: Value, ends: Collection[Value] = ()) -> Iterable[Value]:
+    """The values of the network between its last outputs and the loss: each after those that are computed from it.
+
+    Args:
+        loss: The loss.
+        ends: Values that it does not go beyond.
+    """
     order: list[Value] = []
     state: dict[Value, bool] = {}
     pending = [(loss, False)]
@@ -257,7 +281,7 @@ def _network_values(loss: Value) -> Iterable[Value]:
             continue
         state[value] = True
         pending.append((value, True))
-        if isinstance(value.node, Operation) and not _ends(value.node):
+        if isinstance(value.node, Operation) and not _ends(value.node) and value not in ends:
             pending.extend((each, False) for each in value.node.inputs)
     return reversed(order)
 
@@ -296,54 +320,12 @@ def _without_penalties(loss: Value) -> Value:
 
 
 # Operations that are no help in naming a loss.
-_UNTOLD = frozenset(
-    [
-        "mean",
-        "sum",
-        "mul",
-        "rmul",
-        "add",
-        "radd",
-        "sub",
-        "rsub",
-        "neg",
-        "div",
-        "truediv",
-        "rtruediv",
-        "getitem",
-        "get",
-        "view",
-        "reshape",
-        "squeeze",
-        "unsqueeze",
-        "to",
-        "float",
-        "stack",
-        "cat",
-        "clone",
-        "contiguous",
-        "view_as",
-        "expand",
-        "expand_as",
-        "where",
-        "type_as",
-        "broadcast_tensors",
-        "clamp",
-        "split",
-        "chunk",
-        "unbind",
-        "transpose",
-        "permute",
-        "flatten",
-        "masked_fill",
-        "iadd",
-        "item",
-        "double",
-        "isub",
-        "imul",
-        "setitem",
-    ]
-)
+_UNTOLD_WORDS = """
+    mean sum mul rmul add radd sub rsub neg div truediv rtruediv getitem get view reshape squeeze unsqueeze to float
+    stack cat clone contiguous view_as expand expand_as where type_as broadcast_tensors clamp split chunk unbind
+    transpose permute flatten masked_fill iadd item double isub imul setitem
+"""
+_UNTOLD = frozenset(_UNTOLD_WORDS.split())
 
 
 def _named(names: list[str]) -> str:
@@ -410,7 +392,7 @@ def _cut(leaf: Value, batch: int) -> Tensor:
 def _left(entries: list[Value], found: list[Any], samples: int, batch: int) -> int | None:
     """How many rows would cross the boundary of the smaller batch; ``None`` if that cannot be told."""
     for entry, smaller in zip(entries, found):
-        if isinstance(smaller, Tensor) and entry.shape[:1] == (samples,):
+        if isinstance(smaller, Tensor) and entry.shape[:1] == (samples,) != smaller.shape[:1]:
             return int(smaller.shape[0])
     return samples // batch * (batch - 1) if samples % batch == 0 else None
 

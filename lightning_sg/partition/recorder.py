@@ -27,6 +27,7 @@ from lightning_sg.batch.program import (
 from lightning_sg.partition.draws import Draws
 from lightning_sg.partition.expected import expected
 from lightning_sg.partition.fakes import is_fake
+from lightning_sg.partition.in_place import OnCopy, OnView, ViewTaken, views_of
 from lightning_sg.partition.layout import has_channels_second
 from lightning_sg.partition.naming import loss_around
 from lightning_sg.partition.numbers import Number, number
@@ -158,17 +159,38 @@ class Recorder(TorchFunctionMode):
         return made
 
     def _change(self, tensor: Tensor, func: Callable[..., Any], inputs: Any) -> None:
-        """A tensor was changed in place: what else shares its memory cannot be followed any more."""
-        before = self._value(tensor).node
-        if isinstance(before, FromModule):
-            self.changed.add(before.name)
-        self._remember(tensor, Value(self._operation(OnCopy(func), inputs, [tensor])))
-        memory = _memory(tensor)
-        for other, value in list(self._known.values()):
-            if other is not tensor and memory is not None and _memory(other) == memory:
-                node = value.node
+        """A tensor was changed in place, and with it what shares its memory."""
+        before, memory = self._value(tensor), _memory(tensor)
+        sharing = [
+            each for each in self._known.values() if each[0] is tensor or (memory and _memory(each[0]) == memory)
+        ]
+        values = {value for _tensor, value in sharing}
+        base, views = views_of(before, values)
+        if isinstance(base.node, FromModule):
+            self.changed.add(base.node.name)
+        if views:
+            (args, kwargs), whole = inputs, [each for each, value in sharing if value == base]
+            changed = OnView(func, [view.function for view in views])
+            taken = [(view.args, view.kwargs, view.place) for view in views]
+            after = Value(self._operation(changed, ((base, taken, *args[1:]), kwargs), whole[:1]))
+        else:
+            after = Value(self._operation(OnCopy(func), inputs, [tensor]))
+        for other, value in sharing:
+            root, views = views_of(value, values)
+            if root == base:
+                self._remember(other, self._seen_through(views, after, other))
+            else:
                 obstacle = "a tensor that shares its memory was changed in place"
-                self._remember(other, Value(Node(node.network, node.batch, obstacle)))
+                self._remember(other, Value(Node(value.node.network, value.node.batch, obstacle)))
+
+    def _seen_through(self, views: Sequence[ViewTaken], base: Value, tensor: Tensor) -> Value:
+        """What a tensor is when the one that it is a view of has changed."""
+        value = base
+        for view in views:
+            made = self._operation(view.function, ((value, *view.args), view.kwargs), [tensor])
+            made.shapes = view.shapes
+            value = Value(made, view.place)
+        return value
 
     # ------------------------------------------------------------------ values
 
@@ -222,7 +244,7 @@ class Recorder(TorchFunctionMode):
         size = int(tensor.shape[place])
         found = [(leaf, other) for leaf, shape in self._leaves for other, same in enumerate(shape) if same == size > 1]
         found.sort(key=lambda each: (each[1] != place, (each[1] == 0) != (place == 0)))
-        return size_of(*found[0]) if found else None
+        return size_of(*found[0], asked=size_of(value, place)) if found else None
 
     def take_same(self, tensor: Tensor, other: Tensor) -> None:
         """Notes that a tensor is another one in a class of its own, or without its class."""
@@ -284,24 +306,6 @@ class Recorder(TorchFunctionMode):
         return result if isinstance(result, Tensor) and result.requires_grad else None
 
 
-class OnCopy:
-    """An operation that works in place, on a copy of its first argument.
-
-    Args:
-        function: The operation.
-    """
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-        self.__name__ = getattr(function, "__name__", "")
-
-    def __call__(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Returns the changed copy."""
-        changed = tensor.clone()
-        result = self._function(changed, *args, **kwargs)
-        return result if isinstance(result, Tensor) else changed
-
-
 def _changes(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
     name = getattr(func, "__name__", "")
     if name in _HARMLESS:
@@ -327,4 +331,4 @@ def _fill_of(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str,
     return None
 
 
-__all__ = ["OnCopy", "Recorder"]
+__all__ = ["Recorder"]

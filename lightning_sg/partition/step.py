@@ -16,6 +16,7 @@ from lightning_sg.batch.copying import copy_of
 from lightning_sg.boundary import Crossing, Site
 from lightning_sg.errors import BoundaryError, PartitionError
 from lightning_sg.lightning_api import STEP_OUTPUT, pl
+from lightning_sg.partition.answers import Answers
 from lightning_sg.partition.copies import CopiedTensors
 from lightning_sg.partition.fakes import FakeTensors
 from lightning_sg.partition.loss_inputs import LossInputs, inputs_of_loss
@@ -31,6 +32,8 @@ from lightning_sg.subclasses import fakes_stay_plain
 
 #: How many steps are run to see whether later ones show what the first does not.
 STEPS_AHEAD = 8
+#: How often a step that fails is run again with other answers to the conditions that it reads.
+_OTHER_ANSWERS = 6
 
 
 class StepEnds(BaseException):
@@ -129,12 +132,51 @@ def _finished(tracer: Tracer, recorder: Recorder) -> Trace:
 
 
 def _follow(following: Following, run: Callable[[], STEP_OUTPUT]) -> tuple[Tracer, Recorder, bool]:
-    """Runs a step on fake tensors; returns who has followed it, and whether it has a loss."""
+    """Runs a step on fake tensors; returns who has followed it, and whether it has a loss.
+
+    A step that fails in its last stage may have read a condition that was answered wrong.
+    """
+    first = followed = _followed(following, run, Answers())
+    for _ in range(_OTHER_ANSWERS):
+        others = followed.answers.others()
+        if followed.stopped is None or not followed.tracer.in_last_stage or others is None:
+            break
+        followed = _followed(following, run, others)
+    if followed.stopped is not None:
+        followed = first
+    if followed.stopped is not None:
+        stopped = followed.stopped
+        followed.tracer.stopped_by(
+            stopped, lambda: _fails_anyway(following.module, following.sites, run, following.device, stopped)
+        )
+    return followed.tracer, followed.recorder, followed.has_loss
+
+
+@dataclass(frozen=True)
+class _Followed:
+    """A step that was run on fake tensors.
+
+    Attributes:
+        tracer: Has seen its operations.
+        recorder: Has recorded them.
+        answers: Have answered what it read.
+        has_loss: Whether it has a loss.
+        stopped: What its code raised.
+    """
+
+    tracer: Tracer
+    recorder: Recorder
+    answers: Answers
+    has_loss: bool
+    stopped: Exception | None
+
+
+def _followed(following: Following, run: Callable[[], STEP_OUTPUT], answers: Answers) -> _Followed:
     module, sites, device = following.module, following.sites, following.device
     without_gradient, has_loss = following.without_gradient, False
     fakes = FakeTensors(module, None, device, trainable=True)
     counter = WorkCounter()
-    tracer = Tracer(module, sites, fakes, counter)
+    tracer = Tracer(module, sites, fakes, counter, answers)
     tracer.trace.device = device.type
     stopped: Exception | None = None
     with ExitStack() as stack:
@@ -170,9 +212,7 @@ def _follow(following: Following, run: Callable[[], STEP_OUTPUT]) -> tuple[Trace
             recorder.look_for_changes(module)
             for site in sites:
                 site.close()
-    if stopped is not None:
-        tracer.stopped_by(stopped, lambda: _fails_anyway(module, sites, run, device, stopped))
-    return tracer, recorder, has_loss
+    return _Followed(tracer, recorder, answers, has_loss, stopped)
 
 
 def inputs_on_values(

@@ -15,6 +15,7 @@ from lightning_sg._compat import DATA_DEPENDENT_ERRORS, tree_leaves
 from lightning_sg.boundary import Crossing, Site
 from lightning_sg.errors import BoundaryError, PartitionError
 from lightning_sg.gradient_flow import Blocked, checkpointed, never_trains
+from lightning_sg.partition.answers import Answers
 from lightning_sg.partition.fakes import FakeTensors, is_fake
 from lightning_sg.partition.losses import loss_of_call
 from lightning_sg.partition.notes import Note, Notes, Use
@@ -35,15 +36,6 @@ from lightning_sg.predictors.layout import Layout
 from lightning_sg.subclasses import call_beside_fakes
 from lightning_sg.time_boundary import boundaries_in_time
 
-# The last stage may read values of its tensors. In a traced step each read returns this constant, whatever the value
-# would be: it only has to let the step go on. Numbers are taken for finite where the step asks.
-_READS: dict[Callable[..., Any], Any] = {
-    Tensor.item: 1.0,
-    Tensor.__float__: 1.0,
-    Tensor.__int__: 1,
-    Tensor.__bool__: True,
-}
-
 
 class Tracer(TorchFunctionMode):
     """Sees every torch operation of a step, with its arguments.
@@ -57,6 +49,7 @@ class Tracer(TorchFunctionMode):
         sites: Its boundaries.
         fakes: Stand for the module's parameters and buffers.
         counter: Counts the floating-point operations of the step.
+        answers: Answers reads of values in the last stage.
 
     Attributes:
         trace: What was noted so far.
@@ -64,7 +57,14 @@ class Tracer(TorchFunctionMode):
         layout_of: The order of the dimensions of tensors.
     """
 
-    def __init__(self, module: nn.Module, sites: Sequence[Site], fakes: FakeTensors, counter: WorkCounter) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        sites: Sequence[Site],
+        fakes: FakeTensors,
+        counter: WorkCounter,
+        answers: Answers | None = None,
+    ) -> None:
         super().__init__()
         self.trace = Trace()
         self._crossings: dict[str, int] = {}
@@ -73,6 +73,8 @@ class Tracer(TorchFunctionMode):
         self._fakes = fakes
         self._drawn_before = fakes.drawn  # when the numbers began
         self._counter = counter
+        self._answers = answers or Answers()
+        fakes.answer_conditions(lambda: self._answers.to_condition() if self.in_last_stage else None)
         self._module_names = {id(child): name or type(module).__name__ for name, child in module.named_modules()}
         self._tensor_names = {
             id(tensor): name for named in (module.named_buffers(), module.named_parameters()) for name, tensor in named
@@ -106,10 +108,10 @@ class Tracer(TorchFunctionMode):
         values = list(values_among(func, args, kwargs))
         if self.in_last_stage and self.trace.loss is None:
             self.trace.loss = loss_of_call(func, args, kwargs)
-        if func in _READS and self.in_last_stage and (is_fake(args[0]) or self._is_untrue(args[0])):
+        reads = self.in_last_stage and self._answers.answers(func)
+        if reads and (is_fake(args[0]) or self._is_untrue(args[0])):
             self._add(name_of(func), arguments, values, [])
-            known = self.expects(args[0])
-            return _READS[func] if known is None else type(_READS[func])(known)
+            return self._answers.to(func, self.expects(args[0]))
         self._check_reads(func, values)
         try:
             trained = [each for each in arguments if self._needs_gradient(each)]
