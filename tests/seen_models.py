@@ -102,4 +102,18 @@ def negative_binomial(module: Seen, output: Tensor, counts: Tensor) -> Tensor:
     return -likelihood.sum(-1).mean()
 
 
-__all__ = ["Molecules", "Seen", "batches", "negative_binomial", "pinball", "tensors"]
+def contrast(output: Tensor) -> Tensor:
+    """Each sample's two versions shall be more alike than those of different samples (Chen et al. 2020, SimCLR)."""
+    points, number = F.normalize(output, dim=1), len(output) // 2
+    alike = (points @ points.t() / 0.5).masked_fill(torch.eye(2 * number, dtype=torch.bool), -1e9)
+    others = torch.arange(2 * number).roll(number)
+    return F.cross_entropy(alike, others)
+
+
+def variances(first: Tensor, second: Tensor) -> Tensor:
+    """Two versions alike, each with a spread of its own in every output (Bardes et al. 2022, VICReg)."""
+    spread = [F.relu(1 - (half.var(0) + 1e-4).sqrt()).mean() for half in (first, second)]
+    return F.mse_loss(first, second) + sum(spread)
+
+
+__all__ = ["Molecules", "Seen", "batches", "contrast", "negative_binomial", "pinball", "tensors", "variances"]

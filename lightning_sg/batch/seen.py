@@ -36,7 +36,10 @@ class SeenContext:
         taken = zip(self._program.leaves, self._program.paths)
         paths = list(dict.fromkeys(str(path) for leaf, path in taken if leaf.node in used))
         drawn = dict.fromkeys(filter(None, map(drawn_for, values)))
-        self.words = f"{', '.join([*paths, *drawn])}, by {by}"
+        if all(value.is_size for value in values):
+            self.words = f"the activations alone, by {by}, which takes nothing else of the batch"
+        else:
+            self.words = f"{', '.join([*paths, *drawn])}, by {by}"
 
     def of(self, batch: Any, number: int = 0) -> Any:
         """The context: a tensor if it has one entry, otherwise a dict by name.

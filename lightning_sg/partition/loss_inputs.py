@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_sg.batch.program import FromModule, Operation, Program, Value, size_of
+from lightning_sg.batch.program import Constant, FromModule, Operation, Program, Value, size_of
 from lightning_sg.batch.seen import SeenContext
 from lightning_sg.partition.affine import is_affine, is_layer, only_reshapes
 from lightning_sg.partition.crops import crop_of
@@ -55,17 +55,37 @@ class LossInputs:
         return {*of_loss, *(self.context.buffers if self.context is not None else ())}
 
 
+@dataclass(frozen=True)
+class Rows:
+    """How many rows tensors of the step have.
+
+    Attributes:
+        crossing: Those of what crosses the first boundary: samples, positions, or some of the samples.
+        batch: Those of each tensor of the batch.
+        crossings: How often the step crosses a boundary.
+    """
+
+    crossing: int
+    batch: tuple[int, ...] = ()
+    crossings: int = 1
+
+    def samples_of(self, leaves: list[Value]) -> int:
+        """How many samples the batch has, by tensors of it; if there are none, by all of its tensors."""
+        sizes = [leaf.shape[0] for leaf in leaves if leaf.shape] or self.batch
+        return self.crossing if self.crossing in sizes or not sizes else Counter(sizes).most_common(1)[0][0]
+
+
 class _NotFoundError(Exception):
     """Says why there is nothing to predict from."""
 
 
-def inputs_of_loss(recorder: Recorder, seen: LossInfo | None, samples: int, cut_short: str | None = None) -> LossInputs:
+def inputs_of_loss(recorder: Recorder, seen: LossInfo | None, rows: Rows, cut_short: str | None = None) -> LossInputs:
     """Finds what the loss of a recorded step compares the network with.
 
     Args:
         recorder: Has seen the step.
         seen: The first loss of the last stage that predictors know, if there was one.
-        samples: The number of samples in what crosses the first boundary.
+        rows: How many rows its tensors have.
         cut_short: Why the step could not be followed to its end, if so.
     """
     try:
@@ -73,13 +93,13 @@ def inputs_of_loss(recorder: Recorder, seen: LossInfo | None, samples: int, cut_
             return _of_calls(recorder, cut_short)
         loss = _without_penalties(recorder.loss)
         way, call = _Way(loss), call_of(loss)
-        if call is None:
-            return _steady(_replayed(way, samples), recorder)
+        if call is None or _only_counts(call.goal):
+            return _steady(_replayed(way, rows), recorder)
         if set(way.tensors) != {call.goal}:
             with suppress(_NotFoundError):  # a mask, or an input of the model that is added to its output
-                return _steady(_replayed(way, samples), recorder)
-        found = _steady(_of_call(call, samples), recorder)
-        replayed = replace(found, loss=_with_replay(found, way, _plainest(call.goal), samples))
+                return _steady(_replayed(way, rows), recorder)
+        found = _steady(_of_call(call, rows), recorder)
+        replayed = replace(found, loss=_with_replay(found, way, _plainest(call.goal), rows))
         return replayed if not replayed.buffers & recorder.changed else found
     except _NotFoundError as error:
         return LossInputs(loss=seen, reason=str(error))
@@ -97,54 +117,56 @@ def _of_calls(recorder: Recorder, cut_short: str | None) -> LossInputs:
     for operation in reversed(recorder.calls):
         call = call_of(Value(operation))
         if call is not None:
-            return _of_call(call, 0)
+            return _of_call(call, Rows(0))
     because = f", because of {cut_short}" if cut_short else ", or returns none that carries a gradient"
     raise _NotFoundError(f"the step could not be followed to its loss{because}")
 
 
-def _of_call(call: SeenCall, samples: int) -> LossInputs:
+def _of_call(call: SeenCall, rows: Rows) -> LossInputs:
     goal = _plainest(call.goal)
     if goal.node.obstacle:
         raise _NotFoundError(
             f"what {call.words} compares the network with cannot be found in the batch: {goal.node.obstacle}"
         )
     context = SeenContext([goal], f"the model's {call.words}")
-    _check([goal], samples)
+    _check([goal], rows)
     crop = crop_of(call.output, goal.shape[0]) if len(goal.shape) > 1 else None
     return LossInputs(context, replace(call.info, crop=crop))
 
 
-def _with_replay(found: LossInputs, way: _Way, goal: Value, samples: int) -> LossInfo | None:
+def _with_replay(found: LossInputs, way: _Way, goal: Value, rows: Rows) -> LossInfo | None:
     """The loss as predictors know it, with the operations for activations that its head does not fit."""
     try:
-        replay = _replay(way, [goal], found.context.names if found.context else (), samples)
+        replay = _replay(way, [goal], found.context.names if found.context else (), rows)
     except _NotFoundError:
         return found.loss
     return replace(found.loss, replay=replay) if found.loss is not None else None
 
 
-def _replayed(way: _Way, samples: int) -> LossInputs:
-    if not way.tensors:
-        raise _NotFoundError(way.obstacle or "the loss compares the network with nothing in the batch")
+def _replayed(way: _Way, rows: Rows) -> LossInputs:
+    if not way.tensors and (way.obstacle or rows.crossings > 1):
+        several = "the loss compares with one another what crosses a boundary at different times of a step"
+        raise _NotFoundError(way.obstacle or several)
     for value in way.entries:
         if value.node.obstacle:
             raise _NotFoundError(f"the loss uses something that cannot be found in the batch: {value.node.obstacle}")
     known = _sizes_known(way, way.tensors)
     entries = [entry for entry in way.entries if entry not in known]
     context = SeenContext(entries, f"the model's {way.words}")
-    replay = _replay(way, entries, context.names, samples)
+    replay = _replay(way, entries, context.names, rows)
     return LossInputs(context, LossInfo("replayed", sum(map(math.prod, replay.shapes)), replay=replay))
 
 
-def _replay(way: _Way, entries: list[Value], names: tuple[str, ...], samples: int) -> ReplayedLoss:
+def _replay(way: _Way, entries: list[Value], names: tuple[str, ...], rows: Rows) -> ReplayedLoss:
     program = Program([way.loss], [*way.outputs, *entries, *way.parameters], _sizes_known(way, entries))
     if program.paths:
         raise _NotFoundError(f"the loss also uses {program.paths[0]}")
     copies = tuple(node.tensor.detach().clone() for node in _modules(way.parameters) if node.tensor is not None)
     shapes = tuple(value.shape for value in way.outputs)
-    crops = tuple(crop_of(value, samples) for value in way.outputs)
-    replay = ReplayedLoss(program, shapes, names, copies, f"the model's {way.words}", crops)
-    _check(entries, samples, replay)
+    crops = tuple(crop_of(value, rows.crossing) for value in way.outputs)
+    alone = all(entry.is_size for entry in entries)
+    replay = ReplayedLoss(program, shapes, names, copies, f"the model's {way.words}", crops, alone)
+    _check(entries, rows, replay)
     return replay
 
 
@@ -156,8 +178,8 @@ def _sizes_known(way: _Way, entries: list[Value]) -> dict[Value, Value]:
     """
     known, after = {}, _after(way)
     tensors = [value for value in (*way.outputs, *entries) if not value.is_size]
-    for size in way.entries:
-        if not size.is_size or not isinstance(size.node, Operation) or size.node.function is not Tensor.size:
+    for size in (*way.entries, *way.constants):
+        if not isinstance(size.node, Operation) or size.node.function is not Tensor.size:
             continue
         asked = size.node.asked
         if asked is not None and isinstance(asked.node, Operation) and asked.node.args[0] in after:
@@ -166,10 +188,18 @@ def _sizes_known(way: _Way, entries: list[Value]) -> dict[Value, Value]:
         leaf, place = size.node.args
         wanted = leaf.shape[place]
         found = [(tensor, other) for tensor in tensors for other, same in enumerate(tensor.shape) if same == wanted > 1]
+        if asked is None:  # of this very tensor of the batch: only its own kind of size will do
+            found = [each for each in found if each[0] == leaf or each[1] == place]
         found.sort(key=lambda each: (each[0] != leaf, each[1] != place))
         if found:
             known[size] = size_of(*found[0])
     return known
+
+
+def _is_constant(value: Value) -> bool:
+    """Whether a value is a size that the step asked the network for, and that no tensor of the batch has."""
+    node = value.node
+    return isinstance(node, Operation) and node.function is Tensor.size and isinstance(node.args[0].node, Constant)
 
 
 def _after(way: _Way) -> set[Value]:
@@ -190,6 +220,7 @@ class _Way:
         loss: The loss.
         outputs: The outputs, in the order in which they are met.
         entries: What depends on the batch alone and enters.
+        constants: Sizes that enter and are those of no tensor of the batch.
         parameters: Single parameters that enter.
         obstacle: What was in the way of finding more.
         words: The loss in words.
@@ -199,6 +230,7 @@ class _Way:
         self.loss = loss
         self.outputs: list[Value] = []
         self.entries: list[Value] = []
+        self.constants: list[Value] = []
         self.parameters: list[Value] = []
         self.obstacle = ""
         names: list[str] = []
@@ -212,8 +244,10 @@ class _Way:
             seen.add(value)
             node = value.node
             if not node.network:
-                if node.sized and not value.is_size:
-                    pending.extend(node.inputs if isinstance(node, Operation) else ())
+                if node.sized and isinstance(node, Operation) and node.function is not Tensor.size:
+                    pending.extend(node.inputs)
+                elif _is_constant(value):
+                    self.constants.append(value)
                 elif node.batch:
                     self.entries.append(value)
                 elif node.obstacle:
@@ -349,19 +383,25 @@ def _plainest(goal: Value) -> Value:
     return goal
 
 
+def _only_counts(goal: Value) -> bool:
+    """Whether a goal numbers the samples of the batch, as where they are compared with one another."""
+    return goal.node.sized and isinstance(goal.node, Operation) and goal.node.name not in ("full", "ones", "zeros")
+
+
 # ------------------------------------------------------------------ another batch
 
 
-def _check(entries: list[Value], samples: int, replay: ReplayedLoss | None = None) -> None:
+def _check(entries: list[Value], rows: Rows, replay: ReplayedLoss | None = None) -> None:
     """Repeats everything with one sample less: sizes that are written into the code show.
 
     Raises:
         _NotFoundError: If that fails.
     """
+    samples = rows.crossing
     if samples < 2:
         return
     leaves = Program(entries).leaves
-    program, batch = Program(entries, leaves), _batch_size(leaves, samples)
+    program, batch = Program(entries, leaves), rows.samples_of(leaves)
     try:
         with torch.no_grad(), unchanged_randomness():
             found = program.run(None, [_cut(leaf, batch) for leaf in leaves])
@@ -376,12 +416,6 @@ def _check(entries: list[Value], samples: int, replay: ReplayedLoss | None = Non
         raise _NotFoundError(
             f"what the loss does cannot be repeated on a batch of another size ({type(error).__name__}: {error})"
         ) from error
-
-
-def _batch_size(leaves: list[Value], samples: int) -> int:
-    """How many samples the batch has: rows that cross the boundary may be positions, or some of the samples."""
-    sizes = Counter(leaf.shape[0] for leaf in leaves if leaf.shape)
-    return samples if samples in sizes or not sizes else sizes.most_common(1)[0][0]
 
 
 def _cut(leaf: Value, batch: int) -> Tensor:
@@ -406,4 +440,4 @@ def _zeros(shape: tuple[int, ...], samples: int, left: int, device: torch.device
     return torch.zeros(shape, device=device)
 
 
-__all__ = ["LossInputs", "inputs_of_loss"]
+__all__ = ["LossInputs", "Rows", "inputs_of_loss"]

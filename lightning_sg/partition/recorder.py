@@ -236,15 +236,24 @@ class Recorder(TorchFunctionMode):
             product = product * size
         return product
 
-    def _size(self, tensor: Tensor, place: int) -> Value | None:
-        """How to find the size again: from this tensor if it is the batch's, else from one of the same size that is."""
+    def _size(self, tensor: Tensor, place: int) -> Value:
+        """How to find the size again: from this tensor if it is the batch's, else from one of the same size that is.
+
+        A size that no tensor of the batch has is taken for a constant.
+        """
         value = self._value(tensor)
         if not value.node.network and value.node.batch and not value.node.obstacle:
             return size_of(value, place)
         size = int(tensor.shape[place])
         found = [(leaf, other) for leaf, shape in self._leaves for other, same in enumerate(shape) if same == size > 1]
         found.sort(key=lambda each: (each[1] != place, (each[1] == 0) != (place == 0)))
-        return size_of(*found[0], asked=size_of(value, place)) if found else None
+        leaf, other = found[0] if found else (Value(Constant(tensor=torch.empty(()).expand(size))), 0)
+        return size_of(leaf, other, asked=size_of(value, place))
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The first size of each tensor of the batch."""
+        return tuple(shape[0] for _value, shape in self._leaves if shape)
 
     def take_same(self, tensor: Tensor, other: Tensor) -> None:
         """Notes that a tensor is another one in a class of its own, or without its class."""

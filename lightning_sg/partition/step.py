@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from lightning_sg.lightning_api import STEP_OUTPUT, pl
 from lightning_sg.partition.answers import Answers
 from lightning_sg.partition.copies import CopiedTensors
 from lightning_sg.partition.fakes import FakeTensors
-from lightning_sg.partition.loss_inputs import LossInputs, inputs_of_loss
+from lightning_sg.partition.loss_inputs import LossInputs, Rows, inputs_of_loss
 from lightning_sg.partition.numbers import lengths_of_tensors
 from lightning_sg.partition.recorder import Recorder
 from lightning_sg.partition.shadow import shadowed
@@ -124,7 +125,7 @@ def trace_first_step(following: Following, run: Callable[[int], STEP_OUTPUT], *,
 def _finished(tracer: Tracer, recorder: Recorder) -> Trace:
     """The trace of a step that has reached all boundaries, with the inputs of its loss."""
     trace = tracer.result()
-    trace.inputs = inputs_of_loss(recorder, trace.loss, _samples(trace), trace.cut_short)
+    trace.inputs = inputs_of_loss(recorder, trace.loss, _rows(trace, recorder, tracer.crossings), trace.cut_short)
     for name in trace.inputs.buffers:
         trace.uses.setdefault(name, set()).update(range(trace.stages))
     recorder.forget()
@@ -228,9 +229,11 @@ def inputs_on_values(
         batch: The batch, in which the inputs of the loss are looked for.
     """
     copies, trace, reason = CopiedTensors(module), Trace(), None
+    crossings = Counter[str]()
 
     def crossing(site: Site) -> Crossing:
         def cross(tensors: list[Tensor]) -> list[Tensor]:
+            crossings[site.name] += 1
             if site.name not in trace.order:
                 trace.order.append(site.name)
                 trace.shapes[site.name] = [tuple(tensor.shape) for tensor in tensors if tensor.is_floating_point()]
@@ -259,15 +262,15 @@ def inputs_on_values(
             recorder.look_for_changes(module)
             for site in sites:
                 site.close()
-    found = inputs_of_loss(recorder, None, _samples(trace), reason)
+    found = inputs_of_loss(recorder, None, _rows(trace, recorder, max(crossings.values(), default=0)), reason)
     recorder.forget()
     return found
 
 
-def _samples(trace: Trace) -> int:
-    """The number of samples in what crosses the first boundary."""
+def _rows(trace: Trace, recorder: Recorder, crossings: int) -> Rows:
+    """The rows of what crosses the first boundary, and of the batch."""
     shapes = [shape for name in trace.order for shape in trace.shapes[name] if shape]
-    return shapes[0][0] if shapes else 0
+    return Rows(shapes[0][0] if shapes else 0, recorder.rows, crossings)
 
 
 def _fails_anyway(

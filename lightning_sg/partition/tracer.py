@@ -90,6 +90,11 @@ class Tracer(TorchFunctionMode):
         self._counted = StageWork(counter.forward, counter.step)
 
     @property
+    def crossings(self) -> int:
+        """How often the step crosses the boundary that it crosses most often."""
+        return max(self._crossings.values(), default=0)
+
+    @property
     def in_last_stage(self) -> bool:
         """Whether the step has passed all boundaries."""
         return self._stage == len(self._sites)

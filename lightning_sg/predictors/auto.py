@@ -174,7 +174,7 @@ class AutoPredictor(GradientPredictor):
         end, it learns from bootstrapped targets. An ``objective`` in the options decides as in
         :class:`~lightning_sg.LossModelPredictor`.
         """
-        if not _has_goals(context):
+        if not _has_goals(context) and not isinstance(context, Mapping):
             return True
         if "objective" in self.options:
             return bool(self.options["objective"] != "loss")
@@ -234,9 +234,9 @@ class AutoPredictor(GradientPredictor):
 
     def _candidates(self, activations: Gradients, context: Any, loss: LossInfo | None) -> list[Candidate]:
         """The loss models to try, the best first."""
-        if not _has_goals(context):
-            return []
         replay = None if loss is None else loss.replay
+        if not _has_goals(context):
+            return [] if replay is None else [partial(self._replaying, activations, context, replay)]
         if replay is not None and loss is not None and loss.kind == "replayed":
             return [partial(self._replaying, activations, context, replay)]
         known: list[Candidate] = [partial(self._comparing, activations, context, loss)]

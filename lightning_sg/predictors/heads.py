@@ -255,11 +255,12 @@ class HeadFactory:
         net = self._net(view.build(activations), own_loss.outputs)
         return Head(view, net, OwnCriterion(place, own_loss.function))
 
-    def make_replayed(self, activations: Gradients, loss: ReplayedLoss) -> ReplayHead:
+    def make_replayed(self, activations: Gradients, context: Any, loss: ReplayedLoss) -> ReplayHead:
         """Makes a head for the model's own loss, by its own operations.
 
         Args:
             activations: The first activations, each ``(N, ...)``.
+            context: What the loss uses of the first batch.
             loss: The loss.
 
         Raises:
@@ -276,7 +277,13 @@ class HeadFactory:
             views[place] = self._view(place, crop if place == "position" else None)
             outputs = sum(form.size for form in forms if form.place == place)
             nets[place] = self._net(views[place].build(seen_by(place, activations)), outputs)
-        return ReplayHead(loss, forms, views, nets)
+        head = ReplayHead(loss, forms, views, nets)
+        if not head.learns_from_zero(activations, context):
+            for net in nets.values():
+                last = net[-1]
+                assert isinstance(last, nn.Linear)
+                last.reset_parameters()
+        return head
 
     def _view(self, place: Place, crop: Crop | None = None, *, resamples: bool = False) -> View:
         options = self.options

@@ -183,7 +183,7 @@ class LossModelPredictor(GradientPredictor):
             ValueError: If they do not fit together.
         """
         self.task_names = [""]
-        self.heads = nn.ModuleList([self.factory.make_replayed(activations, loss)])
+        self.heads = nn.ModuleList([self.factory.make_replayed(activations, context, loss)])
 
     def can_match(self, activations: Gradients, context: Any) -> bool:
         """Whether it can learn from targets if it wants to: torch cannot differentiate every loss twice.

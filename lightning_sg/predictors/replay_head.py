@@ -13,6 +13,9 @@ from lightning_sg.predictors.forms import OutputForm, form_of_output, with_posit
 from lightning_sg.predictors.replayed import ReplayedLoss
 from lightning_sg.predictors.view import Place, View
 
+# A gradient at zero that is so many times as large as at other outputs says nothing of where to go.
+_STEEP = 100.0
+
 
 class ReplayHead(nn.Module):
     """Maps activations to the model's loss, by guesses of what the loss takes from the network.
@@ -92,6 +95,33 @@ class ReplayHead(nn.Module):
         count = sum(form.size for form in self.forms)
         places = " and ".join(f"each {place}" for place in self.views)
         return f"{depth} for {places}, {count} outputs with {self.replayed.words}"
+
+    def learns_from_zero(self, activations: Gradients, context: Any) -> bool:
+        """Whether outputs may start at zero: whether the loss has a gradient of its usual size there.
+
+        It has none where it compares samples that are all alike, and one of any size where it normalizes outputs.
+
+        Args:
+            activations: The first activations.
+            context: What the loss uses of the first batch.
+        """
+        if self.replayed.alone:
+            return False
+        sizes = [self._steepness(activations, context, spread) for spread in (0.0, 1.0)]
+        return 0 < sizes[0] <= _STEEP * sizes[1]  # also false if one is not a number
+
+    def _steepness(self, activations: Gradients, context: Any, spread: float) -> float:
+        """The norm of the gradient of the loss at random outputs of a standard deviation."""
+        rows = {}
+        with torch.no_grad():
+            for place, view in self.views.items():
+                seen, last = view(seen_by(place, activations)), self.nets[place][-1]  # type: ignore[index]
+                outputs = torch.randn(*seen.shape[:-1], last.out_features, device=seen.device)
+                rows[place] = (outputs * spread).requires_grad_()
+        with torch.enable_grad():
+            loss = self._loss(rows, context).mean()
+            found = torch.autograd.grad(loss, list(rows.values()), allow_unused=True, materialize_grads=True)
+        return float(torch.stack([gradient.norm() for gradient in found]).norm())
 
     def _loss(self, rows: dict[Any, Tensor], context: Any) -> Tensor:
         number = next(iter(rows.values())).shape[0]

@@ -24,6 +24,7 @@ class ReplayedLoss:
         parameters: Parameters of the model that the loss uses by themselves, as they were; small ones.
         words: The loss in words.
         crops: For each output, which positions of a sequence it has; ``None`` if all that there were.
+        alone: Whether it takes nothing from the batch but sizes: it compares the outputs of samples with one another.
     """
 
     program: Program
@@ -32,6 +33,7 @@ class ReplayedLoss:
     parameters: tuple[Tensor, ...] = ()
     words: str = "the model's own loss"
     crops: tuple[Crop | None, ...] = ()
+    alone: bool = False
 
     def __deepcopy__(self, _memo: Any) -> ReplayedLoss:
         return self

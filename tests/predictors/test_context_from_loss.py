@@ -25,7 +25,18 @@ from lightning_sg import (
 )
 from tests.models import assert_same_state, make_trainer, state_of
 from tests.ranks import run_ranks
-from tests.seen_models import OUTPUTS, WIDTH, Molecules, Seen, batches, negative_binomial, pinball, tensors
+from tests.seen_models import (
+    OUTPUTS,
+    WIDTH,
+    Molecules,
+    Seen,
+    batches,
+    contrast,
+    negative_binomial,
+    pinball,
+    tensors,
+    variances,
+)
 from tests.traced import traced
 
 X, GOAL, COUNTS, WEIGHT = tensors(8)
@@ -112,6 +123,20 @@ KINDS: dict[str, tuple[Any, Any, Any, str, str]] = {
         ),
         lambda b: b[0],
         "batch[1], batch[2]",
+        "own loss",
+    ),
+    "samples that are compared with one another": (
+        lambda x, y, c, w: (x, x.abs()),
+        lambda m, out, b: contrast(out),
+        torch.cat,
+        "the activations alone",
+        "own loss",
+    ),
+    "two halves of a batch": (
+        lambda x, y, c, w: (x, x * w[:, None]),
+        lambda m, out, b: variances(*out.chunk(2)),
+        torch.cat,
+        "the activations alone",
         "own loss",
     ),
 }
@@ -205,7 +230,7 @@ def test_the_predicted_gradient_is_of_use(kind: str) -> None:
     assert isinstance(predictor, AutoPredictor)
     assert isinstance(predictor.chosen, LossModelPredictor)
     late = cosines[len(cosines) // 2 :]
-    assert sum(late) / len(late) > 0.1
+    assert sum(late) / len(late) > 0.05  # of single batches; by chance it would be within 0.02
 
 
 # What is said
@@ -222,7 +247,7 @@ def test_it_is_said_in_one_line_what_was_found(caplog: pytest.LogCaptureFixture)
 
 
 NOTHING: dict[str, Callable[..., Tensor]] = {
-    "nothing of the batch": lambda m, out, b: out.square().mean(),
+    "what crosses at two times": lambda m, out, b: F.mse_loss(out, m.last(m.cut(m.first(2 * b[0])))),
     "what a generator draws": lambda m, out, b: F.mse_loss(out, torch.randn(b[1].shape, generator=torch.Generator())),
     "what numpy has computed": lambda m, out, b: F.mse_loss(out, torch.from_numpy(b[1].numpy() * 2)),
     "what Python has computed, beside a mask": lambda m, out, b: F.mse_loss(
@@ -248,7 +273,7 @@ def test_where_nothing_is_found_a_cheap_predictor_serves_and_it_is_said_how_to_d
 @pytest.mark.parametrize("width", [2, 4, 16, 200])
 def test_a_cheap_predictor_is_cheap_for_stages_of_any_size(width: int) -> None:
     _trainer, callback = fit(
-        Seen(lambda m, out, b: out.square().mean(), width=width), batches(lambda x, y, c, w: (x, y)), epochs=1
+        Seen(NOTHING["what numpy has computed"], width=width), batches(lambda x, y, c, w: (x, y)), epochs=1
     )
     trainer = callback.trainers["cut"]
     own = sum(parameter.numel() for parameter in trainer.predictor.parameters())
@@ -257,7 +282,7 @@ def test_a_cheap_predictor_is_cheap_for_stages_of_any_size(width: int) -> None:
 
 def test_a_user_may_ask_for_a_larger_one() -> None:
     predictor = AutoPredictor(options={"hidden": 128})
-    loss = NOTHING["nothing of the batch"]
+    loss = NOTHING["what crosses at two times"]
     _trainer, callback = fit(Seen(loss), batches(lambda x, y, c, w: (x, y)), epochs=1, predictor=predictor)
     assert callback.trainers["cut"].predictor.chosen.hidden == 128
 
@@ -290,7 +315,7 @@ def test_the_users_context_wins() -> None:
 def test_no_context_is_no_fault() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fit(Seen(NOTHING["nothing of the batch"]), batches(lambda x, y, c, w: (x, y)), epochs=1, context=None)
+        fit(Seen(NOTHING["what crosses at two times"]), batches(lambda x, y, c, w: (x, y)), epochs=1, context=None)
     assert not [each for each in caught if "context=" in str(each.message)]
 
 
