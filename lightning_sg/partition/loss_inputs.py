@@ -9,13 +9,10 @@ weights. It is the context of the predictors. If one function that predictors kn
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_sg.batch.program import Constant, FromModule, Operation, Program, Value, size_of
@@ -24,9 +21,9 @@ from lightning_sg.partition.affine import is_affine, is_layer, only_reshapes
 from lightning_sg.partition.crops import crop_of
 from lightning_sg.partition.losses import SeenCall, call_of
 from lightning_sg.partition.recorder import Recorder
+from lightning_sg.partition.repeatable import NotFoundError, Rows, check_repeatable
 from lightning_sg.predictors.base import LossInfo
 from lightning_sg.predictors.replayed import ReplayedLoss
-from lightning_sg.rng import unchanged_randomness
 
 # Parameters that a loss uses by themselves, such as a dispersion for each gene, are learned again by the head up to
 # this number of elements.
@@ -55,30 +52,6 @@ class LossInputs:
         return {*of_loss, *(self.context.buffers if self.context is not None else ())}
 
 
-@dataclass(frozen=True)
-class Rows:
-    """How many rows tensors of the step have.
-
-    Attributes:
-        crossing: Those of what crosses the first boundary: samples, positions, or some of the samples.
-        batch: Those of each tensor of the batch.
-        crossings: How often the step crosses a boundary.
-    """
-
-    crossing: int
-    batch: tuple[int, ...] = ()
-    crossings: int = 1
-
-    def samples_of(self, leaves: list[Value]) -> int:
-        """How many samples the batch has, by tensors of it; if there are none, by all of its tensors."""
-        sizes = [leaf.shape[0] for leaf in leaves if leaf.shape] or self.batch
-        return self.crossing if self.crossing in sizes or not sizes else Counter(sizes).most_common(1)[0][0]
-
-
-class _NotFoundError(Exception):
-    """Says why there is nothing to predict from."""
-
-
 def inputs_of_loss(recorder: Recorder, seen: LossInfo | None, rows: Rows, cut_short: str | None = None) -> LossInputs:
     """Finds what the loss of a recorded step compares the network with.
 
@@ -96,19 +69,19 @@ def inputs_of_loss(recorder: Recorder, seen: LossInfo | None, rows: Rows, cut_sh
         if call is None or _only_counts(call.goal):
             return _steady(_replayed(way, rows), recorder)
         if set(way.tensors) != {call.goal}:
-            with suppress(_NotFoundError):  # a mask, or an input of the model that is added to its output
+            with suppress(NotFoundError):  # a mask, or an input of the model that is added to its output
                 return _steady(_replayed(way, rows), recorder)
         found = _steady(_of_call(call, rows), recorder)
         replayed = replace(found, loss=_with_replay(found, way, _plainest(call.goal), rows))
         return replayed if not replayed.buffers & recorder.changed else found
-    except _NotFoundError as error:
+    except NotFoundError as error:
         return LossInputs(loss=seen, reason=str(error))
 
 
 def _steady(found: LossInputs, recorder: Recorder) -> LossInputs:
     changed = sorted(found.buffers & recorder.changed)
     if changed:
-        raise _NotFoundError(f"the loss uses buffer '{changed[0]}', which a step changes")
+        raise NotFoundError(f"the loss uses buffer '{changed[0]}', which a step changes")
     return found
 
 
@@ -119,17 +92,17 @@ def _of_calls(recorder: Recorder, cut_short: str | None) -> LossInputs:
         if call is not None:
             return _of_call(call, Rows(0))
     because = f", because of {cut_short}" if cut_short else ", or returns none that carries a gradient"
-    raise _NotFoundError(f"the step could not be followed to its loss{because}")
+    raise NotFoundError(f"the step could not be followed to its loss{because}")
 
 
 def _of_call(call: SeenCall, rows: Rows) -> LossInputs:
     goal = _plainest(call.goal)
     if goal.node.obstacle:
-        raise _NotFoundError(
+        raise NotFoundError(
             f"what {call.words} compares the network with cannot be found in the batch: {goal.node.obstacle}"
         )
     context = SeenContext([goal], f"the model's {call.words}")
-    _check([goal], rows)
+    check_repeatable([goal], rows)
     crop = crop_of(call.output, goal.shape[0]) if len(goal.shape) > 1 else None
     return LossInputs(context, replace(call.info, crop=crop))
 
@@ -138,7 +111,7 @@ def _with_replay(found: LossInputs, way: _Way, goal: Value, rows: Rows) -> LossI
     """The loss as predictors know it, with the operations for activations that its head does not fit."""
     try:
         replay = _replay(way, [goal], found.context.names if found.context else (), rows)
-    except _NotFoundError:
+    except NotFoundError:
         return found.loss
     return replace(found.loss, replay=replay) if found.loss is not None else None
 
@@ -146,10 +119,10 @@ def _with_replay(found: LossInputs, way: _Way, goal: Value, rows: Rows) -> LossI
 def _replayed(way: _Way, rows: Rows) -> LossInputs:
     if not way.tensors and (way.obstacle or rows.crossings > 1):
         several = "the loss compares with one another what crosses a boundary at different times of a step"
-        raise _NotFoundError(way.obstacle or several)
+        raise NotFoundError(way.obstacle or several)
     for value in way.entries:
         if value.node.obstacle:
-            raise _NotFoundError(f"the loss uses something that cannot be found in the batch: {value.node.obstacle}")
+            raise NotFoundError(f"the loss uses something that cannot be found in the batch: {value.node.obstacle}")
     known = _sizes_known(way, way.tensors)
     entries = [entry for entry in way.entries if entry not in known]
     context = SeenContext(entries, f"the model's {way.words}")
@@ -160,13 +133,13 @@ def _replayed(way: _Way, rows: Rows) -> LossInputs:
 def _replay(way: _Way, entries: list[Value], names: tuple[str, ...], rows: Rows) -> ReplayedLoss:
     program = Program([way.loss], [*way.outputs, *entries, *way.parameters], _sizes_known(way, entries))
     if program.paths:
-        raise _NotFoundError(f"the loss also uses {program.paths[0]}")
+        raise NotFoundError(f"the loss also uses {program.paths[0]}")
     copies = tuple(node.tensor.detach().clone() for node in _modules(way.parameters) if node.tensor is not None)
     shapes = tuple(value.shape for value in way.outputs)
     crops = tuple(crop_of(value, rows.crossing) for value in way.outputs)
     alone = all(entry.is_size for entry in entries)
     replay = ReplayedLoss(program, shapes, names, copies, f"the model's {way.words}", crops, alone)
-    _check(entries, rows, replay)
+    check_repeatable(entries, rows, replay)
     return replay
 
 
@@ -262,9 +235,9 @@ class _Way:
                 around.append(node.within)
                 pending.extend(node.inputs)
         if sum(math.prod(value.shape) for value in self.parameters) > _MOST_PARAMETERS:
-            raise _NotFoundError("the loss uses large parameters by themselves")
+            raise NotFoundError("the loss uses large parameters by themselves")
         if not self.outputs:
-            raise _NotFoundError("the loss has no output of the network in it")
+            raise NotFoundError("the loss has no output of the network in it")
         told = list(dict.fromkeys(name for name in around if name))
         told = [name for name in told if name.endswith("log_prob")] or told
         self.words = " and ".join(told) if told else _named(names)
@@ -388,56 +361,4 @@ def _only_counts(goal: Value) -> bool:
     return goal.node.sized and isinstance(goal.node, Operation) and goal.node.name not in ("full", "ones", "zeros")
 
 
-# ------------------------------------------------------------------ another batch
-
-
-def _check(entries: list[Value], rows: Rows, replay: ReplayedLoss | None = None) -> None:
-    """Repeats everything with one sample less: sizes that are written into the code show.
-
-    Raises:
-        _NotFoundError: If that fails.
-    """
-    samples = rows.crossing
-    if samples < 2:
-        return
-    leaves = Program(entries).leaves
-    program, batch = Program(entries, leaves), rows.samples_of(leaves)
-    try:
-        with torch.no_grad(), unchanged_randomness():
-            found = program.run(None, [_cut(leaf, batch) for leaf in leaves])
-            left = _left(entries, found, samples, batch)
-            if replay is not None and left is not None:
-                device = next((each.device for each in found if isinstance(each, Tensor)), torch.device("cpu"))
-                outputs = [_zeros(shape, samples, left, device) for shape in replay.shapes]
-                context = found[0] if len(found) == 1 else dict(zip(replay.names, found))
-                parameters = [each.to(device) for each in replay.parameters]
-                replay(outputs, context, parameters)
-    except Exception as error:  # the operations may be anybody's
-        raise _NotFoundError(
-            f"what the loss does cannot be repeated on a batch of another size ({type(error).__name__}: {error})"
-        ) from error
-
-
-def _cut(leaf: Value, batch: int) -> Tensor:
-    tensor: Tensor = leaf.node.tensor  # type: ignore[attr-defined]
-    return tensor[: batch - 1] if tensor.ndim and tensor.shape[0] == batch else tensor
-
-
-def _left(entries: list[Value], found: list[Any], samples: int, batch: int) -> int | None:
-    """How many rows would cross the boundary of the smaller batch; ``None`` if that cannot be told."""
-    for entry, smaller in zip(entries, found):
-        if isinstance(smaller, Tensor) and entry.shape[:1] == (samples,) != smaller.shape[:1]:
-            return int(smaller.shape[0])
-    return samples // batch * (batch - 1) if samples % batch == 0 else None
-
-
-def _zeros(shape: tuple[int, ...], samples: int, left: int, device: torch.device) -> Tensor:
-    """Outputs for the smaller batch; samples may be first, or first together with positions."""
-    if shape and shape[0] % samples == 0:
-        shape = (shape[0] // samples * left, *shape[1:])
-    else:
-        shape = tuple(left if size == samples else size for size in shape)
-    return torch.zeros(shape, device=device)
-
-
-__all__ = ["LossInputs", "Rows", "inputs_of_loss"]
+__all__ = ["LossInputs", "inputs_of_loss"]

@@ -20,9 +20,10 @@ from lightning_sg.lightning_api import STEP_OUTPUT, pl
 from lightning_sg.partition.answers import Answers
 from lightning_sg.partition.copies import CopiedTensors
 from lightning_sg.partition.fakes import FakeTensors
-from lightning_sg.partition.loss_inputs import LossInputs, Rows, inputs_of_loss
+from lightning_sg.partition.loss_inputs import LossInputs, inputs_of_loss
 from lightning_sg.partition.numbers import lengths_of_tensors
 from lightning_sg.partition.recorder import Recorder
+from lightning_sg.partition.repeatable import Rows
 from lightning_sg.partition.shadow import shadowed
 from lightning_sg.partition.trace import Trace
 from lightning_sg.partition.tracer import Tracer

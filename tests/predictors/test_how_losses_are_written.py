@@ -194,3 +194,20 @@ def test_a_size_of_the_network_may_equal_that_of_the_batch(loss: Loss, vectors: 
     replay, context = replayed(Written(loss, outputs), (torch.randn(SAMPLES, FEATURES), goal))
     fewer, guess = (torch.randn(4, FEATURES), goal[:4]), torch.randn(4, outputs)
     torch.testing.assert_close(replay([guess], context.of(fewer), ()), loss(guess, fewer))
+
+
+class Windows(Written):
+    """Draws as many windows from every batch."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        drawn = torch.randint(len(batch[0]), (2 * SAMPLES,))
+        inputs, goals = batch[0][drawn], batch[1][drawn]
+        return ((self.second(self.first(inputs)) - goals).abs() * goals.sign().abs()).sum() / len(goals)
+
+
+def test_rows_that_are_drawn_from_a_batch_of_any_size_stay_as_many() -> None:
+    batch = torch.randn(SAMPLES, FEATURES), torch.randn(SAMPLES, 4)
+    replay, context = replayed(Windows(gaussian), batch)
+    assert replay.shapes == ((2 * SAMPLES, 4),)
+    fewer = tuple(each[:4] for each in batch)
+    assert replay([torch.randn(2 * SAMPLES, 4)], context.of(fewer), replay.parameters).isfinite()
