@@ -123,9 +123,15 @@ class Record:
         return tuple(exact - part for exact, part in zip(self.exact_targets, used))
 
     def per_sample(self, gradients: Iterable[Tensor | None]) -> Gradients:
-        """Gradients of the sum of the samples' losses, from those of the mean; ``None`` counts as zero."""
+        """Gradients of the sum of the samples' losses, from those of the mean; ``None`` counts as zero.
+
+        They lie in memory as the activations do: sums over them, such as norms, are then the same to the bit whether
+        they come from this process or another.
+        """
         return tuple(
-            torch.zeros_like(activation) if gradient is None else gradient.detach().float() * self.samples
+            torch.zeros_like(activation)
+            if gradient is None
+            else torch.mul(gradient.detach().float(), self.samples, out=torch.empty_like(activation))
             for gradient, activation in zip(gradients, self.activations)
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from lightning_sg.training import Record
@@ -50,3 +51,18 @@ def test_a_record_of_earlier_versions_loads() -> None:
     state = record.state_dict()
     del state["coupled"]
     assert Record.load({**state, "true_share": 1.0}) == record
+
+
+@pytest.mark.parametrize("laid_out", [(3, 5, 2), (5, 3, 2), (3, 6, 2)])
+def test_targets_lie_in_memory_as_activations_do(laid_out: tuple[int, int, int]) -> None:
+    """A sum in another order ends in other last bits, and two processes would not compute what one does."""
+    activation = torch.randn(5, 3, 2).transpose(0, 1)  # as of a recurrent layer with `batch_first`
+    values = torch.randn(3, 5, 2)
+    gradient = torch.zeros(laid_out)
+    gradient = gradient.transpose(0, 1) if laid_out[0] == 5 else gradient[:, :5]
+    gradient.copy_(values)
+    record = Record(0, (activation,), None, wants_target=True)
+    record.add_target((gradient,))
+    assert record.targets is not None
+    assert record.targets[0].stride() == activation.stride()
+    assert torch.equal(record.targets[0], values * 3)
