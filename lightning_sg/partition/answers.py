@@ -30,18 +30,19 @@ class Answers:
         self._given = list(conditions)
         self._made: list[bool] = []
 
-    def answers(self, read: Callable[..., Any]) -> bool:
-        """Whether an operation reads a value as a number or a condition."""
-        return read in _CONSTANTS
+    @staticmethod
+    def is_read(operation: Callable[..., Any]) -> bool:
+        """Whether an operation reads a value, as a number or as a condition."""
+        return operation in _CONSTANTS
 
-    def to(self, read: Callable[..., Any], known: bool | None) -> Any:
+    def to(self, operation: Callable[..., Any], known: bool | None) -> Any:
         """The answer to a read.
 
         Args:
-            read: The operation that reads, such as ``Tensor.item``.
+            operation: What reads, such as ``Tensor.item``.
             known: The answer if the tensor's history tells it.
         """
-        constant = _CONSTANTS[read]
+        constant = _CONSTANTS[operation]
         if known is not None:
             return type(constant)(known)
         return self.to_condition() if constant is True else constant

@@ -117,9 +117,8 @@ def _with_replay(found: LossInputs, way: _Way, goal: Value, rows: Rows) -> LossI
 
 
 def _replayed(way: _Way, rows: Rows) -> LossInputs:
-    if not way.tensors and (way.obstacle or rows.crossings > 1):
-        several = "the loss compares with one another what crosses a boundary at different times of a step"
-        raise NotFoundError(way.obstacle or several)
+    if not way.tensors and (way.obstacle or rows.apart):
+        raise NotFoundError(way.obstacle or rows.apart)
     for value in way.entries:
         if value.node.obstacle:
             raise NotFoundError(f"the loss uses something that cannot be found in the batch: {value.node.obstacle}")

@@ -55,6 +55,7 @@ class Recorder(TorchFunctionMode):
 
     Attributes:
         loss: The loss that the step returned or went backward from, once there is one.
+        by_hand: Whether the step went backward itself.
         calls: The operations that depend on parameters, in order.
         draws: The random numbers of the step; it is told when another stage begins.
         changed: The names of the buffers that the step changed.
@@ -63,6 +64,7 @@ class Recorder(TorchFunctionMode):
     def __init__(self, module: nn.Module, batch: Any, origin: Mapping[int, Tensor]) -> None:
         super().__init__()
         self.loss: Value | None = None
+        self.by_hand = False
         self.calls: list[Operation] = []
         self.draws = Draws()
         self.changed: set[str] = set()
@@ -261,8 +263,14 @@ class Recorder(TorchFunctionMode):
 
     # ------------------------------------------------------------------ the loss
 
-    def take_loss(self, result: Any) -> None:
-        """Takes what the step returned or goes backward from, unless it went backward before."""
+    def take_loss(self, result: Any, *, by_hand: bool = False) -> None:
+        """Takes what the step returned or goes backward from, unless it went backward before.
+
+        Args:
+            result: What that is.
+            by_hand: Whether the step goes backward itself.
+        """
+        self.by_hand = self.by_hand or by_hand
         loss = result.get("loss") if isinstance(result, Mapping) else result
         if self.loss is None and isinstance(loss, Tensor) and loss.requires_grad:
             self.loss = self._value(loss)

@@ -23,11 +23,25 @@ class Rows:
         crossing: Those of what crosses the first boundary: samples, positions, or some of the samples.
         batch: Those of each tensor of the batch.
         crossings: How often the step crosses a boundary.
+        by_hand: Whether the step goes backward by hand, so that it may do so again from another loss.
     """
 
     crossing: int
     batch: tuple[int, ...] = ()
     crossings: int = 1
+    by_hand: bool = False
+
+    @property
+    def apart(self) -> str:
+        """Why a loss that takes nothing from the batch says little of what crosses a boundary; empty if it does not."""
+        if self.by_hand:
+            return "the loss takes nothing from the batch, and the step may go backward from others"
+        if self.crossings > 1:
+            return (
+                "the loss compares what crosses a boundary at different times of a step: if it can, let the step run "
+                "the network on all of it at once, `network(torch.cat([first, second]))`"
+            )
+        return ""
 
     def samples_of(self, leaves: list[Value]) -> int:
         """How many samples the batch has, by tensors of it; if there are none, by all of its tensors."""

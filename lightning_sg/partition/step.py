@@ -185,7 +185,7 @@ def _followed(following: Following, run: Callable[[], STEP_OUTPUT], answers: Ans
         stack.enter_context(
             undone(module, device, lambda *call: recorder.run_metric(*call) if tracer.in_last_stage else None)
         )
-        stack.enter_context(ending_at_backward(module, lambda loss: recorder.take_loss(loss)))
+        stack.enter_context(ending_at_backward(module, lambda loss: recorder.take_loss(loss, by_hand=True)))
         stack.enter_context(fakes)
         stack.enter_context(fakes_stay_plain(lambda *both: recorder.take_same(*both)))
         recorder = Recorder(module, following.batch, fakes.origin)
@@ -244,7 +244,7 @@ def inputs_on_values(
 
     with ExitStack() as stack:
         stack.enter_context(undone(module, device, lambda *call: recorder.run_metric(*call)))
-        stack.enter_context(ending_at_backward(module, lambda loss: recorder.take_loss(loss)))
+        stack.enter_context(ending_at_backward(module, lambda loss: recorder.take_loss(loss, by_hand=True)))
         stack.enter_context(copies)
         stack.enter_context(fakes_stay_plain(lambda *both: recorder.take_same(*both)))
         recorder = Recorder(module, batch, copies.origin)
@@ -271,7 +271,7 @@ def inputs_on_values(
 def _rows(trace: Trace, recorder: Recorder, crossings: int) -> Rows:
     """The rows of what crosses the first boundary, and of the batch."""
     shapes = [shape for name in trace.order for shape in trace.shapes[name] if shape]
-    return Rows(shapes[0][0] if shapes else 0, recorder.rows, crossings)
+    return Rows(shapes[0][0] if shapes else 0, recorder.rows, crossings, recorder.by_hand)
 
 
 def _fails_anyway(

@@ -113,7 +113,7 @@ class Tracer(TorchFunctionMode):
         values = list(values_among(func, args, kwargs))
         if self.in_last_stage and self.trace.loss is None:
             self.trace.loss = loss_of_call(func, args, kwargs)
-        reads = self.in_last_stage and self._answers.answers(func)
+        reads = self.in_last_stage and Answers.is_read(func)
         if reads and (is_fake(args[0]) or self._is_untrue(args[0])):
             self._add(name_of(func), arguments, values, [])
             return self._answers.to(func, self.expects(args[0]))

@@ -466,6 +466,17 @@ def test_manual_optimization_shows_its_loss_too() -> None:
     make, loss, *_rest = KINDS["a function of torch"]
     _trainer, callback = fit(ByHand(loss), batches(make), epochs=1)
     assert callback.session.told.words == "batch[1], by the model's mse_loss"
+    make, loss, inputs, *_rest = KINDS["samples that are compared with one another"]
+    with pytest.warns(UserWarning, match="the step may go backward from others"):  # as that of a GAN does
+        fit(ByHand(loss, inputs), batches(make), epochs=1)
+
+
+def test_samples_that_are_compared_are_to_cross_at_once() -> None:
+    def compared(module: Seen, output: Tensor, batch: Any) -> Tensor:
+        return F.mse_loss(output, module.last(module.cut(module.first(2 * batch[0]))))
+
+    with pytest.warns(UserWarning, match=r"network on all of it at once, `network\(torch.cat"):
+        fit(Seen(compared), batches(lambda x, y, c, w: (x, y)), epochs=1)
 
 
 def test_what_the_batch_hook_returns_is_the_batch() -> None:
