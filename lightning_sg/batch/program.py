@@ -116,6 +116,7 @@ class Operation(Node):
         size: Whether it only asks for the size of a tensor.
         within: The name of the loss that it is a part of, if its callers say so.
         after: If it draws random numbers: what was drawn last before, or the stage's numbers.
+        flows: Whether gradients flow back through any of these.
         asked: If it takes a size from the batch in place of the network: of what it was asked.
     """
 
@@ -126,6 +127,7 @@ class Operation(Node):
     size: bool = False
     within: str = ""
     after: Value | None = None
+    flows: bool = False
     asked: Value | None = None
 
     @property

@@ -117,8 +117,10 @@ def _with_replay(found: LossInputs, way: _Way, goal: Value, rows: Rows) -> LossI
 
 
 def _replayed(way: _Way, rows: Rows) -> LossInputs:
-    if not way.tensors and (way.obstacle or rows.apart):
-        raise NotFoundError(way.obstacle or rows.apart)
+    if not way.tensors:
+        reason = way.obstacle or way.taught or rows.apart
+        if reason:
+            raise NotFoundError(reason)
     for value in way.entries:
         if value.node.obstacle:
             raise NotFoundError(f"the loss uses something that cannot be found in the batch: {value.node.obstacle}")
@@ -245,6 +247,14 @@ class _Way:
     def tensors(self) -> list[Value]:
         """The entries that are no sizes."""
         return [entry for entry in self.entries if not entry.is_size]
+
+    @property
+    def taught(self) -> str:
+        """Says that the loss takes outputs without a gradient, which do not come of what crosses; empty if not."""
+        still = any(isinstance(each.node, Operation) and not each.node.flows for each in self.outputs)
+        return (
+            "the loss compares outputs with others that have no gradient, such as those of a teacher" if still else ""
+        )
 
     def _free(self, loss: Value) -> set[Value]:
         """Results of affine operations on outputs, where they have fewer elements than all outputs have."""

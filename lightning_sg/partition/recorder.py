@@ -152,7 +152,8 @@ class Recorder(TorchFunctionMode):
         kwargs = {key: each for key, each in kwargs.items() if key != "generator"}
         shapes = tuple(tuple(map(int, tensor.shape)) for tensor in results)
         sized = batch and all(v.node.sized for v in values if v.node.batch)
-        made = Operation(network, batch, obstacle, sized, func, args, kwargs, shapes)
+        flows = any(tensor.requires_grad for tensor in results)
+        made = Operation(network, batch, obstacle, sized, func, args, kwargs, shapes, flows=flows)
         self.draws.take(made, own_generator=own)
         if network:
             self.calls.append(made)

@@ -479,6 +479,23 @@ def test_samples_that_are_compared_are_to_cross_at_once() -> None:
         fit(Seen(compared), batches(lambda x, y, c, w: (x, y)), epochs=1)
 
 
+def test_what_a_teacher_says_is_not_guessed() -> None:
+    """A head would make both what is taught and what it is compared with."""
+
+    class Taught(Seen):
+        def __init__(self, loss: Any) -> None:
+            super().__init__(loss)
+            self.teacher = nn.Sequential(nn.Linear(WIDTH, OUTPUTS), nn.Tanh(), nn.Linear(OUTPUTS, OUTPUTS))
+
+    def compared(module: Any, output: Tensor, batch: Any) -> Tensor:
+        with torch.no_grad():
+            taught = module.teacher(batch[0])
+        return F.mse_loss(output, taught)
+
+    with pytest.warns(UserWarning, match="others that have no gradient, such as those of a teacher"):
+        fit(Taught(compared), batches(lambda x, y, c, w: (x, y)), epochs=1)
+
+
 def test_what_the_batch_hook_returns_is_the_batch() -> None:
     class Hooked(Seen):
         def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
