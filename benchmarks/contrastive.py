@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from benchmarks.accuracy import spread
 from benchmarks.quiet import QUIET
 from lightning_sg import SyntheticGradients
 from lightning_sg.lightning_api import pl
@@ -135,9 +136,9 @@ class Cosines(pl.Callback):
         self.found += [statistics.mean(cosines)] if cosines else []
 
 
-def points(count: int, spread: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def points(count: int, directions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Two versions of some points, each ``(count, FEATURES)``."""
-    centres = torch.randn(count, LATENT, generator=generator) @ spread
+    centres = torch.randn(count, LATENT, generator=generator) @ directions
     noise = 0.5 * torch.randn(2, count, FEATURES, generator=generator)
     return centres + noise[0], centres + noise[1]
 
@@ -145,9 +146,9 @@ def points(count: int, spread: Tensor, generator: torch.Generator) -> tuple[Tens
 def run(loss: Loss, method: str, seed: int) -> tuple[float, float | None]:
     """Trains, and returns the held-out loss and the cosine."""
     generator = torch.Generator().manual_seed(seed)
-    spread = torch.randn(LATENT, FEATURES, generator=generator)
-    batches = [points(BATCH, spread, generator) for _ in range(STEPS)]
-    held_out = [points(64, spread, generator) for _ in range(8)]
+    directions = torch.randn(LATENT, FEATURES, generator=generator)
+    batches = [points(BATCH, directions, generator) for _ in range(STEPS)]
+    held_out = [points(64, directions, generator) for _ in range(8)]
     pl.seed_everything(seed, verbose=False)
     module, cosines, options = Encoder(loss), Cosines(), METHODS[method]
     callbacks: list[pl.Callback] = [cosines]
@@ -174,14 +175,9 @@ def main() -> None:
     print("|---|" + "---|" * (len(METHODS) + 1))
     for name in options.losses:
         found = {method: [run(LOSSES[name], method, seed) for seed in options.seeds] for method in METHODS}
-        cells = [_spread([value for value, _cosine in runs]) for runs in found.values()]
+        cells = [spread([value for value, _cosine in runs], "{:.3f}".format) for runs in found.values()]
         cosine = statistics.mean(cosine for _value, cosine in found["default"] if cosine is not None)
         print(f"| {name} | {' | '.join(cells)} | {cosine:.2f} |", flush=True)
-
-
-def _spread(values: list[float]) -> str:
-    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{deviation}"
 
 
 if __name__ == "__main__":

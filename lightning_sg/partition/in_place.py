@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -61,27 +60,12 @@ class OnView:
         return changed
 
 
-@dataclass(frozen=True)
-class ViewTaken:
-    """An operation that returned a view.
-
-    Attributes:
-        function: The operation.
-        args: Its arguments after the tensor.
-        kwargs: Its keyword arguments.
-        place: Which of its results the view is; ``None`` if it has only this.
-        shapes: The shapes of its results.
-    """
-
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    place: int | None
-    shapes: tuple[tuple[int, ...], ...]
+#: An operation that returned a view, and which of its results that is; ``None`` if it has only this.
+ViewTaken = tuple[Operation, int | None]
 
 
 def views_of(value: Value, sharing: Collection[Value]) -> tuple[Value, list[ViewTaken]]:
-    """The tensor that another is a view of, and the operations that lead from it to the view.
+    """The tensor that another is a view of, and what leads from it to the view.
 
     Args:
         value: The view, or any other tensor, which is its own base.
@@ -92,7 +76,7 @@ def views_of(value: Value, sharing: Collection[Value]) -> tuple[Value, list[View
         before = node.args[0] if node.args else None
         if not isinstance(before, Value) or before not in sharing:
             break
-        views.insert(0, ViewTaken(node.function, node.args[1:], node.kwargs, value.place, node.shapes))
+        views.insert(0, (node, value.place))
         value = before
     return value, views
 

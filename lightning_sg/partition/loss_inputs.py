@@ -12,6 +12,7 @@ import math
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from torch import Tensor
 
@@ -150,13 +151,13 @@ def _sizes_known(way: _Way, entries: list[Value]) -> dict[Value, Value]:
     What the code asked the network for is found in what it computes from the outputs, if it is there. Otherwise the
     same number decides, which may be that of something else.
     """
-    known, after = {}, _after(way)
+    known = {}
     tensors = [value for value in (*way.outputs, *entries) if not value.is_size]
     for size in (*way.entries, *way.constants):
         if not isinstance(size.node, Operation) or size.node.function is not Tensor.size:
             continue
         asked = size.node.asked
-        if asked is not None and isinstance(asked.node, Operation) and asked.node.args[0] in after:
+        if asked is not None and isinstance(asked.node, Operation) and asked.node.args[0] in way.after:
             known[size] = asked
             continue
         leaf, place = size.node.args
@@ -174,17 +175,6 @@ def _is_constant(value: Value) -> bool:
     """Whether a value is a size that the step asked the network for, and that no tensor of the batch has."""
     node = value.node
     return isinstance(node, Operation) and node.function is Tensor.size and isinstance(node.args[0].node, Constant)
-
-
-def _after(way: _Way) -> set[Value]:
-    """The outputs, and what is computed from nothing of the network but them."""
-    found = set(way.outputs)
-    for value in reversed(list(_network_values(way.loss, found))):
-        if isinstance(value.node, Operation):
-            network = [each for each in value.node.inputs if each.node.network]
-            if network and all(each in found for each in network):
-                found.add(value)
-    return found
 
 
 class _Way:
@@ -248,6 +238,17 @@ class _Way:
         """The entries that are no sizes."""
         return [entry for entry in self.entries if not entry.is_size]
 
+    @cached_property
+    def after(self) -> set[Value]:
+        """The outputs, and what is computed from nothing of the network but them."""
+        found = set(self.outputs)
+        for value in _network_values(self.loss, found):
+            if isinstance(value.node, Operation):
+                network = [each for each in value.node.inputs if each.node.network]
+                if network and all(each in found for each in network):
+                    found.add(value)
+        return found
+
     @property
     def taught(self) -> str:
         """Says that the loss takes outputs without a gradient, which do not come of what crosses; empty if not."""
@@ -258,12 +259,12 @@ class _Way:
 
     def _free(self, loss: Value) -> set[Value]:
         """Results of affine operations on outputs, where they have fewer elements than all outputs have."""
-        order = list(_network_values(loss))
+        order = _network_values(loss)
         ends = [value for value in order if not isinstance(value.node, Operation) or _ends(value.node)]
         ends = [value for value in ends if not isinstance(value.node, FromModule)]
         free = set(ends)
         used_by_other: set[Value] = set()
-        for value in reversed(order):
+        for value in order:
             node = value.node
             if value in free or not isinstance(node, Operation):
                 continue
@@ -278,8 +279,8 @@ class _Way:
         return late if late and cheaper else set()
 
 
-def _network_values(loss: Value, ends: Collection[Value] = ()) -> Iterable[Value]:
-    """The values of the network between its last outputs and the loss: each after those that are computed from it.
+def _network_values(loss: Value, ends: Collection[Value] = ()) -> list[Value]:
+    """The values of the network between its last outputs and the loss: each after those that it is computed from.
 
     Args:
         loss: The loss.
@@ -299,7 +300,7 @@ def _network_values(loss: Value, ends: Collection[Value] = ()) -> Iterable[Value
         pending.append((value, True))
         if isinstance(value.node, Operation) and not _ends(value.node) and value not in ends:
             pending.extend((each, False) for each in value.node.inputs)
-    return reversed(order)
+    return order
 
 
 def _ends(node: Operation) -> bool:

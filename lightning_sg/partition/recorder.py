@@ -173,8 +173,8 @@ class Recorder(TorchFunctionMode):
             self.changed.add(base.node.name)
         if views:
             (args, kwargs), whole = inputs, [each for each, value in sharing if value == base]
-            changed = OnView(func, [view.function for view in views])
-            taken = [(view.args, view.kwargs, view.place) for view in views]
+            changed = OnView(func, [view.function for view, _place in views])
+            taken = [(view.args[1:], view.kwargs, place) for view, place in views]
             after = Value(self._operation(changed, ((base, taken, *args[1:]), kwargs), whole[:1]))
         else:
             after = Value(self._operation(OnCopy(func), inputs, [tensor]))
@@ -189,10 +189,10 @@ class Recorder(TorchFunctionMode):
     def _seen_through(self, views: Sequence[ViewTaken], base: Value, tensor: Tensor) -> Value:
         """What a tensor is when the one that it is a view of has changed."""
         value = base
-        for view in views:
-            made = self._operation(view.function, ((value, *view.args), view.kwargs), [tensor])
+        for view, place in views:
+            made = self._operation(view.function, ((value, *view.args[1:]), view.kwargs), [tensor])
             made.shapes = view.shapes
-            value = Value(made, view.place)
+            value = Value(made, place)
         return value
 
     # ------------------------------------------------------------------ values

@@ -144,11 +144,10 @@ def _follow(following: Following, run: Callable[[], STEP_OUTPUT]) -> tuple[Trace
         if followed.stopped is None or not followed.tracer.in_last_stage or others is None:
             break
         followed = _followed(following, run, others)
-    if followed.stopped is not None:
+    stopped = first.stopped
+    if followed.stopped is not None and stopped is not None:
         followed = first
-    if followed.stopped is not None:
-        stopped = followed.stopped
-        followed.tracer.stopped_by(
+        first.tracer.stopped_by(
             stopped, lambda: _fails_anyway(following.module, following.sites, run, following.device, stopped)
         )
     return followed.tracer, followed.recorder, followed.has_loss

@@ -235,12 +235,10 @@ class AutoPredictor(GradientPredictor):
     def _candidates(self, activations: Gradients, context: Any, loss: LossInfo | None) -> list[Candidate]:
         """The loss models to try, the best first."""
         replay = None if loss is None else loss.replay
-        if not _has_goals(context):
-            return [] if replay is None else [partial(self._replaying, activations, context, replay)]
-        if replay is not None and loss is not None and loss.kind == "replayed":
-            return [partial(self._replaying, activations, context, replay)]
-        known: list[Candidate] = [partial(self._comparing, activations, context, loss)]
-        return known if replay is None else [*known, partial(self._replaying, activations, context, replay)]
+        replaying: list[Candidate] = [] if replay is None else [partial(self._replaying, activations, context, replay)]
+        if not _has_goals(context) or (replaying and loss is not None and loss.kind == "replayed"):
+            return replaying
+        return [partial(self._comparing, activations, context, loss), *replaying]
 
     def _comparing(
         self, activations: Gradients, context: Any, loss: LossInfo | None

@@ -37,15 +37,6 @@ class Written(pl.LightningModule):
         return self.loss(self.second(self.first(batch[0])), batch)
 
 
-def repeated(loss: Loss, *goals: Tensor, outputs: int = 4, samples: int = SAMPLES) -> tuple[Tensor, Tensor]:
-    """The loss that was found on other outputs and, as it should be, the loss of these."""
-    module, batch = Written(loss, outputs), (torch.randn(samples, FEATURES), *goals)
-    replay, context = replayed(module, batch)
-    guess = torch.randn(samples, outputs)
-    assert replay.shapes == ((samples, outputs),)
-    return replay([guess], context.of(batch), replay.parameters), loss(guess.clone(), batch)
-
-
 def replayed(module: Written, batch: Any) -> tuple[ReplayedLoss, SeenContext]:
     """The operations of the loss, and what they take from the batch."""
     found = traced(module, batch, ["first"]).inputs
@@ -55,8 +46,12 @@ def replayed(module: Written, batch: Any) -> tuple[ReplayedLoss, SeenContext]:
     return replay, found.context
 
 
-def assert_repeated(loss: Loss, *goals: Tensor, **sizes: int) -> None:
-    torch.testing.assert_close(*repeated(loss, *goals, **sizes))
+def assert_repeated(loss: Loss, goal: Tensor) -> None:
+    """The loss that was found is, on other outputs, the loss of these."""
+    batch, guess = (torch.randn(SAMPLES, FEATURES), goal), torch.randn(SAMPLES, 4)
+    replay, context = replayed(Written(loss), batch)
+    assert replay.shapes == ((SAMPLES, 4),)
+    torch.testing.assert_close(replay([guess], context.of(batch), replay.parameters), loss(guess.clone(), batch))
 
 
 # ------------------------------------------------------------------ checks of what the network computes
